@@ -55,6 +55,15 @@ def test_the_host_waits_once_for_a_point_and_once_for_a_product(told):
     assert told["pretended"]["waits"] == {"a point": 1.0, "a product": 1.0}
 
 
+def test_no_measure_waits_for_a_batch(told):
+    for measure, (of_5, of_10) in told["pretended"]["passes"].items():
+        assert 0 < of_5 == of_10 <= 12, (measure, of_5, of_10)
+
+
+def test_a_search_waits_at_most_three_times_for_each_product(told):
+    assert 0 < told["pretended"]["search"] <= 3
+
+
 def test_the_pretended_device_refuses_mixtures_and_counts_waits():
     program = """
 from tests import pretended_device as device

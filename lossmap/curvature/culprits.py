@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.differences import FewSamples
-from lossmap.data import stable_losses
+from lossmap.data import chunked_entropy, stable_losses
 from lossmap.geometry.unregistered import quantized
 from lossmap.seeding import generator
 from lossmap.sums import norm
@@ -96,8 +96,9 @@ def custom_functions(few: FewSamples) -> list[type]:
     with few.moving():
         loss = few.problem.total(few.batch)
         functions = [getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss)]
-    # our own softmax stands in the place of PyTorch's, and has its derivatives tested
-    return list(dict.fromkeys(f for f in functions if f is not None and f.__module__ != stable_losses.__name__))
+    # our own softmax and cross entropy stand in the place of PyTorch's, and have their derivatives tested
+    own = (stable_losses.__name__, chunked_entropy.__name__)
+    return list(dict.fromkeys(f for f in functions if f is not None and f.__module__ not in own))
 
 
 def sparse_operations(few: FewSamples) -> list[str]:

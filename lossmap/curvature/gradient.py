@@ -69,6 +69,11 @@ def mean_loss(problem: Problem, total: Total = single_rank) -> float:
     return float(loss_sum / samples)
 
 
+def _add_to(entry: Tensor, loss: Tensor) -> None:
+    """Adds a batch's loss to a sum on its device: the host waits for no batch."""
+    entry += loss.detach().to(entry.device, torch.float64)
+
+
 def _add_loss(problem: Problem, message: Tensor) -> None:
     """Adds this rank's sums over samples to (loss, samples, failed)."""
     # a loss of model and batch may differentiate by its inputs
@@ -76,7 +81,7 @@ def _add_loss(problem: Problem, message: Tensor) -> None:
     with torch.inference_mode(False), temporary_parameters(problem.model, {}):
         with mode, stable_forms("losses"):
             for batch in problem.data:
-                message[0] += float(problem.total(batch).detach())
+                _add_to(message[0], problem.total(batch))
         message[1] = float(problem.samples)
 
 
@@ -88,5 +93,5 @@ def _add_local_sums(problem: Problem, parameters: list[torch.nn.Parameter], mess
             if loss.requires_grad:  # else no chosen parameter reaches the loss, and the gradient is zero
                 parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 message[:-3] += torch.cat([part.reshape(-1) for part in parts]).double()
-            message[-3] += float(loss.detach())
+            _add_to(message[-3], loss)
         message[-2] = float(problem.samples)  # with gradients: to count them may mean to run a loss

@@ -415,15 +415,18 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> f
         return None
     if not isinstance(data, Resident) and weight is None and first.dim() < 2 and ignored == -100:
         return None
+    counts: list[Tensor] = []
     total, count = 0.0, 0
     for batch in data:
         targets = targets_of(batch)
-        counted = targets[targets != ignored]
         if weight is None:
-            total += counted.numel()
+            counts.append((targets != ignored).sum())  # on the device: the host waits for no batch
         else:
+            counted = targets[targets != ignored]
             total += float(weight.detach().cpu().double()[counted.cpu()].sum())
         count += targets.numel()
+    if counts:
+        total = float(torch.stack(counts).sum())
     if weight is None and total == count:
         return None
     if total <= 0:

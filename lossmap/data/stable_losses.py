@@ -372,10 +372,13 @@ def attention_form(
 
 
 def _is_saturated(x: Tensor, limit: float) -> bool:
-    """Whether an activation's derivative is read, and cancels somewhere; under transforms it is taken to."""
+    """Whether an activation's derivative is read, and cancels somewhere.
+
+    Under transforms it is taken to, and on any other device than a CPU: there a look would make the host wait.
+    """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
-    if is_wrapped(x):
+    if is_wrapped(x) or x.device.type != "cpu":
         return True
     return bool((x.detach().abs() > limit).any())
 

@@ -111,15 +111,16 @@ class _Units:
         self.fired = torch.zeros(width, dtype=torch.float64)
         self.size = torch.zeros(width, dtype=torch.float64)
         self.positions = self.samples = 0
-        self.ends = 0.0
+        self.ends: Tensor | int = 0
 
     def add(self, values: Tensor, samples: int) -> None:
         """Adds outputs, (positions, units)."""
-        self.fired += (values > 0).sum(0).cpu()
-        self.size += values.double().abs().sum(0).cpu()
+        # on the device until all data have passed, so that the host waits for no batch
+        self.fired = self.fired.to(values.device) + (values > 0).sum(0)
+        self.size = self.size.to(values.device) + values.double().abs().sum(0)
         if self.kind in BOUNDED:
             low, high = BOUNDED[self.kind]
-            self.ends += float(((values < low + 0.01) | (values > high - 0.01)).sum())
+            self.ends = self.ends + ((values < low + 0.01) | (values > high - 0.01)).sum()
         self.positions += len(values)
         self.samples += samples
 
@@ -131,13 +132,13 @@ class _Units:
     def result(self, name: str) -> Activation:
         count = len(self.fired)
         outputs = self.positions * count
-        size = self.size / self.positions
+        fired, size = self.fired.cpu(), self.size.cpu() / self.positions
         rate = saturated = nan
         dead = 0
         if self.kind in RECTIFIERS:
-            rate, dead = float(self.fired.sum() / outputs), int((self.fired == 0).sum())
+            rate, dead = float(fired.sum() / outputs), int((fired == 0).sum())
         if self.kind in BOUNDED:
-            saturated = self.ends / outputs
+            saturated = float(self.ends) / outputs
         return Activation(
             name=name,
             kind=self.kind,
@@ -161,7 +162,7 @@ class _Flow:
         self.norm: str | None = None
 
     def result(self, name: str, first: bool, last: bool) -> Gain:
-        below, above, bare = (torch.cat(x).numpy() for x in (self.entering, self.leaving, self.alone))
+        below, above, bare = (torch.cat(x).cpu().numpy() for x in (self.entering, self.leaving, self.alone))
         gain, error = _root_of_ratio(above, below)
         return Gain(
             name=name,
@@ -336,7 +337,7 @@ def _is_signal(value: Any) -> bool:
 
 def _mean_square(signal: Tensor) -> Tensor:
     """(B,) the mean square of each sample's signal, in float64."""
-    return signal.detach().flatten(1).double().square().mean(1).cpu()
+    return signal.detach().flatten(1).double().square().mean(1)
 
 
 def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:

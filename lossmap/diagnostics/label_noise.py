@@ -27,6 +27,7 @@ from lossmap.report.text import percent_with_error
 Array = np.ndarray
 CHANCE_ERRORS = 2.0  # standard errors by which a network must be better than chance
 SUM_TOLERANCE = 1e-3  # of rows of probabilities, in low precision too
+MAX_BYTES_THERE = 1 << 26  # of outputs that stay on the device until they are read together
 MIN_GAIN = 0.1  # of the labels' entropy, in likelihood: untrained networks were seen to gain some percent
 
 
@@ -104,8 +105,8 @@ def label_noise(problem: Problem) -> LabelNoise:
     are taken as they are; all others are logits. Raises ValueError where the problem is not a classification: outputs
     (B, C > 1), whole-number targets (B,) below C.
     """
-    scores: list[Tensor] = []
-    targets: list[Tensor] = []
+    read: list[tuple[Tensor, Tensor]] = []  # outputs and targets on the host
+    there: list[tuple[Tensor, Tensor]] = []  # and those that are still on the device
     with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
@@ -114,9 +115,13 @@ def label_noise(problem: Problem) -> LabelNoise:
                 y = targets_of(batch)
             if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
                 raise ValueError("label noise requires a classifier: outputs (B, C) and whole-number targets (B,)")
-            scores.append(outputs.detach().double().cpu())
-            targets.append(y.long().cpu())
-    outputs, y = torch.cat(scores), torch.cat(targets)
+            there.append((outputs.detach(), y))
+            if sum(f.nbytes for f, _ in there) >= MAX_BYTES_THERE:
+                read.append(_read(there))
+                there = []
+    if there:
+        read.append(_read(there))
+    outputs, y = (torch.cat(parts) for parts in zip(*read, strict=True))
     known = are_classes(y, ignored_by(problem))
     classes = outputs.shape[1]
     if classes < 2 or not bool(known.any()) or int(y[known].max()) >= classes:
@@ -128,6 +133,12 @@ def label_noise(problem: Problem) -> LabelNoise:
     found = confident_learning(outputs[known].numpy(), y[known].numpy())
     places = known.nonzero()[:, 0].numpy()
     return replace(found, suspected_errors=places[found.suspected_errors])
+
+
+def _read(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of some batches on the host, for which it waits once each."""
+    outputs, targets = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    return outputs.double(), targets.long()
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

@@ -72,8 +72,13 @@ class _Tally:
     """Sums while the data pass. Not a result."""
 
     def __init__(self) -> None:
-        self.calls = self.entries_in = self.entries = self.above = self.derivatives = self.nonzero = 0
-        self.squares_in = self.squares = self.slopes = 0.0
+        self.calls = self.entries_in = self.entries = self.derivatives = 0
+        # sums stay on the device until all data have passed, so that the host waits for no layer and no batch
+        self.above: Tensor | int = 0
+        self.nonzero: Tensor | int = 0
+        self.squares_in: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+        self.slopes: Tensor | float = 0.0
         self.is_hidden = False  # whether vmap, grad or jvp of torch.func, or TorchScript, hide what passes
         self.is_final = False  # whether gradients are those of the loss, and not of one that it is made of
 
@@ -84,16 +89,16 @@ class _Tally:
             return
         for x in inputs:
             if isinstance(x, Tensor) and x.is_floating_point():
-                self.squares_in += float((x.detach().double() ** 2).sum())
+                self.squares_in = _plus(self.squares_in, (x.detach().double() ** 2).sum())
                 self.entries_in += x.numel()
         if isinstance(output, tuple) and output:
             output = output[0]
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return
         z = output.detach()
-        self.squares += float((z.double() ** 2).sum())
+        self.squares = _plus(self.squares, (z.double() ** 2).sum())
         self.entries += z.numel()
-        self.above += int((z > 0).sum())
+        self.above = _plus(self.above, (z > 0).sum())
         if output.requires_grad:
             output.register_hook(self.backward)  # type: ignore[no-untyped-call]
 
@@ -101,9 +106,9 @@ class _Tally:
         if not self.is_final:  # a physics-informed loss differentiates by its inputs on the way
             return
         slope = slope.detach()
-        self.slopes += float((slope.double() ** 2).sum())
+        self.slopes = _plus(self.slopes, (slope.double() ** 2).sum())
         self.derivatives += slope.numel()
-        self.nonzero += int((slope != 0).sum())
+        self.nonzero = _plus(self.nonzero, (slope != 0).sum())
 
 
 def signals(problem: Problem) -> dict[str, Signal]:
@@ -158,10 +163,15 @@ def _signal(name: str, module: nn.Module, t: _Tally, behind: Activation | None) 
     )
 
 
-def _ratio(part: float, of: int, otherwise: float) -> float:
+def _plus(total: Tensor | float, part: Tensor) -> Tensor:
+    """A sum on the device on which it began: of a model spread over several, a layer's inputs may lie on two."""
+    return total + (part.to(total.device) if isinstance(total, Tensor) else part)
+
+
+def _ratio(part: Tensor | float, of: int, otherwise: float) -> float:
     if not of:
         return otherwise
-    return part / of
+    return float(part) / of
 
 
 def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, nan, sqrt
 
 import numpy as np
@@ -87,11 +88,24 @@ def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
     return called[-1]
 
 
-def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batch by batch: the input of a layer (B, d) in float64, the targets (B,), and the predicted classes (B,).
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A batch's input of a layer h (B, d) in float64, targets y (B,), predicted classes (B,), and which samples count.
 
-    Of the samples that have a class: targets that the loss ignores, or negative ones, are left out. Raises ValueError
-    where there is no such layer, or the problem is not a classification.
+    known  (B,)  whether a sample has a class: targets that the loss ignores, or negative ones, have none
+    """
+
+    h: Tensor
+    y: Tensor
+    predicted: Tensor
+    known: Tensor
+
+
+def features_of(problem: Problem, layer: str) -> Iterator[Labelled]:
+    """Batch by batch what a layer is given.
+
+    Raises ValueError where there is no such layer, the problem is not a classification, or, after the last batch, where
+    the input of the layer is not finite: no batch waits for the device.
     """
     try:
         module = problem.model.get_submodule(layer)
@@ -101,6 +115,7 @@ def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, 
     handle = module.register_forward_pre_hook(
         lambda _m, args, keywords: inputs.append(first_argument(args, keywords).detach()), with_kwargs=True
     )
+    finite: list[Tensor] = []
     try:
         for batch in problem.data:
             inputs.clear()
@@ -120,12 +135,13 @@ def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, 
                     f"{tuple(inputs[-1].shape)}, for {len(targets)} samples; name another layer"
                 )
             features = inputs[-1].flatten(1).double()
-            if not bool(features.isfinite().all()):
-                raise ValueError(f"the input of the layer {layer!r} is not finite")
+            finite.append(features.isfinite().all())
             known = are_classes(targets, ignored_by(problem))
-            yield features[known], targets[known].long(), outputs.detach().argmax(1)[known]
+            yield Labelled(features, targets.long(), outputs.detach().argmax(1), known)
     finally:
         handle.remove()
+    if finite and not bool(torch.stack(finite).all()):
+        raise ValueError(f"the input of the layer {layer!r} is not finite")
 
 
 def numbers(moments: Moments, weight: Array) -> dict[str, float]:
@@ -170,10 +186,10 @@ def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int =
         name = layer
         if name is None:
             name = last_linear(model, lambda: problem.forward(model, first))
-        weight, totals, counts = _first_pass(problem, name, groups)
+        weight, totals, counts, orders = _first_pass(problem, name, groups)
         there = counts.sum(0) > 0
         centres = totals.sum(0) / counts.sum(0).clamp(min=1)[:, None]
-        moments, moved = _second_pass(problem, name, centres, totals, counts)
+        moments, moved = _second_pass(problem, name, centres, totals, counts, orders)
     estimates = numbers(moments, weight)
     errors = _jackknife(moments, weight)
     samples = int(counts.sum())
@@ -194,69 +210,106 @@ def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int =
     )
 
 
-def _groups_of(y: Tensor, counted: Tensor, groups: int) -> Tensor:
-    """The group of each sample (B,), so that each group has its share of each class.
+def _groups_of(y: Tensor, known: Tensor, counted: Tensor, groups: int) -> Tensor:
+    """The group of each sample (B,), so that each group has its share of each class; of those that count.
 
     counted  (C,) samples of each class so far, to which these are added
     """
-    one_hot = nn.functional.one_hot(y, len(counted))
+    one_hot = nn.functional.one_hot(y, len(counted)) * known[:, None]
     turn = (one_hot.cumsum(0) - 1 + counted).gather(1, y[:, None])[:, 0]  # which of its class a sample is
     counted += one_hot.sum(0)
     return turn % groups
 
 
-def _first_pass(problem: Problem, name: str, groups: int) -> tuple[Array, Tensor, Tensor]:
-    """The layer's weight (C, d), and by group and class the sums of features (g, C, d) and the counts (g, C)."""
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """Which samples of a batch count, group after group; on the host, so that taking them waits for no device.
+
+    rows   their places in the batch, sorted by group
+    y      (rows,) their classes
+    ends   (g + 1,) where each group begins among the rows, and the last one ends
+    """
+
+    rows: Tensor
+    y: Tensor
+    ends: list[int]
+
+
+def _orders(labels: list[Tensor], known: list[Tensor], classes: int, groups: int) -> list[_Order]:
+    """That of each batch, of its labels and of who has one, all read from the device at once.
+
+    Raises ValueError where a label is beyond the classes, or fewer than two of these have samples.
+    """
+    y, is_class = torch.stack([torch.cat(labels), torch.cat(known).long()]).cpu()
+    found = y[is_class.bool()].unique()
+    if len(found) and int(found[-1]) >= classes:
+        raise ValueError(f"targets range from {int(found[0])} to {int(found[-1])}; the layer has {classes} outputs")
+    if len(found) < 2:
+        raise ValueError("neural collapse requires samples of two classes or more")
+    sizes = [len(batch) for batch in labels]
+    counted = torch.zeros(classes, dtype=torch.long)
+    orders = []
+    for own, mine in zip(y.split(sizes), is_class.bool().split(sizes), strict=True):
+        rows = mine.nonzero()[:, 0]
+        group = _groups_of(own[rows], torch.ones_like(rows), counted, groups)
+        order = group.argsort(stable=True)
+        ends = [0, *torch.bincount(group, minlength=groups).cumsum(0).tolist()]
+        orders.append(_Order(rows[order], own[rows][order], ends))
+    return orders
+
+
+def _first_pass(problem: Problem, name: str, groups: int) -> tuple[Array, Tensor, Tensor, list[_Order]]:
+    """The layer's weight (C, d), by group and class sums of features (g, C, d) and counts (g, C), and the orders."""
     totals, counts, weight = torch.zeros(0), torch.zeros(0), torch.zeros(0)
     counted = torch.zeros(0, dtype=torch.long)
-    for h, y, _ in features_of(problem, name):
-        if not len(totals):
+    labels: list[Tensor] = []
+    known: list[Tensor] = []
+    for batch in features_of(problem, name):
+        if not labels:
             own = getattr(problem.model.get_submodule(name), "weight", None)
-            if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != h.shape[1]:
-                raise ValueError(f"the layer {name!r} must have a weight (C, {h.shape[1]}) for its features")
-            weight, totals = own.detach().double(), h.new_zeros(groups, *own.shape)
-            counts, counted = h.new_zeros(groups, len(own)), y.new_zeros(len(own))
-        lowest, highest = int(y.min()), int(y.max())
-        if highest >= len(weight) or lowest < 0:
-            raise ValueError(f"targets range from {lowest} to {highest}; the layer has {len(weight)} outputs")
-        cell = _groups_of(y, counted, groups) * len(weight) + y
-        totals.view(-1, totals.shape[-1]).index_add_(0, cell, h)
-        counts += torch.bincount(cell, minlength=counts.numel()).view_as(counts)
-    if int((counts.sum(0) > 0).sum()) < 2:
-        raise ValueError("neural collapse requires samples of two classes or more")
-    return weight.cpu().numpy(), totals, counts
+            if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != batch.h.shape[1]:
+                raise ValueError(f"the layer {name!r} must have a weight (C, {batch.h.shape[1]}) for its features")
+            weight, totals = own.detach().double(), batch.h.new_zeros(groups, *own.shape)
+            counts, counted = batch.h.new_zeros(groups, len(own)), batch.y.new_zeros(len(own))
+        labels.append(batch.y)
+        known.append(batch.known)
+        # a class beyond the outputs is refused when the pass is over; until then no kernel may meet it
+        y, weights = batch.y.clamp(0, len(weight) - 1), batch.known.to(batch.h.dtype)
+        cell = _groups_of(y, batch.known, counted, groups) * len(weight) + y
+        totals.view(-1, totals.shape[-1]).index_add_(0, cell, batch.h * weights[:, None])
+        counts.view(-1).index_add_(0, cell, weights)
+    return weight.cpu().numpy(), totals, counts, _orders(labels, known, len(weight), groups)
 
 
 def _second_pass(
-    problem: Problem, name: str, centres: Tensor, totals: Tensor, counted: Tensor
+    problem: Problem, name: str, centres: Tensor, totals: Tensor, counted: Tensor, orders: list[_Order]
 ) -> tuple[Moments, Tensor]:
     """Moments about the centres (C, d), and shares of samples nearer to another class's mean than to that predicted.
 
-    totals, counted  of the first pass. The shares (1 + g,) are those of all samples, and without each group in turn, by
-                     the means of the others
+    totals, counted, orders  of the first pass. The shares (1 + g,) are those of all samples, and without each group in
+                             turn, by the means of the others
     """
     groups, classes, d = totals.shape
-    counts = centres.new_zeros(groups, classes)
+    device = centres.device
     sums, scatter = centres.new_zeros(groups, classes, d), centres.new_zeros(groups, d, d)
     others = torch.stack([counted.sum(0), *(counted.sum(0) - counted)])  # (1 + g, C) samples behind each mean
     means = torch.stack([totals.sum(0), *(totals.sum(0) - totals)]) / others.clamp(min=1)[:, :, None]
     distant = torch.where(others > 0, 0.0, torch.inf)
-    wrong, judged = centres.new_zeros(1 + groups), centres.new_zeros(1 + groups)
-    so_far = torch.zeros(classes, dtype=torch.long, device=centres.device)
-    for h, y, predicted in features_of(problem, name):
+    wrong = centres.new_zeros(1 + groups)
+    for batch, order in zip(features_of(problem, name), orders, strict=True):
+        rows, y = order.rows.to(device), order.y.to(device)
+        h, predicted = batch.h[rows], batch.predicted[rows]
         away = h - centres[y]
-        group = _groups_of(y, so_far, groups)
-        for g in range(groups):
-            mine = group == g
-            counts[g] += torch.bincount(y[mine], minlength=classes)
-            sums[g].index_add_(0, y[mine], away[mine])
-            scatter[g] += away[mine].T @ away[mine]
+        for g, (begin, end) in enumerate(pairwise(order.ends)):
+            sums[g].index_add_(0, y[begin:end], away[begin:end])
+            scatter[g] += away[begin:end].T @ away[begin:end]
         for k in range(1 + groups):
-            mine = group != k - 1
-            nearest = (torch.cdist(h[mine], means[k]) + distant[k]).argmin(1)
-            wrong[k] += (nearest != predicted[mine]).sum()
-            judged[k] += mine.sum()
-    arrays = (t.cpu().numpy() for t in (counts, sums, scatter, centres))
+            is_wrong = (torch.cdist(h, means[k]) + distant[k]).argmin(1) != predicted
+            wrong[k] += is_wrong.sum()
+            if k:
+                wrong[k] -= is_wrong[order.ends[k - 1] : order.ends[k]].sum()
+    judged = others.sum(1)
+    arrays = (t.cpu().numpy() for t in (counted, sums, scatter, centres))
     return Moments(*arrays), wrong / judged.clamp(min=1)
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.operator import SymmetricOperator, finite_product
+from lossmap.linalg.operator import SymmetricOperator, refuse_infinite
 
 # Columns converted to float64 at a time: on a CPU so many that the copies stay in its cache, where they are read twice
 # or three times as fast; elsewhere so many that the copies stay small beside n k.
@@ -148,12 +148,14 @@ class KrylovSpace:
         """
         j = self.multiplied
         # In float64 from here on: a dot product in float32 is off by more than a residual at millions of entries.
-        image = finite_product(self.operator, self.basis[j], self.products + 1)
-        self.products += 1
-        size = float(image.norm())
+        image = (self.operator @ self.basis[j]).double()
+        entries, size = image.sum(), image.norm()
         # The product is given up for its remainder, unless no conversion has made it a tensor of ours.
-        remainder, coefficients = self._remainder(image, in_place=self.operator.dtype != torch.float64)
-        length = float(remainder.norm())
+        remainder, part = self._remainder(image, in_place=self.operator.dtype != torch.float64)
+        # All that is read of a step in one reading, for which the host waits once.
+        *coefficients, total, size, length = torch.cat([part, torch.stack([entries, size, remainder.norm()])]).tolist()
+        refuse_infinite(total, self.products + 1)
+        self.products += 1
         self.projected[: self.filled, j] = coefficients
         self.multiplied += 1
         # A remainder of the size of rounding has a random direction: to append it would bring in ghosts. It is noted,
@@ -260,9 +262,10 @@ class KrylovSpace:
     def _append(self, vector: Tensor) -> float:
         """Appends what is new in a float64 vector, (n,); returns its length, 0 where nothing is or may be appended."""
         remainder, _ = self._remainder(vector)
-        length = float(remainder.norm())
+        length: float
+        length, size = torch.stack([remainder.norm(), vector.norm()]).tolist()
         # Against the vector's own length, not the operator's: whatever its unit, it is a direction that counts.
-        threshold = DEPENDENCE_EPSILONS * self.epsilon * float(vector.norm())
+        threshold = DEPENDENCE_EPSILONS * self.epsilon * size
         if length <= threshold or self.filled == self.capacity:
             return 0.0
         self._reserve()
@@ -270,7 +273,7 @@ class KrylovSpace:
         self.filled += 1
         return length
 
-    def _remainder(self, vector: Tensor, *, in_place: bool = False) -> tuple[Tensor, np.ndarray]:
+    def _remainder(self, vector: Tensor, *, in_place: bool = False) -> tuple[Tensor, Tensor]:
         """(1 - V V^T) v for a float64 vector (n,), and the coordinates V^T v, (k,); in place where v is given up."""
         remainder = vector if in_place else vector.clone()
         total = torch.zeros(self.filled, dtype=torch.float64, device=vector.device)
@@ -282,7 +285,7 @@ class KrylovSpace:
             for columns, x in self._blocks(remainder):
                 x -= part @ columns.double()
             total += part
-        return remainder, total.cpu().numpy()
+        return remainder, total
 
     def _blocks(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of columns of the basis, (k, c), with the same rows of a vector, (c,), as views."""

@@ -196,8 +196,14 @@ def finite_product(operator: SymmetricOperator, v: Tensor, number: int | None = 
     number  which product of the search it is, for the message
     """
     image = (operator @ v).double()
-    if isfinite(float(image.sum())):
-        return image
+    refuse_infinite(float(image.sum()), number)
+    return image
+
+
+def refuse_infinite(total: float, number: int | None = None) -> None:
+    """Raise FloatingPointError where the sum of a product's entries is not finite; `number` as in `finite_product`."""
+    if isfinite(total):
+        return
     subject = f"product {number}"
     if number is None:
         subject = "a product with the operator"

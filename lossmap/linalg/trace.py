@@ -179,7 +179,7 @@ def by_unit_vectors(operator: SymmetricOperator, target: float = inf, spent: int
         unit = torch.zeros(n, dtype=operator.dtype, device=operator.device)
         unit[i] = 1.0
         column = finite_product(operator, unit)
-        diagonal[i], squares[i] = float(column[i]), float(column.double().square().sum())
+        diagonal[i], squares[i] = torch.stack([column[i], column.square().sum()]).tolist()
     rounding = Rounding.of(operator)
     # A measured rounding is of one product; the n errors on the diagonal add up, by sqrt(n) where they are independent.
     error = max(rounding.allowance(float(np.sqrt((diagonal**2).sum()))), sqrt(n) * (rounding.measured or 0.0))

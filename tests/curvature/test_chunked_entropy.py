@@ -18,6 +18,7 @@ from lossmap.curvature.backends import LinearizedProducts, bytes_of
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.curvature.linearized_operator import OperatorFactory
 from lossmap.curvature.operators import gauss_newton, hessian
+from lossmap.curvature.product_check import check_product
 from lossmap.data import chunked_entropy
 
 CLASSES = 7
@@ -193,3 +194,26 @@ def test_a_product_keeps_one_array_of_the_logits_size_or_two(
     kept = bytes_of([values for _, values in products._batches], products._own_storages)
     logits = x.numel() * 500 * 4
     assert copies * logits <= kept < (copies + 0.5) * logits
+
+
+class Halved(torch.autograd.Function):
+    """x, with half of the derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / 2
+
+
+@pytest.mark.usefixtures("two_rows")
+def test_it_is_never_called_the_culprit() -> None:
+    class Wrong(Words):
+        def forward(self, x: Tensor) -> Tensor:
+            return Halved.apply(super().forward(x))
+
+    p = problem("plain")
+    with pytest.raises(ValueError, match=r"gives through Halved \(a custom autograd Function\)"):
+        check_product(lossmap.Problem.supervised(Wrong(), LOSSES["plain"], next(iter(p.data)), batch_size=4))

@@ -19,6 +19,11 @@ if WHERE == "pretended":
 
 import lossmap  # noqa: E402
 from lossmap.curvature.autotune import prepare  # noqa: E402
+from lossmap.curvature.gradient import loss_and_gradient, mean_loss  # noqa: E402
+from lossmap.diagnostics.activations import activation_statistics, gradient_norms  # noqa: E402
+from lossmap.diagnostics.label_noise import label_noise  # noqa: E402
+from lossmap.diagnostics.layer_signals import signals  # noqa: E402
+from lossmap.diagnostics.neural_collapse import neural_collapse  # noqa: E402
 from lossmap.landscape.eigenvalues import EigenvalueMap  # noqa: E402
 from tests.gpu.networks import network  # noqa: E402
 
@@ -34,12 +39,15 @@ def problem(name: str) -> lossmap.Problem:
     return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=32)
 
 
-def dense() -> lossmap.Problem:
+PASSES = (loss_and_gradient, mean_loss, gradient_norms, activation_statistics, signals, label_noise, neural_collapse)
+
+
+def dense(batch_size: int = 32) -> lossmap.Problem:
     torch.manual_seed(2)
     net, x, y = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(40, 3), torch.arange(40) % 3
     if WHERE == "pretended":
         net, x, y = pretended_device.moved(net), *pretended_device.up((x, y))
-    return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=32)
+    return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=batch_size)
 
 
 class Spread(nn.Module):
@@ -133,4 +141,40 @@ def waits_of_each() -> dict[str, float]:
     return {"a point": (counts[1] - counts[0]) / 12, "a product": (waits() - before) / 10}
 
 
-print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "refusal": refusal_of_products(spread())}))
+class Counting:
+    """An operator that counts its products."""
+
+    def __init__(self, operator: Any) -> None:
+        self.operator, self.size, self.dtype, self.device = operator, operator.size, operator.dtype, operator.device
+        self.products = 0
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        self.products += 1
+        return self.operator @ v
+
+
+def waits_of_a_search() -> float:
+    """Waits for each product of a Lanczos search, its start and end among them."""
+    operator = Counting(prepare(dense(), "weights").at())
+    operator.operator @ (pretended_device.up(torch.ones(operator.size)) if WHERE == "pretended" else torch.ones(24))
+    before = waits()
+    lossmap.eigenpairs(operator, "top:2", tol=1e-6)
+    return (waits() - before) / operator.products
+
+
+def waits_of_passes() -> dict[str, list[int]]:
+    """By measure its waits over the same samples in 5 and in 10 batches."""
+    found = {}
+    for measure in PASSES:
+        counts = []
+        for batch_size in (8, 4):
+            p = dense(batch_size)
+            before = waits()
+            measure(p)
+            counts.append(waits() - before)
+        found[measure.__name__] = counts
+    return found
+
+
+print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "passes": waits_of_passes(),
+                  "search": waits_of_a_search(), "refusal": refusal_of_products(spread())}))  # fmt: skip
