@@ -45,7 +45,7 @@ from lossmap.curvature.operators import (
     second_backward,
 )
 from lossmap.data.batch_structure import strided_parts
-from lossmap.data.batches import Batch, FixedBatches, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
 
@@ -199,8 +199,9 @@ class LinearizedProducts:
         self.compared = compared  # whether the trace's loss is compared with the model's
         self._format = MEMORY_FORMATS[plan.memory_format]
         self._state = {name: in_format(t, self._format) for name, t in state.items()}
-        # the model's own tensors are there anyhow: values that share their storage cost nothing
-        self._own_storages = {t.untyped_storage()._cdata for t in self._state.values()}
+        # the model's tensors and the data are there anyhow: values that share their storage cost nothing
+        held = chain(self._state.values(), tensors_held_by(problem.data))
+        self._own_storages = {t.untyped_storage()._cdata for t in held}
         self._memory = self._free_bytes = memory
         self._batches: list[tuple[LinearizedProgram, Any | None]] = []  # program and values; None beyond the memory
         self._losses: list[Tensor] = []
@@ -323,6 +324,14 @@ def add_parts(targets: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None
 def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """A four-dimensional tensor in this memory format; others as they are."""
     return tensor.contiguous(memory_format=memory_format) if tensor.dim() == 4 else tensor
+
+
+def tensors_held_by(data: Batches) -> Iterator[Tensor]:
+    """The tensors that data keep in memory, of which batches are views; none of what is streamed."""
+    held: Any = data.tensors if isinstance(data, Resident) else ()
+    if isinstance(data, FixedBatches):
+        held = list(data.batches)
+    return (t for t in pytree.tree_leaves(held) if isinstance(t, Tensor) and t.layout == torch.strided)
 
 
 def bytes_of(values: Any, own_storages: set[int]) -> int:

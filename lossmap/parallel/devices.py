@@ -11,6 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+# kinds of GPU, as torch names them, that nothing is computed on, and why; ROCm's are `cuda` to torch
+NOT_COMPUTED_ON = {
+    "mps": "Apple's GPUs have no float64, in which sums are made and error bars measured",
+    "xpu": "Intel's GPUs have not been tried",
+}
 # (rank on the node, ranks on the node), the most trustworthy first: SLURM's last, since under mpirun inside a job they
 # are those of the daemon, 0 for all
 _NODE_VARIABLES = (
@@ -121,9 +126,12 @@ def device_for(masks: Sequence[tuple[str, ...]], rank: int, per_gpu: int = 1, de
     rank            the rank's number on its node
     device          `auto`, `cpu`, `cuda`, or `cuda:1` for one device that all ranks of the node use
 
-    Raises ValueError where `cuda` is requested and there is none, and as `assign_devices`.
+    Raises ValueError where `cuda` is requested and there is none, for a kind of `NOT_COMPUTED_ON`, and as
+    `assign_devices`.
     """
     kind, _, number = device.partition(":")
+    if kind in NOT_COMPUTED_ON:
+        raise ValueError(f"--device {device}: {NOT_COMPUTED_ON[kind]}; take cpu")
     if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdigit()):
         raise ValueError(f"--device must be auto, cpu, cuda, or cuda:0, cuda:1 and so on; got {device!r}")
     mask = masks[rank]

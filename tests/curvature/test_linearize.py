@@ -17,7 +17,7 @@ from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, backend_of
 from lossmap.curvature.linearize.graph_builder import packet
 from lossmap.curvature.linearize.trace import fold_batchnorm_in_graph, traced
 from lossmap.curvature.linearize.winograd import outputs, outputs_back, tiles, tiles_back, weights, weights_back
-from lossmap.curvature.linearized_operator import disagreement
+from lossmap.curvature.linearized_operator import OperatorFactory, disagreement
 from lossmap.curvature.operators import CurvatureOperator, fisher, gauss_newton, hessian
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
@@ -496,3 +496,17 @@ def test_a_batch_that_failed_once_is_met_again_by_the_next_product():
     with pytest.raises(MemoryError):
         operator @ v
     torch.testing.assert_close(operator @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
+
+
+def test_views_of_the_data_take_no_memory_of_a_product():
+    """Each batch is a view of all samples; its kept values are counted by what they hold beside these."""
+    samples, width = 64, 1000
+    model = nn.Sequential(nn.Linear(width, 3), nn.Tanh(), nn.Linear(3, 2))
+    data = (torch.randn(samples, width), torch.randint(2, (samples,)))
+    problem = Problem.supervised(model, "crossentropy", data, batch_size=8)
+    memory = 8 * samples * width  # twice the samples, and an eighth of what all batches would hold by whole storages
+    factory = OperatorFactory(problem, "weights", hessian, lambda t: t, HvpPlan("linearized", 8), memory)
+    products = factory.at().products
+    products.local_loss()
+    assert len(products._batches) == 8 and all(values is not None for _, values in products._batches)
+    assert 0 < memory - products._free_bytes < 4 * samples * width

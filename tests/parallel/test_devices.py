@@ -223,3 +223,9 @@ def test_a_driver_that_fails_on_one_rank_ends_all_of_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", fails)
     told = ranks.machines(RunSettings(rank_0="computes"))
     assert told[0] == told[2] == "rank 1 on node: RuntimeError: CUDA unknown error"
+
+
+@pytest.mark.parametrize(("device", "reason"), [("mps", "Apple's GPUs have no float64"), ("xpu:1", "Intel's GPUs")])
+def test_gpus_that_nothing_is_computed_on_are_refused_by_name(device, reason):
+    with pytest.raises(ValueError, match=f"--device {device}: {reason}.*take cpu"):
+        device_for([()], 0, 1, device)
