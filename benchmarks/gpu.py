@@ -104,7 +104,7 @@ def peak(bench: Bench) -> float:
 
 
 def surface(bench: Bench, speed: float) -> None:
-    samples = 256 if bench.tiny else 10_000
+    samples = 16 if bench.tiny else 10_000
     print("| net | samples | classic, points/s | ours, points/s | ratio | share of the card | plan | memory |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for depth in (20,) if bench.tiny else (20, 56):
@@ -153,7 +153,7 @@ def by_hand(net: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int) -> Call
 
 
 def products(bench: Bench, _: float) -> None:
-    samples = 64 if bench.tiny else 2048
+    samples = 8 if bench.tiny else 2048
     net, (x, y) = resnet(20, bench.device), images(samples, bench.device)
     theta = list(selected(net).values())
     v = torch.randn(sum(p.numel() for p in theta), generator=torch.Generator().manual_seed(0)).to(bench.device)
@@ -169,7 +169,7 @@ def products(bench: Bench, _: float) -> None:
         torch.autograd.grad(nn.functional.cross_entropy(net(x), y), theta)
 
     unit = row("gradient, one batch", gradient, 0.0)
-    for size in (64,) if bench.tiny else (128, 512, 2048):
+    for size in (8,) if bench.tiny else (128, 512, 2048):
         product = by_hand(net, x, y, size)
         row(f"double backward, batches of {size}", lambda product=product: product(v), unit)
     double = CurvatureOperator(Problem.supervised(net, "crossentropy", (x, y), batch_size=samples))
@@ -184,7 +184,7 @@ def products(bench: Bench, _: float) -> None:
 
 
 def point(bench: Bench, _: float) -> None:
-    samples = 64 if bench.tiny else 2048
+    samples = 8 if bench.tiny else 2048
     net, data = resnet(20, bench.device), images(samples, bench.device)
     n = sum(p.numel() for p in selected(net).values())
     double, count = by_hand(net, *data, size=128), [0]
