@@ -235,7 +235,6 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.curvature.autotune import prepare
     from lossmap.geometry.parameter_vector import warn_of_frozen
-    from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.eigenvalues import EigenvalueMap
     from lossmap.landscape.price import plain_factory, price_of_eigenvalues
     from lossmap.landscape.survey_file import MODEL, structure_digest
@@ -252,7 +251,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     problems = load_problem.problem_and_files(settings, world, machine)
     shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
-    curved = partial(curved_direction, first, parameters=settings.plane.parameters_of_directions)
+    curved = load_plane.curved_of(settings, first)
     plane = load_plane.plane_and_ranks(settings, world, first.model, curved)
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
     result = world.together(lambda: output.OutputFile("eigenmap", settings, grid, plane, file_settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lossmap.cli.load_model import read_checkpoint, run_files, selection_of
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints
+from lossmap.data.problem import Problem
 from lossmap.geometry.directions import (
     Named,
     Plane,
@@ -33,6 +35,7 @@ from lossmap.geometry.grid import Grid
 from lossmap.geometry.parameter_vector import Layout, warn_of_frozen
 from lossmap.geometry.training_path import principal_axes
 from lossmap.geometry.wrappers import plain_names
+from lossmap.landscape.curvature_directions import curved_direction
 from lossmap.landscape.plane_in_file import axis_in_file, plane_in_file
 from lossmap.parallel.world import World
 
@@ -41,6 +44,7 @@ logger = logging.getLogger("lossmap")
 PARALLEL = 1e-6  # by which the cosine of two axes that are one differs from 1 at most: rounding of float32
 MAX_POINTS = 1_000_000  # of a grid that nobody has said yes to
 
+CURVED = ("gradient", "sam", "hessian", "preconditioned")  # what directions of curvature begin with
 # gradient, sam:KIND, hessian:max or hessian:min:2 -> the vector, its layout, and what is known of it
 Curved = Callable[[str], tuple[Tensor, Layout, dict[str, float]]]
 
@@ -55,6 +59,24 @@ def grid_of(plane: PlaneSettings) -> Grid:
             f"takes {8 * prod(counts) / 1e6:,.0f} MB; add --yes where this is meant"
         )
     return Grid.parse(x, y)
+
+
+def curved_of(settings: Settings, problem: Problem) -> Curved:
+    """What makes directions out of a problem's curvature, and of its optimizer's state where they need that."""
+
+    def curved(kind: str) -> tuple[Tensor, Layout, dict[str, float]]:
+        own = problem
+        if kind.startswith("preconditioned:"):
+            named = settings.plane.optimizer_state or settings.model.model_file
+            if not named:
+                raise UsageError(f"the direction {kind} needs an optimizer's state: --optimizer-state or --model-file")
+            from lossmap.cli.spectrum_subjects import preconditioner_from
+
+            unsafe = settings.model.unsafe_load
+            own = replace(problem, preconditioner=preconditioner_from(named, problem.model, unsafe, kind))
+        return curved_direction(own, kind, parameters=settings.plane.parameters_of_directions)
+
+    return curved
 
 
 def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: Curved | None = None) -> Plane:
@@ -159,12 +181,12 @@ def _computed_axis(
     if what == "file" and ":" in rest:
         path, _, name = rest.rpartition(":")
         return axis_in_file(path, name, model, origin), {"sha256": checkpoints.file_sha256(path)}
-    if what in ("gradient", "sam", "hessian") and curved is not None:
+    if what in CURVED and curved is not None:
         v, layout, facts = curved(kind)
         return from_vector(v, layout, origin), facts
     raise UsageError(
         f"unknown direction {kind!r}; it must be random, to:FILE, pca:1, hessian:max, hessian:min:2, gradient, "
-        "sam:adaptive or file:FILE:name"
+        "sam:adaptive, preconditioned:max, preconditioned:gradient or file:FILE:name"
     )
 
 

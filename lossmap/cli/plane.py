@@ -123,7 +123,6 @@ def make(settings: Settings, world: World) -> int:
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.cli.load_model import read_checkpoint, run_files
     from lossmap.geometry.training_path import random_walk_shares
-    from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.price import price_of_directions, price_of_path
     from lossmap.landscape.run_on_plane import grid_around, project_run
 
@@ -141,7 +140,7 @@ def make(settings: Settings, world: World) -> int:
     if needs_data:
         split = load_problem.splits_of(settings.data)[0]
         problem = load_problem.problem_and_files(settings, world, machine, (split,))[split]
-        curved = partial(curved_direction, problem, parameters=settings.plane.parameters_of_directions)
+        curved = load_plane.curved_of(settings, problem)
         model = problem.model
         differentiated = settings.plane.parameters_of_directions
         announce(world, "directions", partial(price_of_directions, problem, _kinds(settings), differentiated))
@@ -199,7 +198,9 @@ def _needs_data(settings: Settings) -> bool:
 
 def _is_curved(settings: Settings) -> bool:
     """Whether a direction is one of curvature, which takes products or a gradient."""
-    return any(kind.partition(":")[0] in ("gradient", "sam", "hessian") for kind in _kinds(settings))
+    from lossmap.cli.load_plane import CURVED
+
+    return any(kind.partition(":")[0] in CURVED for kind in _kinds(settings))
 
 
 def _kinds(settings: Settings) -> tuple[str, str]:

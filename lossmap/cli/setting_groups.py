@@ -168,10 +168,14 @@ class PlaneSettings:
     xdir: str | None = setting(
         None,
         "random, to:FILE, pca:1, hessian:max, hessian:min:2 (the second smallest), gradient, sam:filter, sam:adaptive, "
-        "file:FILE:name; by default random",
+        "preconditioned:max, preconditioned:gradient, file:FILE:name; by default random",
         metavar="DIRECTION",
     )
     ydir: str | None = setting(None, "the same for y", metavar="DIRECTION")
+    optimizer_state: str | None = setting(
+        None, "file with the state dict of the optimizer that preconditioned directions are of; by default the "
+        "checkpoint itself", metavar="FILE[:KEY]",
+    )  # fmt: skip
     xnorm: str | None = setting(
         None, "filter, layer, weight, dfilter, dlayer, none; by default filter if random, else none", metavar="NORM"
     )

@@ -59,7 +59,6 @@ def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, s
 
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_plane, load_problem
-    from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.loss import ForwardPlan, losses, probe_forward_plan
     from lossmap.landscape.price import price_of_losses
     from lossmap.landscape.survey_file import MODEL, structure_digest
@@ -79,7 +78,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     problems = load_problem.problem_and_files(settings, world, machine)
     shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
-    curved = partial(curved_direction, first, parameters=settings.plane.parameters_of_directions)
+    curved = load_plane.curved_of(settings, first)
     plane = load_plane.plane_and_ranks(settings, world, first.model, curved)
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
     result = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))

@@ -4,11 +4,14 @@
     sam:KIND          the ascent of sharpness-aware minimisation in a ball of that kind, T T g (`ball`); g if absolute
     hessian:max:K     the eigenvector of the K-th largest eigenvalue; hessian:max is the first
     hessian:min:K     the same of the K-th smallest
+    preconditioned:max:K, preconditioned:min:K   D u, u the eigenvector of D (H + W) D, D = P^-1/2 of an optimizer
+    preconditioned:gradient                      P^-1 (g + W theta), that optimizer's step without momentum, uphill
 
     angle   of an eigenvector that was found to one of H, radians: at most residual / (|lambda - lambda'| - residual)
 
 lambda is its eigenvalue, lambda' the nearest other one (Davis and Kahan 1970): an end that is small beside the other
-needs a smaller residual than that. Price: the products of a search, up to MAX_SEARCHES times. Sources of SAM: `ball`.
+needs a smaller residual than that. Of D u the angle is at most max(D) / |D u| times that of u. Price: the products of a
+search, up to MAX_SEARCHES times. Sources of SAM: `ball`; of P: `diagnostics.step_rule`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from math import inf, isfinite, nan, pi
 import torch
 from torch import Tensor
 
-from lossmap.curvature.build import build_operator
+from lossmap.curvature.build import build_matrix
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
@@ -29,6 +32,7 @@ from lossmap.linalg.deflation import successive
 from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.preconditioned import PreconditionedOperator
 from lossmap.linalg.stopping import AsymmetricProducts
 from lossmap.sums import norm
 
@@ -46,9 +50,11 @@ def curved_direction(
 ) -> tuple[Tensor, Layout, dict[str, float]]:
     """A direction of length one, (n,) in the model's precision, how the parameters lie in it, and what is known of it.
 
-    Of an eigenvector that is its `eigenvalue` and `residual`, both in the loss's unit per squared unit of theta, and
-    `max_angle` in radians to one of the Hessian, pi / 2 where it cannot be told from others; of the gradient nothing.
+    Of an eigenvector that is its `eigenvalue` and `residual`, both in the loss's unit per squared unit of theta (of a
+    preconditioned one of P^1/2 theta), and `max_angle` in radians to one of the matrix, pi / 2 where it cannot be told
+    from others; of the gradient nothing.
 
+    problem     of preconditioned ones with its `preconditioner`
     kind        `gradient`, `sam:adaptive`, `hessian:max`, `hessian:min:2` and so on, see above
     seed        of the eigenvectors' start
     parameters  to differentiate by; by default all for the gradient, the weights for the Hessian
@@ -61,27 +67,42 @@ def curved_direction(
         return (*_ascent(problem, parameters or "all", "absolute"), {})
     if what == "sam" and rest in KINDS:
         return (*_ascent(problem, parameters or "all", rest), {})
+    if what == "preconditioned" and rest == "gradient":
+        return (*_preconditioned_gradient(problem, parameters or "all"), {})
     side, _, number = rest.partition(":")
-    if what != "hessian" or side not in SIDES or not (number or "1").isdigit() or int(number or 1) < 1:
+    if (
+        what not in ("hessian", "preconditioned")
+        or side not in SIDES
+        or not (number or "1").isdigit()
+        or int(number or 1) < 1
+    ):
         balls = ", ".join(f"sam:{ball}" for ball in KINDS)
-        raise ValueError(f"the direction must be gradient, {balls}, hessian:max, hessian:min:2 and so on; got {kind!r}")
+        raise ValueError(
+            f"the direction must be gradient, {balls}, preconditioned:gradient, preconditioned:max, hessian:max, "
+            f"hessian:min:2 and so on; got {kind!r}"
+        )
     with temporary_parameters(problem.model, {}):
-        operator = build_operator(problem, "hessian", parameters or "weights")
+        operator = build_matrix(problem, what, parameters or "weights")
         if int(number or 1) > operator.size:
             raise ValueError(f"the direction {kind}: the Hessian has {operator.size} eigenvectors")
-        v, facts = _eigenvector(operator, kind, SIDES[side], int(number or 1), seed)
-    v = v.to(operator.dtype)
-    return v / norm(v), operator.layout, facts
+        scale = operator.scale if isinstance(operator, PreconditionedOperator) else None
+        v, facts = _eigenvector(operator, kind, SIDES[side], int(number or 1), seed, scale)
+        layout: Layout = operator.layout
+    if scale is not None:
+        v = (scale.to(v.device) * v.double()) / norm(scale.to(v.device) * v.double())
+    v = v.to(next(problem.model.parameters()).dtype)
+    return v / norm(v), layout, facts
 
 
 def _eigenvector(
-    operator: SymmetricOperator, kind: str, side: str, place: int, seed: int
+    operator: SymmetricOperator, kind: str, side: str, place: int, seed: int, scale: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """The eigenvector (n,) at a place from one end, near to it by its angle, and how near; a far one is reported.
 
     kind   what the report calls it
     side   top or bottom
     place  1 for the outermost
+    scale  D (n,), where the axis is D times the vector, of which the angle is told then; None: 1
     """
     count = min(place + 1, operator.size)
     tol, start, spent = EIGENVECTOR_TOL, None, 0
@@ -97,10 +118,12 @@ def _eigenvector(
         )
         spent += pairs.products
         angle, gap = _angle(pairs, place - 1)
+        stretch = 1.0 if scale is None else _stretch(scale, pairs.vectors[:, place - 1])
+        angle *= stretch
         if angle <= MAX_ANGLE or not pairs.converged or spent >= MAX_PRODUCTS:
             break
         # Half of what the gap asks for, as the second search may see a smaller one; where none was seen, a tenth.
-        asked = 0.5 * MAX_ANGLE * gap if gap > 0 else 0.1 * float(pairs.residuals[place - 1])
+        asked = 0.5 * MAX_ANGLE * gap / stretch if gap > 0 else 0.1 * float(pairs.residuals[place - 1])
         tol, start = asked / pairs.scale, pairs.vectors
     value, error = float(pairs.values[place - 1]), float(pairs.residuals[place - 1])
     if angle > MAX_ANGLE:
@@ -136,6 +159,12 @@ def _search(
         return successive(operator.in_float64(), which, tol=tol, seed=seed, max_products=max_products)
 
 
+def _stretch(scale: Tensor, v: Tensor) -> float:
+    """By how much a small angle to v grows at most where every vector is multiplied with D entry by entry."""
+    moved = norm(scale.to(v.device) * v.double()) / norm(v.double())
+    return float(scale.max()) / float(moved) if moved else inf
+
+
 def _angle(pairs: EigenPairs, i: int) -> tuple[float, float]:
     """A bound on the angle of vector i to an eigenvector, radians, and the gap to the nearest other eigenvalue."""
     own = float(pairs.residuals[i])
@@ -149,6 +178,24 @@ def _angle(pairs: EigenPairs, i: int) -> tuple[float, float]:
     gap = min(abs(float(pairs.values[i] - pairs.values[k])) - float(pairs.residuals[k]) for k in near)
     room = gap - own
     return (own / room if room > 0 else inf), gap
+
+
+def _preconditioned_gradient(problem: Problem, parameters: str) -> tuple[Tensor, Layout]:
+    """P^-1 (g + W theta), of length one. Raises ValueError where there is no preconditioner."""
+    if problem.preconditioner is None:
+        raise ValueError("the direction preconditioned:gradient needs a preconditioner, which the problem has not")
+    check_gradient(problem, parameters)
+    loss, gradient, layout = loss_and_gradient(problem, parameters)
+    if not isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at these parameters: no direction can be made of its gradient")
+    root, decay = problem.preconditioner.vectors(layout.names, gradient.device)
+    named = selected(problem.model, parameters)
+    theta = torch.cat([named[name].detach().double().reshape(-1) for name in layout.names])
+    v = root.square() * (gradient.double() + decay * theta)
+    length = norm(v)
+    if length == 0:
+        raise ValueError("the optimizer's step is zero here: no direction can be made of it")
+    return (v / length).to(next(problem.model.parameters()).dtype), layout
 
 
 def _ascent(problem: Problem, parameters: str, kind: str) -> tuple[Tensor, Layout]:

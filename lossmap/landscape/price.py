@@ -80,8 +80,8 @@ def _products_of(kind: str) -> int:
     """Products that a direction takes, about; a gradient counts as one."""
     what, _, rest = kind.partition(":")
     side, _, number = rest.partition(":")
-    if what != "hessian" or side not in VECTOR_PRODUCTS or not (number or "1").isdigit():
-        return int(what in ("gradient", "sam"))
+    if what not in ("hessian", "preconditioned") or side not in VECTOR_PRODUCTS or not (number or "1").isdigit():
+        return int(what in ("gradient", "sam", "preconditioned"))
     return VECTOR_PRODUCTS[side] + FURTHER_PRODUCTS * max(0, int(number or 1) - 1)
 
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import lossmap
+from lossmap.data.preconditioner import Preconditioner
+from lossmap.diagnostics.step_rule import preconditioner_of
 from lossmap.landscape.curvature_directions import curved_direction
 
 
@@ -64,6 +67,46 @@ def test_inner_eigenvectors_are_counted_from_their_end(kind, column):
     cosine = float(v.double() @ vectors[:, column]) / float(v.double().norm())
     assert math.sqrt(max(0.0, 1 - cosine**2)) <= 1.01 * math.sin(facts["max_angle"]) + 1e-3 < 0.06
     assert facts["eigenvalue"] == pytest.approx(float(values[column]), abs=facts["residual"])
+
+
+@pytest.mark.parametrize(("kind", "column"), [("max", -1), ("max:2", -2), ("min", 0)])
+def test_preconditioned_axes_are_those_of_the_dense_matrix_mapped_back(kind, column):
+    model, x, y = trained(1, nn.Tanh)
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    torch.manual_seed(3)
+    diagonal = {name: torch.rand(p.shape, dtype=torch.float64) * 4 + 0.1 for name, p in weights.items()}
+    own = Preconditioner.of_diagonal(diagonal, {name: tuple(p.shape) for name, p in weights.items()})
+    problem = replace(lossmap.Problem.supervised(model, "crossentropy", (x, y)), preconditioner=own)
+    root = torch.cat([t.flatten() for t in diagonal.values()]).rsqrt()
+    values, vectors = torch.linalg.eigh(root[:, None] * dense(model, x, y) * root)
+    expected = root * vectors[:, column]
+    v, _, facts = curved_direction(problem, f"preconditioned:{kind}")
+    cosine = float(v.double() @ expected) / float(v.double().norm() * expected.norm())
+    assert math.sqrt(max(0.0, 1 - cosine**2)) <= 1.01 * math.sin(facts["max_angle"]) + 1e-5 < 0.06
+    assert facts["eigenvalue"] == pytest.approx(float(values[column]), abs=facts["residual"] + 1e-12)
+    assert v.dtype == torch.float32 and float(v.norm()) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_the_preconditioned_gradient_is_the_step_of_rmsprop():
+    model, x, y = trained(1, nn.Tanh)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    own = preconditioner_of(optimizer, dict(model.named_parameters()))
+    problem = replace(lossmap.Problem.supervised(model, "crossentropy", (x, y)), preconditioner=own)
+    v, layout, facts = curved_direction(problem, "preconditioned:gradient")
+    before = [p.detach().double().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["alpha"] = 1 - 1e-12  # the mean square stays as it is, and a step is P^-1 (g + W theta)
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    moved = torch.cat([(a - p.detach().double()).flatten() for a, p in zip(before, model.parameters(), strict=True)])
+    assert float(v.double() @ moved / moved.norm()) > 1 - 1e-4
+    assert facts == {} and sum(layout.sizes) == len(v)
+    with pytest.raises(ValueError, match="needs a preconditioner"):
+        curved_direction(replace(problem, preconditioner=None), "preconditioned:gradient")
 
 
 @pytest.mark.parametrize("kind", ["absolute", "adaptive", "filter"])
