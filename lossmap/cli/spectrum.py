@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,8 +254,9 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
     options = settings.spectrum
     spectra = measure.spectra(store.arrays)
-    for line in task_lines(measure.subjects):
-        say(line)
+    tasks = task_sentences(measure.subjects)
+    for label, text in tasks.items():
+        say(f"{label}: {text}".removeprefix(": "))
     for label, spectrum in spectra.items():
         say(f"\n{spectrum!r}")
         if options.abs:
@@ -263,7 +264,7 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
             pairs = zip(*spectrum.largest_by_magnitude(options.abs), strict=True)
             say(f"  by magnitude: {', '.join(value_with_error(v, e) for v, e in pairs)}")
-        _put(store, group_name(SPECTRUM, label), spectrum)
+        _put(store, group_name(SPECTRUM, label), spectrum, {"task": tasks[label]} if label in tasks else {})
     for label, layers in measure.layers(store.arrays).items():
         say(f"\n{layers!r}")
         _put(store, group_name(LAYERS, label), layers)
@@ -276,19 +277,19 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
     say("")
 
 
-def task_lines(subjects: Any) -> list[str]:
-    """Whether each network copes with its task, against chance, a line each; none where it has no classes."""
+def task_sentences(subjects: Any) -> dict[str, str]:
+    """By label, whether a network copes with its task, against chance; none where it has no classes."""
     from lossmap.diagnostics.label_noise import label_noise
     from lossmap.report.task import task_numbers, task_text
 
-    lines = []
+    sentences = {}
     for subject in subjects:
         try:
             text = task_text(task_numbers(label_noise(subject.samples_of)), None, of_training=False)
         except (ValueError, RuntimeError):  # no classification, or what the model's own code raises without its loss
             continue
-        lines.append(f"{subject.label}: {text}".removeprefix(": "))
-    return lines
+        sentences[subject.label] = text
+    return sentences
 
 
 def report_so_far(measure: Any, store: SurfaceFile, say: output.Printer) -> None:
@@ -298,9 +299,14 @@ def report_so_far(measure: Any, store: SurfaceFile, say: output.Printer) -> None
             say(f"\nso far:\n{spectrum!r}")
 
 
-def _put(store: SurfaceFile, name: str, value: Any) -> None:
-    """Store a result: the group that figures are made of, and the value that `lossmap.read` gives back."""
-    for place, group in {name: group_of(value), **value_groups(value, name)}.items():
+def _put(store: SurfaceFile, name: str, value: Any, attributes: Mapping[str, str] | None = None) -> None:
+    """Store a result: the group that figures are made of, and the value that `lossmap.read` gives back.
+
+    attributes  that the group bears beside its own
+    """
+    own = group_of(value)
+    own = Group(own.arrays, {**own.attributes, **(attributes or {})})
+    for place, group in {name: own, **value_groups(value, name)}.items():
         store.put(place, group)
 
 

@@ -67,6 +67,15 @@ def begun(
     return [*attempts, {"start": start, "host": host, **about, **since, "points": 0, "seconds": 0.0}]
 
 
+def with_points_before(attributes: Mapping[str, Any], settled: int) -> dict[str, Any]:
+    """The attribute, with the points from which those of the last attempt are counted; empty where there is none."""
+    made = decoded(attributes.get(ATTRIBUTE))
+    if not made:
+        return {}
+    made[-1]["before"] = settled
+    return {ATTRIBUTE: made}
+
+
 def counted(attempts: Sequence[Mapping[str, Any]], settled: int, measured: float) -> list[dict[str, Any]]:
     """The attempts with the points that the last one has brought by now, also where it runs or was killed.
 

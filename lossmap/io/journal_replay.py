@@ -178,6 +178,8 @@ def _note(memory: MemoryStore, attributes: Mapping[str, Any]) -> None:
         memory.note(**attributes)
     elif again["measure"] in memory.measures:
         memory.reopen(again["measure"], indices_of(again["points"]))
+        if "before" in again:  # journals of earlier versions do not say it
+            memory.attributes |= attempts.with_points_before(memory.attributes, again["before"])
 
 
 def _start(memory: MemoryStore, start: Mapping[str, Any]) -> None:

@@ -235,14 +235,12 @@ class SurfaceFile:
     def reopen(self, measure: str, indices: np.ndarray) -> None:
         """Let points that are done be to do again; until they are, their numbers stay."""
         with self.memory.lock:
-            before = self._settled_points()
-            self._append(b"N", json_payload(**{REOPENED: {"measure": measure, "points": spans(indices)}}))
+            # what is measured again counts for this attempt anew: below 0 where it has measured the same before
+            self._settled -= int((self.memory.status(measure)[indices] == DONE).sum())
+            again = {"measure": measure, "points": spans(indices), "before": self._settled}
+            self._append(b"N", json_payload(**{REOPENED: again}))
             self.memory.reopen(measure, indices)
-            self._settled -= before - self._settled_points()  # what is measured again counts for this attempt
-            made = attempts.decoded(self.memory.attributes.get(ATTEMPTS))
-            if made:
-                made[-1]["before"] = max(0, self._settled)
-                self.memory.attributes[ATTEMPTS] = made
+            self.memory.attributes |= attempts.with_points_before(self.memory.attributes, self._settled)
             self._dirty = True
 
     def fail(self, measure: str, index: int, failure: Failure) -> None:

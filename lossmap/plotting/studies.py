@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lossmap.plotting.style import (
     BLUE,
@@ -102,6 +102,7 @@ def depth(figure: Figure, nets: Nets) -> None:
     left.set(xlabel="|smallest| / largest eigenvalue", yticks=range(len(names)), yticklabels=names)
     middle.plot(_column(nets, "minima"), places, ls="none", marker="o", ms=3, color=BLUE)
     middle.set(xlabel="minima of the plane")
+    middle.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     right.plot(_column(nets, "train_acc"), places - 0.12, ls="none", marker="o", ms=3, color=BLUE, label="fresh start")
     right.plot(_column(nets, "retrained_acc"), places + 0.12, ls="none", marker="s", ms=3, color=RED, label="bad start")
     right.set(xlabel="training accuracy, %")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import lossmap
+from lossmap import zoo
 from lossmap.cli.__main__ import main as command_line
 from lossmap.io.legacy_write import write_surface
 
@@ -82,3 +84,35 @@ def test_two_planes_are_compared(here, capsys):
 def test_what_cannot_be_looked_at_is_refused_by_name(here, words, sentence, capsys):
     assert command_line(["plane", *words]) == 2
     assert sentence in capsys.readouterr().err and not list(here.glob("z*"))
+
+
+def test_axes_as_adams_step_sees_them_take_its_state_from_the_checkpoint_or_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = zoo.build("mlp", widths=(64, 5, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for p in model.parameters():
+        p.grad = 1e-3 * torch.randn_like(p)
+    optimizer.step()
+    torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, "net.pt")
+    torch.save(model.state_dict(), "plain.pt")
+    words = ["--model", "mlp", "--model-args", '{"widths": [64, 5, 10]}', "--samples", "64", "--threads", "1"]
+    words += ["--xdir", "preconditioned:max", "--ydir", "preconditioned:gradient", "--x=-1:1:3", "--y=-1:1:3"]
+    assert command_line(["plane", *words, "--model-file", "net.pt", "--dir-file", "own.h5"]) == 0
+    assert "eigenvalue" in capsys.readouterr().out
+    assert (
+        command_line(
+            ["plane", *words, "--model-file", "plain.pt", "--optimizer-state", "net.pt", "--dir-file", "other.h5"]
+        )
+        == 0
+    )
+    with h5py.File("own.h5") as own, h5py.File("other.h5") as other:
+        names: list[str] = []
+        own.visit(names.append)
+        arrays = [n for n in names if isinstance(own[n], h5py.Dataset)]
+        assert arrays
+        for name in arrays:
+            np.testing.assert_array_equal(own[name][()], other[name][()])
+    capsys.readouterr()
+    assert command_line([*words, "--model-file", "plain.pt", "--dir-file", "c.h5"]) == 2
+    assert "preconditioned:max: plain.pt holds no state of an optimizer" in capsys.readouterr().err

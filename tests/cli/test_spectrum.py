@@ -64,6 +64,8 @@ def test_checkpoints_and_splits_stand_side_by_side(here, capsys):
     assert main([*told, "--surf-file", "c.h5", "--matrix", "gauss-newton", "--plot"]) == 0
     text = capsys.readouterr().out
     assert "Side by side" in text and "second train" in text and "a test" in text and "Gauss-Newton" in text
+    for label in ("a train", "second test"):  # the sentence on the task is in the file too
+        assert f"{label}: {spectra_in('c.h5')[label].attributes['task']}" in text
     assert list(spectra_in("c.h5")) == ["a train", "a test", "second train", "second test"]
     assert (here / "c_compared.pdf").exists()
 

@@ -339,6 +339,8 @@ def test_the_command_says_what_was_read_and_refuses_what_does_not_go_with_it(tmp
 
 def test_a_journal_says_which_points_are_to_do_again(tmp_path):
     """As after a kill: the last snapshot is older, and the journal holds the rest."""
+    from lossmap.cli.status import settled_points
+    from lossmap.io import attempts
     from lossmap.io.read import SurfaceFile
     from lossmap.io.surface import TO_DO
 
@@ -356,3 +358,17 @@ def test_a_journal_says_which_points_are_to_do_again(tmp_path):
     assert np.flatnonzero(after.status["loss"].reshape(-1) == TO_DO).tolist() == [1, 2, 4, 5, 6]
     np.testing.assert_array_equal(after["train_loss"].reshape(-1)[[1, 3]], [1.0, 33.0])
     assert after.outcome == "unfinished"
+    # what was measured twice counts twice, also where the next attempt begins in the middle of the second time
+    made = attempts.decoded(after.attributes["attempts"])
+    (first,) = attempts.counted(made, settled_points(after), attempts.measured_seconds(after))
+    assert first["points"] == len(GRID) + 1
+    file = SurfaceFile.open(tmp_path / "b.h5", GRID, identity={}, measures={"loss": (fields, {})})
+    for i in (1, 2):
+        file.record("loss", i, {"train_loss": 0.0}, 0.1)
+    file.reopen("loss", np.arange(1, 3))
+    file.record("loss", 1, {"train_loss": 0.0}, 0.1)
+    file.close()
+    again = read(tmp_path / "b.h5")
+    made = attempts.decoded(again.attributes["attempts"])
+    numbers = attempts.counted(made, settled_points(again), attempts.measured_seconds(again))
+    assert [attempt["points"] for attempt in numbers] == [len(GRID) + 1, 3]

@@ -95,7 +95,10 @@ def test_depth_counts_what_is_stuck_and_pairs_by_depth_and_seed():
     assert nets[0]["net"] == "resnet8 skip" and "0 %" in next(
         x for x in text.splitlines() if x.startswith("resnet8 skip")
     )
-    draw_study("depth", nets)
+    figure = draw_study("depth", nets)  # every plane has one minimum, about which ticks of a half would fit
+    (panel,) = [axes for axes in figure.axes if axes.get_xlabel() == "minima of the plane"]
+    figure.draw_without_rendering()
+    assert all(float(tick).is_integer() for tick in panel.get_xticks())
 
 
 def test_positive_and_unknown_eigenvalues_are_no_negative_curvature():
