@@ -110,5 +110,5 @@ def test_axes_as_adams_step_sees_them_take_its_state_from_the_checkpoint_or_a_fi
         for name in arrays:
             np.testing.assert_array_equal(own[name][()], other[name][()])
     capsys.readouterr()
-    assert command_line([*words, "--model-file", "plain.pt", "--dir-file", "c.h5"]) == 2
+    assert command_line(["plane", *words, "--model-file", "plain.pt", "--dir-file", "c.h5"]) == 2
     assert "preconditioned:max: plain.pt holds no state of an optimizer" in capsys.readouterr().err
