@@ -181,11 +181,11 @@ def frozen_entries(model: nn.Module, which: str) -> int:
     return sum(p.numel() for p in movable_parameters(model).values() if not p.requires_grad)
 
 
-def frozen_among(model: nn.Module, which: str) -> int:
-    """Entries of the selected parameters that are frozen; 0 of a model for evaluation alone, where none is trained."""
+def frozen_among(model: nn.Module, which: str) -> dict[str, nn.Parameter]:
+    """The selected parameters that are frozen; none of a model for evaluation alone, where no parameter is trained."""
     if not any(p.requires_grad for p in model.parameters()):
-        return 0
-    return sum(p.numel() for p in selected(model, which).values() if not p.requires_grad)
+        return {}
+    return {name: p for name, p in selected(model, which).items() if not p.requires_grad}
 
 
 def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
@@ -202,7 +202,7 @@ def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
             ", ".join(others[:MAX_SHOWN]), ", ..." if len(others) > MAX_SHOWN else "",
             re.escape(which) + (r"\." if which not in dict(model.named_parameters()) else "$"),
         )  # fmt: skip
-    frozen = frozen_among(model, which)
+    frozen = sum(p.numel() for p in frozen_among(model, which).values())
     if frozen:
         logger.warning(
             "%s of the %s parameters that %s are frozen (requires_grad is False); with parameters `trainable` they are "

@@ -168,6 +168,7 @@ def _tail_dict(fit: PowerLawTail | None) -> dict[str, Any] | None:
 def _spectrum_dict(s: Spectrum) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "samples": s.samples,
+        "size": s.size,
         "values": s.values.tolist(),
         "errors": s.errors.tolist(),
         "verdict": s.verdict,

@@ -39,6 +39,7 @@ class Measurements:
     notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
     frozen     parameters that gradients and Hessian count though no training moves them; 0 where none of the model's is
                trained
+    untrained  names of the tensors that these are entries of
     """
 
     label: str
@@ -62,6 +63,7 @@ class Measurements:
     weight: int | None = None
     notes: tuple[str, ...] = ()
     frozen: int = 0
+    untrained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # files of earlier versions hold norms alone
@@ -140,5 +142,7 @@ class Measurements:
             numbers["units"] = (float(sum(a.units for a in self.activity.activations)), 0.0)
         if self.weights is not None:
             numbers["largest_spectral_norm"] = (max(w.spectral_norm for w in self.weights), 0.0)
-            numbers["least_stable_rank"] = (min(w.stable_rank for w in self.weights), 0.0)
+            of_matrices = [w.stable_rank for w in self.weights if len(w.values) > 1]  # it is 1 of any single row
+            if of_matrices:
+                numbers["least_stable_rank"] = (min(of_matrices), 0.0)
         return numbers

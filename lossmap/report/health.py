@@ -26,7 +26,7 @@ NUMBERS = {  # by its name in the file: title, what it is
     "held_out_surprise": ("held-out negative log-likelihood", "mean over these samples, nats"),
     "held_out_label_noise": ("held-out label noise", "includes the errors of the network"),
     "loss": ("loss", "{unit}, mean over the {counted}s that the Hessian is of"),
-    "largest_eigenvalue": ("largest eigenvalue", "of the Hessian, {unit} per squared unit of theta"),
+    "largest_eigenvalue": ("largest eigenvalue", "of the Hessian{by}, {unit} per squared unit of theta"),
     "smallest_eigenvalue": ("smallest eigenvalue", ""),
     "trace": ("trace", ""),
     "noise_scale": ("noise scale", "batch size at which noise is half of a step"),
@@ -120,13 +120,16 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
     """The chief numbers, one a line, with what each is."""
     lines = []
     unit = report.get("unit", "nats")
+    by = ""
+    if "size" in report.get("hessian", {}):  # files of earlier versions do not say it
+        by = f" by {report['hessian']['size']:,} of the parameters"
     for name, entry in report["numbers"].items():
         value, error = _exact(stored, name, entry)
         if isnan(value):
             continue
         text = "not resolved"
         title, what = NUMBERS.get(name, (name.replace("_", " "), ""))
-        what = what.format(unit=unit, counted=counted(unit))
+        what = what.format(unit=unit, counted=counted(unit), by=by)
         if unit == "1":
             what = what.removeprefix("1, ").replace(", 1 per", ", per")
         if isfinite(value):

@@ -200,7 +200,7 @@ def test_memorization_shows_on_held_out_samples(data):
 def measured(**parts):
     """A health of which only these parts are known."""
     blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
-    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": (), "frozen": 0}
+    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": (), "frozen": 0, "untrained": ()}
     blank |= {"gradient_ratio_error": lambda a, b: 1.0}
     return SimpleNamespace(**(blank | parts))
 
@@ -422,3 +422,33 @@ def test_negative_curvature_along_frozen_parameters_is_not_laid_to_the_training_
     net[0].weight.requires_grad_(True)
     (finding,) = [f for f in diagnose(problem, examinations=["hessian"]).findings if f.rule == "negative curvature"]
     assert "frozen" not in finding.means
+
+
+def test_tensors_that_are_frozen_and_unused_are_no_finding_while_unused_ones_in_training_are():
+    """As PEFT leaves the original of a layer that it trains a copy of: frozen, and never called."""
+
+    class Copied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.original, self.copy = nn.Linear(4, 3), nn.Linear(4, 3)
+            self.original.requires_grad_(False)
+
+        def forward(self, x):
+            return self.copy(x)
+
+    torch.manual_seed(2)
+    model, data = Copied(), (torch.randn(40, 4), torch.arange(40) % 3)
+    problem = Problem.supervised(model, "crossentropy", data)
+    assert "no gradient" not in [f.rule for f in diagnose(problem, examinations=["gradients"]).findings]
+    model.original.requires_grad_(True)
+    (finding,) = [f for f in diagnose(problem, examinations=["gradients"]).findings if f.rule == "no gradient"]
+    assert finding.where == "original.weight" and "1 of 2 tensors" in finding.evidence
+
+
+def test_the_report_says_by_how_many_parameters_the_hessian_is_and_gives_no_rank_of_a_single_row():
+    torch.manual_seed(2)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), torch.randn(30, 4)
+    diagnosis = diagnose(Problem.supervised(model, "mse", (x, x[:, :1])), examinations=["weights", "hessian"])
+    assert "of the Hessian by 25 of the parameters, " in " ".join(repr(diagnosis).split())
+    ranks = {w.name: w.stable_rank for w in diagnosis.measurements.weights}
+    assert ranks["2.weight"] == 1.0 and diagnosis.numbers()["least_stable_rank"]["value"] == ranks["0.weight"] > 1
