@@ -36,11 +36,14 @@ def number(value: float) -> str:
     return f"{value:.3g}" if isfinite(value) else "not known"
 
 
-def factor(ratio: Interval) -> str:
-    """`2.1 times (1.5 to 2.9)` of a logarithm's interval."""
+def factor(ratio: Interval, pairs: int = 0) -> str:
+    """`2.1 times (1.5 to 2.9)` of a logarithm's interval; of fewer than all pairs that is said."""
+    if ratio.count == 0:
+        return "not known: in no pair are both numbers > 0"
+    left = f"; {ratio.count} of {pairs} pairs, in which both are > 0" if ratio.count < pairs else ""
     if not isfinite(ratio.low):
-        return f"{number(exp(ratio.value))} times ({ratio.count} pair: no interval)"
-    return f"{exp(ratio.value):.3g} times ({exp(ratio.low):.3g} to {exp(ratio.high):.3g})"
+        return f"{number(exp(ratio.value))} times ({ratio.count} pair: no interval){left}"
+    return f"{exp(ratio.value):.3g} times ({exp(ratio.low):.3g} to {exp(ratio.high):.3g}){left}"
 
 
 def paired(nets: Nets, arm: str, above: Any, below: Any, column: str, within: Mapping[str, Any]) -> Interval:
@@ -68,9 +71,10 @@ def flatness(nets: Nets) -> list[str]:
     for title, arm, above, below, within in contrasts:
         ratios = {name: paired(nets, arm, above, below, name, within) for name in SHARPNESS}
         lines.append(f"{title}, ratios paired by seed, 95 % intervals:")
-        lines += [f"  {TITLES[name]:<28} {factor(ratio)}" for name, ratio in ratios.items()]
         quality = paired(nets, arm, above, below, "train_loss", within)
-        lines.append(f"  {'training loss':<28} {factor(quality)}")
+        pairs = max(ratio.count for ratio in (*ratios.values(), quality))
+        lines += [f"  {TITLES[name]:<28} {factor(ratio, pairs)}" for name, ratio in ratios.items()]
+        lines.append(f"  {'training loss':<28} {factor(quality, pairs)}")
         if quality.sign:
             lines.append("  the arms are not trained equally far, so that this is a contrast of that, too")
         lines.append(f"  {survival([ratios[n] for n in RAW], [ratios[n] for n in NORMALISED])}")
@@ -90,6 +94,8 @@ def survival(raw: Sequence[Interval], normalised: Sequence[Interval]) -> str:
         return f"not shown to survive normalisation: {told}"
     if not (signs[0] | signs[1]) - {0}:
         return f"no difference is shown: {told}"
+    if signs[0] == {0}:
+        return f"shown by normalised numbers alone: {told}"
     return f"survives for some of the numbers: {told}"
 
 
@@ -102,6 +108,8 @@ def generalisation(nets: Nets) -> list[str]:
     """The rank correlation of every number with the gap between test and training loss."""
     gap = column(nets, "test_loss") - column(nets, "train_loss")
     finite = gap[np.isfinite(gap)]
+    if not len(finite):
+        return [f"of none of the {len(nets)} nets is the gap of test over training loss finite"]
     recipes = [(net["batch"], net["decay"], net["rate_of_net"]) for net in nets]
     every = sorted(set(recipes))
     groups = np.array([every.index(recipe) for recipe in recipes])
@@ -155,7 +163,7 @@ def depth(nets: Nets) -> list[str]:
         minima = "/".join(f"{net['minima']:.0f}" for net in own)
         first, again = (np.mean(column(own, c)) for c in ("train_acc", "retrained_acc"))
         lines.append(
-            f"{name:<20} {np.median(ratios):>10.3g} {100 * share:>9.0f} % {minima:>7} {first:>12.1f} {again:>15.1f}"
+            f"{name:<20} {median_of(ratios):>10.3g} {100 * share:>9.0f} % {minima:>7} {first:>12.1f} {again:>15.1f}"
         )
     lines.append(
         "convexity: median of |smallest| / largest eigenvalue at the net and four points around; not convex: share of "
@@ -178,6 +186,11 @@ def ratio_of(net: Net) -> np.ndarray:
     return ratios
 
 
+def median_of(ratios: np.ndarray) -> float:
+    """The median; NaN of none."""
+    return float(np.median(ratios)) if len(ratios) else float("nan")
+
+
 def is_stuck(net: Net) -> bool:
     """Whether training from the bad start ends below the first training."""
     return float(net["retrained_acc"]) < float(net["train_acc"]) - STUCK
@@ -185,7 +198,7 @@ def is_stuck(net: Net) -> bool:
 
 def skip_text(nets: Nets) -> str:
     """The difference of convexity without skip connections and with, paired by depth and seed."""
-    medians = {(n["kind"], n["depth_of_net"], n["seed_of_net"]): float(np.median(ratio_of(n))) for n in nets}
+    medians = {(n["kind"], n["depth_of_net"], n["seed_of_net"]): median_of(ratio_of(n)) for n in nets}
     differences = [
         value - medians["skip", deep, seed]
         for (kind, deep, seed), value in medians.items()

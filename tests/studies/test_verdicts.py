@@ -34,7 +34,7 @@ def flat_nets(raw, normalised, seeds=4):
         (2.0, 1.0, "not shown to survive normalisation"),
         (2.0, 0.5, "contradict each other"),
         (1.0, 1.0, "no difference is shown"),
-        (1.0, 2.0, "survives for some of the numbers"),
+        (1.0, 2.0, "shown by normalised numbers alone"),
     ],
 )
 def test_flatness_says_what_survives(raw, normalised, words):
@@ -52,6 +52,17 @@ def test_arms_that_are_not_trained_alike_are_named():
     assert "not trained equally far" not in "".join(verdicts.flatness(flat_nets(2.0, 2.0)))
 
 
+def test_pairs_that_have_no_ratio_are_counted():
+    nets = flat_nets(2.0, 2.0)
+    for net in nets:
+        net["average_filter"] = -1.0 if net["seed_of_net"] == 0 else net["average_filter"]
+        net["worst_filter"] = 0.0
+    text = "\n".join(verdicts.flatness(nets))
+    assert text.count("2 times (2 to 2); 3 of 4 pairs, in which both are > 0") == 2  # of two batches, by two decays
+    assert "worst rise, filter ball      not known: in no pair are both numbers > 0" in text
+    assert "(2 to 2); 4 of 4" not in text
+
+
 def test_one_pair_says_nothing():
     lines = verdicts.flatness(flat_nets(2.0, 2.0, seeds=1))
     assert "1 pair: no interval" in lines[1] and "no difference is shown" in lines[1 + len(SHARPNESS) + 1]
@@ -60,6 +71,12 @@ def test_one_pair_says_nothing():
 def test_arms_that_lost_nets_are_paired_by_seed():
     nets = [net for net in flat_nets(2.0, 1.0) if not (net["batch"] == 512 and net["seed_of_net"] == 0)]
     assert verdicts.paired(nets, "batch", 512, 16, "trace", {"decay": 0.0}).count == 3
+
+
+def test_without_a_finite_number_that_is_said():
+    nets = [{**net, "test_loss": float("nan"), "rate_of_net": 0.1} for net in flat_nets(2.0, 2.0)]
+    assert verdicts.generalisation(nets) == ["of none of the 16 nets is the gap of test over training loss finite"]
+    assert np.isnan(verdicts.median_of(np.zeros(0)))
 
 
 def test_generalisation_names_what_goes_with_the_gap():
