@@ -67,6 +67,7 @@ CLASSES = {
     "Plane": "geometry.directions",
     "PowerLawTail": "linalg.power_law",
     "PreconditionedSharpness": "landscape.sharpness_result",
+    "RegressionFit": "diagnostics.regression_fit",
     "RunDynamics": "dynamics.run",
     "Sharpness": "landscape.sharpness_result",
     "Signal": "diagnostics.layer_signals",

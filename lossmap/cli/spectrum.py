@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,17 +279,23 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
 
 def task_sentences(subjects: Any) -> dict[str, str]:
-    """By label, whether a network copes with its task, against chance; none where it has no classes."""
+    """By label, whether a network copes with its task, against chance or the targets' mean; none where neither is."""
     from lossmap.diagnostics.label_noise import label_noise
-    from lossmap.report.task import task_numbers, task_text
+    from lossmap.diagnostics.regression_fit import regression_fit
+    from lossmap.report.task import regression_numbers, task_numbers, task_text
+
+    def as_classes(problem: Any) -> dict[str, Any]:
+        return task_numbers(label_noise(problem))
+
+    def as_numbers(problem: Any) -> dict[str, Any]:
+        return regression_numbers(regression_fit(problem))
 
     sentences = {}
     for subject in subjects:
-        try:
-            text = task_text(task_numbers(label_noise(subject.samples_of)), None, of_training=False)
-        except (ValueError, RuntimeError):  # no classification, or what the model's own code raises without its loss
-            continue
-        sentences[subject.label] = text
+        for judged in (as_classes, as_numbers):
+            with suppress(ValueError, RuntimeError):  # not of this kind; or what a model raises without its loss
+                sentences[subject.label] = task_text(judged(subject.samples_of), None, of_training=False)
+                break
     return sentences
 
 

@@ -37,6 +37,7 @@ from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
 from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.neural_collapse import neural_collapse
+from lossmap.diagnostics.regression_fit import regression_fit
 from lossmap.diagnostics.singular_values import SingularValueTable, singular_values
 from lossmap.geometry.parameter_vector import frozen_among, selected
 from lossmap.health.diagnosis import Diagnosis
@@ -214,6 +215,7 @@ def diagnose(
             collapse=run.attempt("collapse", "collapse", lambda: neural_collapse(problem, layer=layer)),
             activity=run.attempt("signals", "signals", lambda: activation_statistics(problem)),
             labels=run.attempt("labels", "signals", lambda: label_noise(problem)),
+            fit=run.attempt_quietly("signals", lambda: regression_fit(problem)),
             rate=rate,
             momentum=momentum,
             nesterov=nesterov,
@@ -226,7 +228,8 @@ def diagnose(
         )
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))
-            measured = replace(measured, held_out=beyond)
+            fit_beyond = run.attempt_quietly("signals", partial(regression_fit, held_out))
+            measured = replace(measured, held_out=beyond, held_out_fit=fit_beyond)
     at_start.refuse_change()
     for name, labels in (("label noise", measured.labels), ("held-out label noise", measured.held_out)):
         if labels is not None and labels.undecided:
@@ -241,6 +244,10 @@ class _Examinations:
 
     names: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def attempt_quietly(self, examination: str, examine: Callable[[], T]) -> T | None:
+        """As `attempt`, of what does not apply to most problems, which no reader misses."""
+        return replace(self, skipped={}).attempt("", examination, examine)
 
     def attempt(self, name: str, examination: str, examine: Callable[[], T]) -> T | None:
         """What `examine` returns; None where the examination is not asked for or does not apply."""

@@ -16,7 +16,7 @@ from lossmap.keywords import checked_init
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.report.health import health_report
 from lossmap.report.stored import StoredReport
-from lossmap.report.task import task_numbers
+from lossmap.report.task import regression_numbers, task_numbers
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.values import DrawnResult
 
@@ -82,6 +82,11 @@ class Diagnosis(DrawnResult):
                 name: task_numbers(labels)
                 for name, labels in (("examined", m.labels), ("held_out", m.held_out))
                 if labels is not None
+            }
+            or {
+                name: regression_numbers(fit)
+                for name, fit in (("examined", m.fit), ("held_out", m.held_out_fit))
+                if fit is not None
             },
             **({} if m.weight is None else {"weight": m.weight}),
             **({"evaluation": list(m.notes)} if m.notes else {}),

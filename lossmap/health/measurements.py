@@ -12,6 +12,7 @@ from lossmap.curvature.per_sample_gradients import GradientCovariance
 from lossmap.diagnostics.activations import ActivationStatistics
 from lossmap.diagnostics.label_noise import LabelNoise
 from lossmap.diagnostics.neural_collapse import NeuralCollapse
+from lossmap.diagnostics.regression_fit import RegressionFit
 from lossmap.diagnostics.singular_values import SingularValueTable
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.spectra.spectrum_result import Spectrum
@@ -33,6 +34,7 @@ class Measurements:
     rounded    tensors whose per-sample gradients are nothing but rounding, as float64 shows
     spectrum   of the Hessian of the mean loss
     labels     confident learning on the samples examined; `held_out`: on samples that were not trained on
+    fit        of a regression, against the targets' mean, and `held_out_fit`
     rate       the learning rate, with its momentum (Nesterov's or heavy-ball), where stated
     unit       of the loss
     skipped    why a part could not be measured, by its name
@@ -55,6 +57,8 @@ class Measurements:
     activity: ActivationStatistics | None = None
     labels: LabelNoise | None = None
     held_out: LabelNoise | None = None
+    fit: RegressionFit | None = None
+    held_out_fit: RegressionFit | None = None
     rate: float | None = None
     momentum: float = 0.0
     nesterov: bool = False

@@ -38,7 +38,9 @@ def task_text(
     if judged is None:
         return ""
     where = "held-out samples" if held_out else "samples examined"
-    opening = "above chance" if judged["above_chance"] else "not shown to be above chance"
+    opening = "above chance" if judged.get("above_chance") else "not shown to be above chance"
+    if "variance" in judged:
+        opening = f"{'' if judged['is_better'] else 'not shown to be '}better than the targets' mean"
     text = f"{opening}: {_numbers(judged)} of {judged['samples']:,} {where}"
     if held_out and examined:
         text += f"; {_numbers(examined, brief=True)} of the {examined['samples']:,} samples examined"
@@ -47,7 +49,23 @@ def task_text(
     return text
 
 
+def regression_numbers(fit: Any) -> dict[str, Any]:
+    """What the sentence of a regression rests on, of a `RegressionFit`; the keys stand in files."""
+    loss, loss_error = fit.error
+    return {
+        "loss": loss, "loss_error": loss_error, "variance": fit.variance, "samples": fit.samples,
+        "is_better": bool(fit.is_better),
+    }  # fmt: skip
+
+
 def _numbers(task: Mapping[str, Any], brief: bool = False) -> str:
+    if "variance" in task:
+        error = f"squared error {_loss(task)}"
+        if brief or not task["variance"]:
+            return error
+        explained = 100 * (1 - task["loss"] / task["variance"])
+        share = f", {explained:.3g} % of it explained" if task["is_better"] else ""
+        return f"{error} (variance of the targets {task['variance']:.3g}{share})"
     accuracy = f"accuracy {percent_with_error(task['accuracy'], task['accuracy_error'])}"
     loss = f"loss {_loss(task)} nats"
     if brief:

@@ -7,8 +7,9 @@ import torch
 
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.label_noise import label_noise
+from lossmap.diagnostics.regression_fit import regression_fit
 from lossmap.health.diagnose import diagnose
-from lossmap.report.task import outstanding_text, task_numbers, task_text
+from lossmap.report.task import outstanding_text, regression_numbers, task_numbers, task_text
 
 
 def linear(scale, samples=200):
@@ -62,6 +63,47 @@ def test_the_report_of_a_diagnosis_begins_with_it():
     assert lines[1].split("  ")[1].strip() == "its task" and "above chance" in lines[1]
     assert diagnosis.to_dict()["task"]["held_out"]["samples"] == 100
     assert "its task" not in repr(diagnose(linear(5.0), examinations=["weights"]))
+
+
+def regression(noise, scale=1.0, samples=400, loss="mse"):
+    """Targets 3 x_0 + noise, predicted as 3 scale x_0."""
+    generator = torch.Generator().manual_seed(samples)
+    x = torch.randn(samples, 2, generator=generator)
+    y = 5.0 + 3.0 * x[:, :1] + noise * torch.randn(samples, 1, generator=generator)
+    model = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0 * scale, 0.0]]))
+        model.bias.fill_(5.0)
+    return Problem.supervised(model, loss, (x, y)), x, y
+
+
+def test_of_a_regression_the_squared_error_stands_against_the_variance_of_the_targets():
+    problem, x, y = regression(0.3)
+    fit = regression_fit(problem)
+    squares = (5.0 + 3.0 * x[:, :1].double() - y.double()).square().numpy()
+    assert fit.error[0] == pytest.approx(squares.mean(), rel=1e-5)
+    assert fit.error[1] == pytest.approx(squares.std(ddof=1) / 20, rel=1e-5)
+    assert fit.variance == pytest.approx(y.double().numpy().var(), rel=1e-6) and fit.is_better
+    assert 1 - fit.error[0] / fit.variance == pytest.approx(9 / 9.09, abs=0.005)
+    text = task_text(regression_numbers(fit), None)
+    assert text.startswith("better than the targets' mean: squared error 0.0") and "99 % of it explained" in text
+    assert text.endswith("of 400 samples examined; none were held out")
+    bad = regression_fit(regression(0.3, scale=0.0, samples=100)[0])
+    both = task_text(regression_numbers(fit), regression_numbers(bad))
+    assert both.startswith("not shown to be better than the targets' mean: ") and "of 100 held-out samples" in both
+    assert "explained" not in both
+    assert regression_fit(regression(0.3, loss=torch.nn.L1Loss())[0]).variance == fit.variance
+    for other in (linear(5.0), regression(0.3, loss=torch.nn.BCEWithLogitsLoss())[0]):
+        with pytest.raises(ValueError, match="a regression has the loss mse"):
+            regression_fit(other)
+
+
+def test_the_report_of_a_diagnosis_of_a_regression_begins_with_it():
+    diagnosis = diagnose(regression(0.3)[0], held_out=regression(0.3, samples=100)[0], examinations=["signals"])
+    lines = [line for line in repr(diagnosis).splitlines() if not line.startswith("  (")]
+    assert lines[1].split("  ")[1].strip() == "its task" and "better than the targets' mean" in lines[1]
+    assert diagnosis.to_dict()["task"]["held_out"]["samples"] == 100
+    assert "" not in diagnosis.to_dict()["skipped"]
 
 
 def test_an_infinite_loss_is_named():

@@ -1,0 +1,74 @@
+"""Whether a network that predicts numbers is better than the mean of its targets.
+
+    e_i = |f(x_i) - y_i|^2 / outputs,   v_i = |y_i - mean(y)|^2 / outputs      share explained = 1 - mean(e) / mean(v)
+
+It is better where mean(v - e) is above zero by two standard errors, sample by sample. The mean of the targets is that
+of the samples judged, which nobody could have predicted: of few held-out samples the comparison is the harder one.
+
+Letters: N samples. Price: a forward pass over the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.data.criteria import SupervisedLoss
+from lossmap.data.problem import Problem, targets_of, temporary_parameters
+
+BETTER_ERRORS = 2.0  # standard errors by which a network must be better than the targets' mean
+LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # and `mse`
+
+
+@dataclass(frozen=True)
+class RegressionFit:
+    """Squared errors beside the variance of the targets, both means over samples and outputs.
+
+    error     mean squared error, and its standard error
+    variance  of the targets about their mean, output by output
+    gain      mean of variance less squared error, and its standard error over samples
+    """
+
+    error: tuple[float, float]
+    variance: float
+    gain: tuple[float, float]
+    samples: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the network is better than the targets' mean beyond its error."""
+        gain, error = self.gain
+        return gain > BETTER_ERRORS * error
+
+
+def regression_fit(problem: Problem) -> RegressionFit:
+    """The comparison, from one pass in evaluation mode.
+
+    Raises ValueError where the problem is no regression: a loss of differences (mse, L1, Huber), targets (N, ...) of
+    the outputs' shape, numbers, at least two samples; and where outputs or targets are not finite.
+    """
+    loss = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else None
+    if loss != "mse" and not isinstance(loss, LOSSES):
+        raise ValueError("a regression has the loss mse, or PyTorch's L1, smooth L1 or Huber loss")
+    outputs, targets = list[Tensor](), list[Tensor]()
+    with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
+        for batch in problem.data:
+            found = problem.forward(problem.model, batch)
+            y = targets_of(batch)
+            is_number = isinstance(found, Tensor) and isinstance(y, Tensor) and y.is_floating_point()
+            if not is_number or y.shape != found.shape or not y.dim():
+                raise ValueError("a regression has numbers as targets, of the outputs' shape")
+            outputs.append(found.detach().double().cpu().reshape(len(y), -1))
+            targets.append(y.detach().double().cpu().reshape(len(y), -1))
+    f, y = torch.cat(outputs), torch.cat(targets)
+    if len(y) < 2 or not bool(torch.isfinite(f).all() and torch.isfinite(y).all()):
+        raise ValueError("a regression is judged by two samples and more, with finite outputs and targets")
+    errors, spread = (f - y).square().mean(1), (y - y.mean(0)).square().mean(1)
+    return RegressionFit(_mean(errors), float(spread.mean()), _mean(spread - errors), len(y))
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """The mean of (N,), and its standard error."""
+    return float(values.mean()), float(values.std(correction=1)) / len(values) ** 0.5
