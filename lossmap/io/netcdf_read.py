@@ -116,7 +116,12 @@ def _are_attempts(table: Any) -> bool:
     """Whether it is a list of the runs of a survey, whose numbers are numbers, see attempts.py."""
     if not isinstance(table, list) or not all(isinstance(run, dict) for run in table):
         return False
-    return all(_is_count(run.get(name, 0)) for run in table for name in ATTEMPT_NUMBERS)
+    for run in table:
+        before = run.get("before", 0)  # below 0 where the run has measured the same points twice
+        numbers = [run.get(name, 0) for name in ATTEMPT_NUMBERS if name != "before"]
+        if not all(map(_is_count, numbers)) or not isinstance(before, (int, float)) or not math.isfinite(before):
+            return False
+    return True
 
 
 def read_grid(source: CheckedFile) -> Grid:
