@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lossmap.cli.announce import reported_by_rank_0
 from lossmap.cli.grid_window import tick_texts
 from lossmap.cli.load_model import read_checkpoint, run_files, selection_of
+from lossmap.cli.load_preconditioner import preconditioner_from
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints
@@ -70,8 +71,6 @@ def curved_of(settings: Settings, problem: Problem) -> Curved:
             named = settings.plane.optimizer_state or settings.model.model_file
             if not named:
                 raise UsageError(f"the direction {kind} needs an optimizer's state: --optimizer-state or --model-file")
-            from lossmap.cli.spectrum_subjects import preconditioner_from
-
             unsafe = settings.model.unsafe_load
             own = replace(problem, preconditioner=preconditioner_from(named, problem.model, unsafe, kind))
         return curved_direction(own, kind, parameters=settings.plane.parameters_of_directions)

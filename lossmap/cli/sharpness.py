@@ -190,7 +190,8 @@ def balls_of(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
 def make_subjects(settings: Settings, world: World, machine: Machine, team: Team) -> list[SharpnessSubject]:
     """Every checkpoint and split of the settings, each followed by its rescaled copy. Every rank calls it."""
     from lossmap.cli import load_problem
-    from lossmap.cli.spectrum_subjects import models_of, preconditioner_from
+    from lossmap.cli.load_preconditioner import preconditioner_from
+    from lossmap.cli.spectrum_subjects import models_of
     from lossmap.landscape.sharpness_tasks import SharpnessSubject
 
     factor, subjects = settings.sharpness.rescale, []
@@ -240,7 +241,7 @@ def rescaled_preconditioner(state: str, twin: Any, factor: float, unsafe: bool) 
 
     Raises UsageError where the state is none of this model.
     """
-    from lossmap.cli.spectrum_subjects import preconditioner_from
+    from lossmap.cli.load_preconditioner import preconditioner_from
     from lossmap.diagnostics.step_rule import scale_gradients
     from lossmap.landscape.rescaling import rescalable_layers
 
@@ -272,7 +273,8 @@ def same_function_rescaled(problem: Any, factor: float) -> Any:
 
 def identity_of(settings: Settings, request: SharpnessRequest, subjects: Sequence[SharpnessSubject]) -> dict[str, Any]:
     """What the tasks depend on: stored with them, and compared when a run resumes."""
-    from lossmap.cli.spectrum_subjects import identity_of_models, models_of, optimizer_file
+    from lossmap.cli.load_preconditioner import optimizer_file
+    from lossmap.cli.spectrum_subjects import identity_of_models, models_of
     from lossmap.data import datasets
 
     named = settings.sharpness.optimizer_state

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmap.cli import load_problem
 from lossmap.cli.device import Machine
+from lossmap.cli.load_preconditioner import optimizer_file, preconditioner_from
 from lossmap.cli.setting_groups import ModelSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
@@ -109,36 +110,10 @@ def preconditioner_in(settings: Settings, model: ModelSettings, net: Any) -> Pre
     return preconditioner_from(named, net, settings.model.unsafe_load, "--matrix preconditioned")
 
 
-def preconditioner_from(
-    named: str, net: Any, unsafe: bool, wanted_by: str, adapt: Callable[[Any], None] = lambda _: None
-) -> Preconditioner:
-    """P of the optimizer of a model whose state stands in FILE[:KEY].
-
-    wanted_by  what an error begins with
-    adapt      what changes the optimizer before
-
-    Raises UsageError where there is none, or where it is none of this model.
-    """
-    from lossmap.diagnostics.step_rule import optimizer_of_state, preconditioner_of
-
-    try:
-        optimizer = optimizer_of_state(checkpoints.optimizer_state(named, unsafe), net)
-        adapt(optimizer)
-        return preconditioner_of(optimizer, dict(net.named_parameters()))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{wanted_by}: {error}") from error
-
-
 def optimizer_files(settings: Settings) -> dict[str, str]:
     """What identifies the optimizer's state, where a file of its own is named; else it is in the checkpoint."""
     named = settings.spectrum.optimizer_state
     return optimizer_file(named) if settings.spectrum.matrix == "preconditioned" and named else {}
-
-
-def optimizer_file(named: str) -> dict[str, str]:
-    """What identifies an optimizer's state in FILE[:KEY]."""
-    path, key = checkpoints.file_and_key(named)
-    return {"optimizer state": f"{checkpoints.file_sha256(path)}:{key}"}
 
 
 def identity_of_models(settings: Settings, models: Mapping[str, ModelSettings]) -> dict[str, Any]:

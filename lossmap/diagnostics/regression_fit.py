@@ -5,7 +5,7 @@
 It is better where mean(v - e) is above zero by two standard errors, sample by sample. The mean of the targets is that
 of the samples judged, which nobody could have predicted: of few held-out samples the comparison is the harder one.
 
-Letters: N samples. Price: a forward pass over the data.
+Letters: N samples. Price: a forward pass over the data, and a look at the targets before.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.batches import Batch
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
 
+NO_NUMBERS = "a regression has numbers as targets, of the outputs' shape"
 BETTER_ERRORS = 2.0  # standard errors by which a network must be better than the targets' mean
 LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # and `mse`
 
@@ -52,21 +54,34 @@ def regression_fit(problem: Problem) -> RegressionFit:
     loss = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else None
     if loss != "mse" and not isinstance(loss, LOSSES):
         raise ValueError("a regression has the loss mse, or PyTorch's L1, smooth L1 or Huber loss")
-    outputs, targets = list[Tensor](), list[Tensor]()
+    total, count = torch.zeros(()), 0
+    for batch in problem.data:
+        y = _targets(batch)
+        if count and y.shape[1:] != total.shape:
+            raise ValueError("the targets of a regression have one shape in all batches")
+        total, count = total + y.sum(0), count + len(y)
+    mean = total / count
+    by_batch: list[Tensor] = []
     with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
-            found = problem.forward(problem.model, batch)
-            y = targets_of(batch)
-            is_number = isinstance(found, Tensor) and isinstance(y, Tensor) and y.is_floating_point()
-            if not is_number or y.shape != found.shape or not y.dim():
-                raise ValueError("a regression has numbers as targets, of the outputs' shape")
-            outputs.append(found.detach().double().cpu().reshape(len(y), -1))
-            targets.append(y.detach().double().cpu().reshape(len(y), -1))
-    f, y = torch.cat(outputs), torch.cat(targets)
-    if len(y) < 2 or not bool(torch.isfinite(f).all() and torch.isfinite(y).all()):
+            found, y = problem.forward(problem.model, batch), _targets(batch)
+            if not isinstance(found, Tensor) or y.shape != found.shape:
+                raise ValueError(NO_NUMBERS)
+            y = y.to(found.device)
+            differences = (found.detach().double() - y, y - mean.to(y.device))
+            by_batch.append(torch.stack([d.square().reshape(len(y), -1).mean(1) for d in differences]))
+    errors, spread = torch.cat(by_batch, 1).cpu()
+    if count < 2 or not bool(torch.isfinite(errors + spread).all()):
         raise ValueError("a regression is judged by two samples and more, with finite outputs and targets")
-    errors, spread = (f - y).square().mean(1), (y - y.mean(0)).square().mean(1)
-    return RegressionFit(_mean(errors), float(spread.mean()), _mean(spread - errors), len(y))
+    return RegressionFit(_mean(errors), float(spread.mean()), _mean(spread - errors), count)
+
+
+def _targets(batch: Batch) -> Tensor:
+    """The targets of a batch in float64, (N, ...). Raises ValueError where they are no numbers."""
+    y = targets_of(batch)
+    if not isinstance(y, Tensor) or not y.is_floating_point() or not y.dim():
+        raise ValueError(NO_NUMBERS)
+    return y.detach().double()
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

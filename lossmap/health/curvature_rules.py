@@ -24,7 +24,7 @@ FROZEN = "; {} frozen parameters are counted, which no training moves: with para
 
 def _frozen_text(measured: Measurements) -> str:
     """What the Hessian counts besides what is trained; empty for nothing."""
-    return FROZEN.format(f"{measured.frozen:,}") if measured.frozen else ""
+    return FROZEN.format(f"{sum(measured.frozen.values()):,}") if measured.frozen else ""
 
 
 def edge_of_stability(measured: Measurements) -> Iterator[Finding]:

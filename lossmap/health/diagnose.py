@@ -198,7 +198,7 @@ def diagnose(
         parts = fit.parts
         if fit.cuts:
             run.skipped["budget"] = "; ".join(fit.cuts)
-    of_gradient, frozen = _OfGradient(subset_problem, parameters), frozen_among(problem.model, parameters)
+    of_gradient = _OfGradient(subset_problem, parameters)
     with temporary_parameters(problem.model, {}):
         gradients = run.attempt("gradients", "gradients", lambda: of_gradient(gradient_covariance, subset_problem))
         weights = run.attempt("weights", "weights", lambda: singular_values(problem.model))
@@ -223,8 +223,7 @@ def diagnose(
             skipped=run.skipped,
             weight=None if counted(problem.unit) == "sample" else problem.sample_count,
             notes=tuple(problem.notes),
-            frozen=sum(p.numel() for p in frozen.values()),
-            untrained=tuple(frozen),
+            frozen={name: p.numel() for name, p in frozen_among(problem.model, parameters).items()},
         )
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))

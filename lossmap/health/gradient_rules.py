@@ -25,8 +25,8 @@ def gradient_magnitudes(measured: Measurements) -> Iterator[Finding]:
     if measured.gradients is None:
         return
     names = measured.gradients.names
-    rms = np.where([name in (*measured.rounded, *measured.untrained) for name in names], 0.0, measured.gradients.rms)
-    trained = [(name, size) for name, size in zip(names, rms, strict=True) if name not in measured.untrained]
+    rms = np.where([name in (*measured.rounded, *measured.frozen) for name in names], 0.0, measured.gradients.rms)
+    trained = [(name, size) for name, size in zip(names, rms, strict=True) if name not in measured.frozen]
     without = [name for name, size in trained if size == 0]
     if without:
         yield _no_gradient(without, len(trained), measured.gradients.samples)

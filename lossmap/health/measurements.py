@@ -39,9 +39,8 @@ class Measurements:
     unit       of the loss
     skipped    why a part could not be measured, by its name
     notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
-    frozen     parameters that gradients and Hessian count though no training moves them; 0 where none of the model's is
-               trained
-    untrained  names of the tensors that these are entries of
+    frozen     sizes of the tensors, by name, that gradients and Hessian count though no training moves them; none
+               where none of the model's is trained
     """
 
     label: str
@@ -66,8 +65,7 @@ class Measurements:
     skipped: Mapping[str, str] = field(default_factory=dict)
     weight: int | None = None
     notes: tuple[str, ...] = ()
-    frozen: int = 0
-    untrained: tuple[str, ...] = ()
+    frozen: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # files of earlier versions hold norms alone

@@ -18,7 +18,7 @@ from lossmap.io.surface import FAILED, UNPROTECTED, VERIFIED, Failure, Group, Su
 
 __all__ = ["Damaged", "NotASurface", "is_ours", "open_hdf5", "read_group_of", "read_surface"]
 
-ATTEMPT_NUMBERS = ("points", "seconds", "ranks", "nodes", "team", "before", "measured_before")
+ATTEMPT_COUNTS = ("points", "seconds", "ranks", "nodes", "team", "measured_before")
 # Attributes and groups that no other program writes: with one of them a file is ours, however damaged.
 MARKS = ("format_version", "Conventions", "settings", "settings_digest", "history", digests.CONTENT)
 
@@ -91,8 +91,12 @@ def _check_attributes(source: CheckedFile, attributes: dict[str, Any]) -> None:
             raise source.damaged(f"its attribute attempts must be a list of runs; got {short_repr(value)}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < math.inf
+    return _is_number(value) and value >= 0
 
 
 def _parsed(text: Any) -> Any:
@@ -116,12 +120,9 @@ def _are_attempts(table: Any) -> bool:
     """Whether it is a list of the runs of a survey, whose numbers are numbers, see attempts.py."""
     if not isinstance(table, list) or not all(isinstance(run, dict) for run in table):
         return False
-    for run in table:
-        before = run.get("before", 0)  # below 0 where the run has measured the same points twice
-        numbers = [run.get(name, 0) for name in ATTEMPT_NUMBERS if name != "before"]
-        if not all(map(_is_count, numbers)) or not isinstance(before, (int, float)) or not math.isfinite(before):
-            return False
-    return True
+    if not all(_is_number(run.get("before", 0)) for run in table):  # below 0 where points were measured twice
+        return False
+    return all(_is_count(run.get(name, 0)) for run in table for name in ATTEMPT_COUNTS)
 
 
 def read_grid(source: CheckedFile) -> Grid:

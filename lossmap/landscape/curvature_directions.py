@@ -28,12 +28,11 @@ from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.landscape.ball import KINDS, Ball
-from lossmap.linalg.deflation import successive
+from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.preconditioned import PreconditionedOperator
-from lossmap.linalg.stopping import AsymmetricProducts
 from lossmap.sums import norm
 
 logger = logging.getLogger("lossmap")
@@ -151,12 +150,7 @@ def _search(
     """
     if not is_inner:
         return extremes(operator, which, tol=tol, start=start, seed=seed, certify=True, max_products=max_products)
-    try:
-        return successive(operator, which, tol=tol, seed=seed, max_products=max_products)
-    except AsymmetricProducts:  # in float32 they may be noise
-        if operator.dtype == torch.float64 or not hasattr(operator, "in_float64"):
-            raise
-        return successive(operator.in_float64(), which, tol=tol, seed=seed, max_products=max_products)
+    return successive_eigenpairs(operator, which, tol=tol, seed=seed, max_products=max_products)
 
 
 def _stretch(scale: Tensor, v: Tensor) -> float:

@@ -25,7 +25,7 @@ from lossmap import seeding
 from lossmap.linalg.arpack import eigsh
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
 from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
-from lossmap.linalg.lanczos import check_solver, lanczos, restart
+from lossmap.linalg.lanczos import check_solver, lanczos, repeated_in_float64, restart
 from lossmap.linalg.operator import Rounding, SymmetricOperator, deflated
 from lossmap.linalg.probabilistic_bounds import least_component
 from lossmap.linalg.stopping import MAX_LIMIT_GAP, Criteria, Search, decide, not_contradicted, without_history
@@ -46,17 +46,21 @@ def successive_eigenpairs(
 ) -> EigenPairs:
     """`top:k` or `bottom:k` by the solver of that name.
 
-    solver  auto or lanczos: `successive`, whose arguments the others are; eigsh: SciPy's, without limits, confidence
-            and memory
+    solver  auto or lanczos: `successive`, whose arguments the others are, made as `repeated_in_float64` says; eigsh:
+            SciPy's, without limits, confidence and memory
 
     Raises ValueError for an unknown solver, and what the solver raises.
     """
     check_solver(solver)
     if solver == "eigsh":
         return eigsh(operator, which, tol=tol, seed=seed, max_products=max_products)
-    return successive(
-        operator, which, tol=tol, confidence=confidence, max_products=max_products, memory=memory, seed=seed
-    )
+
+    def search(products_of: SymmetricOperator) -> EigenPairs:
+        return successive(
+            products_of, which, tol=tol, confidence=confidence, max_products=max_products, memory=memory, seed=seed
+        )
+
+    return repeated_in_float64(search, operator)
 
 
 def successive(

@@ -66,44 +66,48 @@ def extremes(
     solver  auto, lanczos or eigsh; the other arguments are those of `lanczos`. Of them `eigsh` takes tol, seed,
             max_products and stop, and does without the rest: it starts cold and computes no limits
 
-    Products that in float32 are not those of a symmetric matrix may be noise, as where all terms cancel: with an
-    operator that has `in_float64` the search is begun anew with that.
+    With an operator that has `in_float64` the search is made as `repeated_in_float64` says.
 
     Raises ValueError for an unknown solver, and what the solver raises.
     """
     check_solver(solver)
     if solver == "eigsh":
         return eigsh(operator, which, tol=tol, seed=seed, max_products=max_products, stop=stop)
-    options: dict[str, Any] = {
-        "tol": tol,
-        "start": start,
-        "seed": seed,
-        "certify": certify,
-        "confidence": confidence,
-        "max_products": max_products,
-        "memory": memory,
-        "stop": stop,
-    }
+
+    def search(products_of: SymmetricOperator) -> EigenPairs:
+        return lanczos(
+            products_of, which, tol=tol, start=start, seed=seed, certify=certify, confidence=confidence,
+            max_products=max_products, memory=memory, stop=stop, state=state if products_of is operator else None,
+        )  # fmt: skip
+
+    return repeated_in_float64(search, operator)
+
+
+def repeated_in_float64(search: Callable[[SymmetricOperator], EigenPairs], operator: SymmetricOperator) -> EigenPairs:
+    """What a search finds; begun anew with products in float64 where those in float32 are not symmetric.
+
+    Such products may be noise, as where all terms cancel. Every rank of a team comes to the same decision, since their
+    products are one sum.
+
+    Raises what the search raises, AsymmetricProducts where products in float64 cannot be had, or are not symmetric.
+    """
     try:
-        return lanczos(operator, which, **options, state=state)
+        return search(operator)
     except AsymmetricProducts as refusal:
-        pairs = _by_float64(operator, which, options, refusal)
+        pairs = _by_float64(search, operator, refusal)
         if pairs is None:
             raise
         return pairs
 
 
 def _by_float64(
-    operator: SymmetricOperator, which: str, options: dict[str, Any], refusal: AsymmetricProducts
+    search: Callable[[SymmetricOperator], EigenPairs], operator: SymmetricOperator, refusal: AsymmetricProducts
 ) -> EigenPairs | None:
-    """The same search with products in float64; None where they cannot be had, or are not symmetric either.
-
-    Every rank of a team comes to the same decision, since their products are one sum.
-    """
+    """The same search with products in float64; None where they cannot be had, or are not symmetric either."""
     if operator.dtype == torch.float64 or not hasattr(operator, "in_float64"):
         return None
     try:
-        pairs = lanczos(operator.in_float64(), which, **options)
+        pairs = search(operator.in_float64())
     except (Interrupted, KeyboardInterrupt):
         raise
     except Exception as failure:  # user code may raise any exception in another precision

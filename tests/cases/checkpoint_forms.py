@@ -98,7 +98,7 @@ code, out = command(
 got = float(read(here / "s.h5")["train_loss"][1]) if code == 0 else out.strip().split("\n")[-1]
 rows.append(
     (
-        "the average by its key (a flag such as --state-key; its name is free: change it here)",
+        "the average by its key",
         got,
         true["mlp"],
         code == 0 and abs(got - true["mlp"]) < 1e-5,

@@ -200,7 +200,7 @@ def test_memorization_shows_on_held_out_samples(data):
 def measured(**parts):
     """A health of which only these parts are known."""
     blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
-    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": (), "frozen": 0, "untrained": ()}
+    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": (), "frozen": {}}
     blank |= {"gradient_ratio_error": lambda a, b: 1.0}
     return SimpleNamespace(**(blank | parts))
 
@@ -418,7 +418,7 @@ def test_negative_curvature_along_frozen_parameters_is_not_laid_to_the_training_
     whole = diagnose(problem, examinations=["hessian"])
     (finding,) = [f for f in whole.findings if f.rule == "negative curvature"]
     assert "; 20 frozen parameters are counted, which no training moves" in finding.means
-    assert diagnose(problem, examinations=["hessian"], parameters="trainable").measurements.frozen == 0
+    assert diagnose(problem, examinations=["hessian"], parameters="trainable").measurements.frozen == {}
     net[0].weight.requires_grad_(True)
     (finding,) = [f for f in diagnose(problem, examinations=["hessian"]).findings if f.rule == "negative curvature"]
     assert "frozen" not in finding.means

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lossmap.interrupt import Interrupted
 from lossmap.linalg import lanczos as eigen
 from lossmap.linalg import probabilistic_bounds
+from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.krylov_space import KrylovSpace
 from lossmap.linalg.lanczos import eigsh, extremes, lanczos
 
@@ -384,8 +385,18 @@ def test_where_products_in_float32_are_noise_the_search_is_made_in_float64():
     assert float(pairs.residuals.max()) < 1e-11
 
 
+def test_successive_eigenvalues_too_are_searched_in_float64_where_products_in_float32_are_noise():
+    entries = planted(np.linspace(-1e-9, 3e-9, 12)).entries
+    pairs = successive_eigenpairs(Noise(entries, 1e-6), "top:3")
+    truth = np.linalg.eigvalsh(entries.numpy())[::-1][:3]
+    assert pairs.converged and pairs.vectors.dtype == torch.float32
+    assert pairs.values == pytest.approx(truth, abs=1e-11) and float(pairs.residuals.max()) < 1e-11
+
+
 def test_what_is_not_symmetric_in_float64_either_is_refused():
     entries = planted(np.linspace(-1.0, 3.0, 12)).entries
     entries[0, 1] += 0.25
     with pytest.raises(FloatingPointError, match="the products are not symmetric"):
         extremes(Noise(entries, 1.0), "ends", tol=1e-3, certify=True)
+    with pytest.raises(FloatingPointError, match="the products are not symmetric"):
+        successive_eigenpairs(Noise(entries, 1.0), "top:3")
