@@ -64,12 +64,19 @@ def serpentine_order(grid: Grid, indices: np.ndarray) -> np.ndarray:
 def coarse_to_fine(grid: Grid, indices: np.ndarray) -> np.ndarray:
     """Flat indices in an order in which every part from the first one on is a picture of the whole grid.
 
-    Returns the same (p,) indices, int64: step by step of `halving_steps`, within each along a serpentine.
+    Returns the same (p,) indices, int64: step by step of `halving_steps`, within each line after line of those that it
+    adds, so that many are complete wherever it ends.
     """
-    order = serpentine_order(grid, indices)
-    steps = halving_steps(grid.shape).reshape(-1)[order]
-    result: np.ndarray = order[np.argsort(steps, kind="stable")]
-    return result
+    steps = halving_steps(grid.shape)
+    if grid.y is None:
+        order = serpentine_order(grid, indices)
+        return np.asarray(order[np.argsort(steps[order], kind="stable")])
+    indices = np.asarray(indices, dtype=np.int64)
+    row, column = np.divmod(indices, grid.x.size)
+    step = steps.reshape(-1)[indices]
+    is_of_columns = step % 2 == 1
+    line = np.where(is_of_columns, column, row)
+    return np.asarray(indices[np.lexsort((np.where(is_of_columns, row, column), line, step))])
 
 
 def in_turns(order: Sequence[int], workers: int) -> list[int]:

@@ -164,8 +164,9 @@ def lines_between(surfaces: Sequence[Surface], options: FigureOptions) -> list[s
     notes = []
     loss = common_loss(surfaces)
     if loss is not None:
-        scale = options.scale([s[loss] for s in surfaces], quantity(surfaces[0], loss))
-        notes += [f"loss: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
+        arrays = [s[loss] for s in surfaces]
+        scale = options.scale(arrays, quantity(surfaces[0], loss))
+        notes += [f"loss: {note}" for note in interpolation_notes(surfaces, arrays, scale, options.interp)]
     signed = [surface for surface in surfaces if changes_sign(surface)]
     if any(factor_of(surface.grid.shape, options.interp) > 1 for surface in signed):
         notes.append(f"{LAMBDA_MIN} = 0: along a cubic spline of the values")

@@ -83,7 +83,7 @@ def draw_field_rows(
         add_bar(figure, mappable, list(row), what, scale, drawn, norm, arrays, tall)
         said = [*([FLAT_NOTE] if noise else []), *refinement_notes(surfaces)]
         if drawn != "map":
-            said += interpolation_notes(surfaces, scale, options.interp)
+            said += interpolation_notes(surfaces, arrays, scale, options.interp)
         for note in said:
             notes.setdefault(note, []).append(what.label.split(" (")[0])
     grow_below(figure, grid[-1])

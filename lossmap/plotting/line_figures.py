@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from lossmap.io.read import Surface
 from lossmap.plotting import lines
+from lossmap.plotting.between_points import refinement_notes
 from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
 from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.notes import accuracy_notes
@@ -78,7 +79,7 @@ def draw_lines(
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
     if options.ax is not None:
         break_upright_labels(options.ax)
-    notes = _left_out(surfaces) if len(surfaces) > 1 else []
+    notes = [*refinement_notes(surfaces), *(_left_out(surfaces) if len(surfaces) > 1 else [])]
     add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
 
@@ -310,9 +311,9 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     for axes in grid:
         frame_lines(axes, surfaces, with_label=axes is lower)
     grow_below(figure, [lower])
-    notes: list[str] = []
+    notes = refinement_notes(surfaces)
     if alone:
-        notes = accuracy_notes(surfaces[0])
+        notes += accuracy_notes(surfaces[0])
         if titles:
             set_titles([grid[0]], titles, figure.get_figwidth() - 0.7)
     add_legend_and_notes(figure, patches, notes)

@@ -85,15 +85,18 @@ def curve(
         look = {"marker": "o" if x.size <= MAX_MARKED_POINTS else None, "markersize": 2.4}
     if thin:
         look |= {"linewidth": 0.5, "markersize": 1.4}
-    axes.plot(
-        x[order],
-        np.where(np.isfinite(values), values, np.nan)[order],
-        linestyle=style,
-        markerfacecolor=face,
-        color=colour,
-        label=label,
-        **look,
-    )
+    known = np.where(np.isfinite(values), values, np.nan)[order]
+    axes.plot(x[order], known, linestyle=style, markerfacecolor=face, color=colour, label=label, **look)
+    alone = _without_neighbours(known)
+    if alone.any() and (squares or look["marker"] is None):
+        look |= {"marker": look["marker"] or "o", "markevery": None}
+        axes.plot(x[order][alone], known[alone], linestyle="", markerfacecolor=face, color=colour, **look)
+
+
+def _without_neighbours(values: Array) -> Array:
+    """Which values, (n,), stand between two that are missing, so that a curve does not show them; NaN is missing."""
+    missing = np.pad(np.isnan(values), 1, constant_values=True)
+    return np.asarray(~missing[1:-1] & missing[:-2] & missing[2:])
 
 
 def band(axes: Axes, x: Array, low: Array, high: Array, colour: str) -> None:

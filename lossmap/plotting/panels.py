@@ -136,19 +136,36 @@ class FigureOptions:
 
 
 def interpolation_notes(
-    surfaces: Sequence[Surface], scale: Scale, interp: int | None, enough: int = AUTOMATIC
+    surfaces: Sequence[Surface],
+    arrays: Sequence[np.ndarray],
+    scale: Scale,
+    interp: int | None,
+    enough: int = AUTOMATIC,
 ) -> list[str]:
     """What stands between the measured points of these planes, in a line; none where nothing does.
 
+    arrays          the values that are drawn, (ny, nx) for each plane: between four of them alone there is a spline
     interp, enough  as `interpolation.factor_of`
     """
-    surfaces = [surface for surface in surfaces if not is_refined(surface)]
+    shown = [(s, values) for s, values in zip(surfaces, arrays, strict=True) if not is_refined(s)]
+    shares = [_share_of_whole_cells(values) for _, values in shown]
+    if not any(shares):
+        return []
+    surfaces = [surface for surface, _ in shown]
     factors = sorted({factor_of(surface.grid.shape, interp, enough) for surface in surfaces})
     if not factors or factors[-1] == 1 or scale.flat:
         return []
     measured = ", ".join(sorted({_measured_points(surface) for surface in surfaces}, key=len))
     of_what = "the logarithm" if scale.log else "the values"
-    return [f"measured at {measured} points; between them a cubic spline of {of_what}"]
+    where = "" if min(shares) == 1 else ", except beside gaps"
+    return [f"measured at {measured} points; between them a cubic spline of {of_what}{where}"]
+
+
+def _share_of_whole_cells(values: np.ndarray) -> float:
+    """The share of a plane's cells, between four neighbouring points, of which all four have a finite value."""
+    known = np.isfinite(values)
+    whole = known[:-1, :-1] & known[:-1, 1:] & known[1:, :-1] & known[1:, 1:]
+    return float(whole.mean()) if whole.size else 0.0
 
 
 def _measured_points(surface: Surface) -> str:

@@ -110,7 +110,7 @@ def draw_maps(
         notes = [*notes, FLAT_NOTE]
     notes = [*notes, *refinement_notes(surfaces)]
     if kind != "map":
-        notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
+        notes = [*notes, *interpolation_notes(surfaces, arrays, scale, options.interp)]
     if name == PATH_LOSS and kind != "contour":
         notes = [*notes, *path_notes(surfaces, options)]
     figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, options.ax)
@@ -209,8 +209,9 @@ def between_notes(surfaces: Sequence[Surface], kind: str, field: str | None, opt
     what = options.quantity(surfaces, name)
     if what.signed and kind == "filled":
         return []
-    scale = options.scale([values_of(s, name)[0] for s in surfaces], what, noise_in(surfaces, name))
-    return interpolation_notes(surfaces, scale, options.interp, ENOUGH if kind == "3d" else AUTOMATIC)
+    arrays = [values_of(s, name)[0] for s in surfaces]
+    scale = options.scale(arrays, what, noise_in(surfaces, name))
+    return interpolation_notes(surfaces, arrays, scale, options.interp, ENOUGH if kind == "3d" else AUTOMATIC)
 
 
 def path_notes(surfaces: Sequence[Surface], options: FigureOptions) -> list[str]:
@@ -433,7 +434,7 @@ def draw_surfaces_3d(
     if scale.above and options.crop is not None:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
     notes += refinement_notes(surfaces)
-    notes += interpolation_notes(surfaces, scale, options.interp, ENOUGH)
+    notes += interpolation_notes(surfaces, arrays, scale, options.interp, ENOUGH)
     if name == PATH_LOSS:
         notes += path_notes(surfaces, options)
     add_legend_and_notes(figure, handles, notes, options.ax)
@@ -490,7 +491,8 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         kind, scale = "map", scale_of(arrays, high=cut, count=8, log=linear, noise=noise)
         if name == loss:
             kind, scale = "filled", options.scale(arrays, what, noise)
-            notes += [f"{what.symbol}: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
+            between = interpolation_notes(surfaces, arrays, scale, options.interp)
+            notes += [f"{what.symbol}: {note}" for note in between]
         norm = signed_norm(what, arrays, cut, linear, noise)
         if noise:
             flat.append(what.symbol)

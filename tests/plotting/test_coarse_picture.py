@@ -74,8 +74,62 @@ def test_half_a_survey_is_drawn_as_a_whole_coarse_picture_and_its_values_are_tho
     assert f"of {len(grid):,} points are to do" in coarse_note(shown)
     figure = lossmap.draw(half)
     written = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
-    assert "which are all there" in written + figure.get_label()
+    assert "all there" in written or f"drawn at the {len(shown.grid)} that are there" in written
     assert "not computed" not in figure.get_label()
+
+
+@pytest.mark.parametrize("order", ["coarse", "neighbours"])
+@pytest.mark.parametrize("shape", [(17, 17), (13, 22), (9, 65), (40,)])
+def test_wherever_a_survey_ends_what_is_drawn_are_measured_points_of_the_whole_window(shape, order):
+    """Of all numbers of points: none is drawn that is to do, and never fewer than the last whole step had."""
+    x, y = np.linspace(-1, 1, shape[-1]), np.linspace(-1, 1, shape[0])
+    grid = Grid(x, y if len(shape) == 2 else None)
+    indices = coarse_to_fine(grid, np.arange(len(grid))) if order == "coarse" else np.arange(len(grid))
+    steps = halving_steps(grid.shape).reshape(-1)
+    values = np.random.default_rng(0).normal(size=len(grid))
+    for done in range(1, len(grid), 7):
+        status = np.zeros(len(grid), np.uint8)
+        status[indices[:done]] = 1
+        seen = np.where(status, values, np.nan)
+        surface = lossmap.Surface(
+            grid, {"train_loss": seen.reshape(grid.shape)}, status={"loss": status.reshape(grid.shape)},
+            measures={"loss": ("train_loss",)},
+        )  # fmt: skip
+        shown = with_coarse_picture(surface)
+        if shown is surface:
+            continue
+        assert order == "coarse" and np.isfinite(shown["train_loss"]).all()
+        assert all(s.grid.x[[0, -1]].tolist() == [-1, 1] for s in (shown, surface))
+        whole = steps < steps[status == 0].min()
+        assert len(shown.grid) >= whole.sum() and (len(shape) == 2 or len(shown.grid) == done)
+        if done > len(grid) / 2:
+            assert len(shown.grid) >= 0.9 * (done - max(shape)), "lines that are complete are drawn"
+
+
+def test_the_note_names_a_spline_only_where_one_is_drawn():
+    grid = Grid.square(-1, 1, 9)
+    whole = grid.x[:, None] ** 2 + grid.x
+    lone, row = np.full((9, 9), np.nan), np.full((9, 9), np.nan)
+    lone[1::2, 1::2], row[:2] = whole[1::2, 1::2], whole[:2]
+    notes = {}
+    for name, values in {"whole": whole, "lone": lone, "row": row}.items():
+        for kind in ("filled", "3d"):
+            notes[name, kind] = lossmap.draw(lossmap.Surface(grid, {"train_loss": values}), kind).get_label()
+    assert "cubic spline of the values." in notes["whole", "filled"]
+    for kind in ("filled", "3d"):
+        assert "spline" not in notes["lone", kind] and "except beside gaps" in notes["row", kind]
+
+
+@pytest.mark.parametrize("count", [9, 65])
+def test_a_point_of_a_line_without_neighbours_is_seen(count):
+    values = np.full(count, np.nan)
+    values[[0, count // 2]] = 1.0, 2.0
+    values[-2:] = 1.5
+    figure = lossmap.draw(lossmap.Surface(Grid.line(-1, 1, count), {"train_loss": values}))
+    (axes,) = figure.axes
+    marked = [line for line in axes.lines if line.get_marker() == "o"]
+    seen = np.concatenate([line.get_xdata()[np.isfinite(line.get_ydata())] for line in marked])
+    assert {-1.0, 0.0} <= set(np.round(seen, 12))
 
 
 def test_a_survey_with_few_points_to_do_is_drawn_with_gaps_and_a_complete_one_as_it_is():

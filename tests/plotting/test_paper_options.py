@@ -175,7 +175,8 @@ CAPTION = (
     "Mean loss over the training samples (nats) of resnet20 over a plane along two directions, each random "
     "(filter-normalized, without biases and batch norm, seed 3), 9\N{MULTIPLICATION SIGN}9 points in [-1, 1]"
     "\N{SUPERSCRIPT TWO}, on 5,000 training samples of cifar10, in float32. Of 81 points: 1 not computed. "
-    "Measured at 80 of 9\N{MULTIPLICATION SIGN}9 points; between them a cubic spline of the logarithm."
+    "Measured at 80 of 9\N{MULTIPLICATION SIGN}9 points; between them a cubic spline of the logarithm, except beside "
+    "gaps."
 )
 
 

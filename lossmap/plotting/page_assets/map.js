@@ -373,10 +373,11 @@ function drawChart(context, file, view, width, height, ends) {
       isDown = true;
     });
     context.stroke(); context.setLineDash([]);
-    order.forEach((i) => {
+    order.forEach((i, place) => {
+      const isMissing = (at) => !Number.isFinite(box.py(values[order[at]] ?? NaN));
       const v = values[i], e = file.errorAt(field.name, i), x = box.px(file.x[i]);
       if (!Number.isFinite(box.py(v))) { return; }
-      if (order.length <= 101) { context.beginPath(); context.arc(x, box.py(v), alone ? 4 : 2, 0, 7); context.fill(); }
+      if (order.length <= 101 || (isMissing(place - 1) && isMissing(place + 1))) { context.beginPath(); context.arc(x, box.py(v), alone ? 4 : 2, 0, 7); context.fill(); }
       if (e > 0 && Number.isFinite(box.py(v - e)) && Math.abs(box.py(v - e) - box.py(v + e)) > 3) {
         context.beginPath(); context.moveTo(x, box.py(v - e)); context.lineTo(x, box.py(v + e)); context.stroke();
       }
