@@ -117,6 +117,12 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
     origin = origin_of(model, plane.dir_type == "states")
     if plane.ydir and plane.y is None:
         raise UsageError(f"--ydir {plane.ydir} needs ticks along y too, such as --y=-1:1:51")
+    if plane.optimizer_state and not any(
+        (kind or "").startswith("preconditioned:") for kind in (plane.xdir, plane.ydir)
+    ):
+        raise UsageError(
+            "--optimizer-state is of preconditioned directions: add --xdir preconditioned:max, or leave it out"
+        )
     names = ("x",) if plane.y is None else ("x", "y")
     if plane.dir_file and Path(plane.dir_file).exists():
         return plane_in_file(plane.dir_file, model, origin, names)

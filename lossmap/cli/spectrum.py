@@ -160,6 +160,8 @@ def request_of(settings: Settings) -> Any:
     top, bottom = max(s.top, s.abs), max(s.bottom, s.abs)
     if numbers(s.l2, "--l2") and not (top and bottom):
         raise UsageError("--l2 needs both ends of the spectrum: --top and --bottom must be >= 1")
+    if s.optimizer_state and s.matrix != "preconditioned":
+        raise UsageError("--optimizer-state is of one matrix: add --matrix preconditioned, or leave it out")
     trace, trace_products = s.trace, s.trace_products
     if s.trace == "none":
         trace, trace_products = "xtrace", 0  # no products: no trace

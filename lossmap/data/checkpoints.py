@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 _EXPORTED = ("archive_format", "serialized_exported_program.json")  # members of what torch.export saves
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
+OPTIMIZER_FILE = "optimizer.pt"  # of a checkpoint's folder, as the Trainer of Hugging Face writes it
 _INDEX = ".index.json"  # the end of the name of a list of shards, as Hugging Face writes it
 
 
@@ -165,8 +166,12 @@ def optimizer_state(named: str, unsafe: bool = False) -> Mapping[str, Any]:
     path, key = file_and_key(named)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if path.is_dir():
+        beside = path / OPTIMIZER_FILE
+        kept = f"; its optimizer is in {beside}" if beside.exists() else ""
+        raise ValueError(f"{path} is a folder; an optimizer's state is read from a file{kept}")
     kind = kind_of(path)
-    if kind is None or path.is_dir():
+    if kind is None:
         raise ValueError(f"{path} is not a checkpoint, and so holds no optimizer's state")
     found = dict(_optimizer_states(_content(path, kind, unsafe), ""))
     if key:

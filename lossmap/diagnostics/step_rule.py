@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lossmap.data.preconditioner import Preconditioner
 from lossmap.data.problem import Problem
+from lossmap.diagnostics.parameter_groups import parameters_of_groups
 from lossmap.diagnostics.stability import adam_stability_limit, stability_limit
 from lossmap.geometry.parameter_vector import selected
 
@@ -294,6 +295,11 @@ def _check_entries(parameters: Mapping[Any, nn.Parameter], values: Mapping[Any, 
             raise ValueError(f"the optimizer's state of {names[p]} does not say after how many steps it is (`step`)")
 
 
+def _shape_of(entries: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of the parameter that these entries of a state are of; None where they do not tell."""
+    return next((tuple(entries[key].shape) for key in SQUARES if key in entries), None)
+
+
 def _parameters_of(groups: Any, places: list[Any], values: Mapping[Any, Any], model: nn.Module) -> list[nn.Parameter]:
     """The model's parameters in the order of an optimizer's. Raises ValueError where that order is not known."""
     named = dict(model.named_parameters())
@@ -302,10 +308,8 @@ def _parameters_of(groups: Any, places: list[Any], values: Mapping[Any, Any], mo
         if set(names) <= set(named) and len(set(names)) == len(names) == len(places):
             return [named[name] for name in names]
     if len(groups) > 1:
-        raise ValueError(
-            "the optimizer has several groups of parameters, and its state does not name them as the model does: make "
-            "it with named_parameters(), or give the preconditioner in Python by name"
-        )
+        shapes = [[_shape_of(values.get(place, {})) for place in group["params"]] for group in groups]
+        return parameters_of_groups(groups, shapes, model)
     for candidates in (list(named.values()), [p for p in named.values() if p.requires_grad]):
         if len(candidates) == len(places) and all(
             tuple(value.shape) == tuple(p.shape)

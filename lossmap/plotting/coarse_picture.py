@@ -33,14 +33,15 @@ def with_coarse_picture(surface: Surface) -> Surface:
     steps = halving_steps(surface.grid.shape)
     first_missing = int(steps[to_do].min())
     coarse = steps < first_missing
-    ticks = [coarse.any(axis=tuple(j for j in range(coarse.ndim) if j != i)) for i in range(coarse.ndim)]
+    others = [tuple(j for j in range(coarse.ndim) if j != i) for i in range(coarse.ndim)]
+    ticks = [np.asarray(coarse.any(axis=axes)) for axes in others]
     if not coarse.any():
         return surface
-    axes = _complete_ticks(to_do, ticks)
-    left_out = (~to_do).sum() - np.prod([axis.size for axis in axes])
-    if min(axis.size for axis in axes) < LEAST_TICKS or to_do.sum() < left_out:
+    drawn = _complete_ticks(to_do, ticks)
+    left_out = (~to_do).sum() - np.prod([axis.size for axis in drawn])
+    if min(axis.size for axis in drawn) < LEAST_TICKS or to_do.sum() < left_out:
         return surface
-    return _at(surface, axes, f"{to_do.sum():,} of {to_do.size:,} points are to do")
+    return _at(surface, drawn, f"{to_do.sum():,} of {to_do.size:,} points are to do")
 
 
 def _complete_ticks(to_do: np.ndarray, coarse: list[np.ndarray]) -> list[np.ndarray]:
