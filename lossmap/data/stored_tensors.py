@@ -66,6 +66,9 @@ class StoredTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._view(name).clone()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._about  # a Mapping reads the tensor to answer
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._about)
 

@@ -164,6 +164,9 @@ class DrawnAxis(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return _random_tensor(name, self.origin[name], self)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.origin  # a Mapping draws the tensor to answer
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.origin)
 
@@ -439,12 +442,12 @@ def _with_scaled_filters(d: Tensor, w: Tensor, how: str, result: Tensor) -> Tens
         return result
     count = max(2, ENTRIES_AT_ONCE // d[0].numel())
     for part, like, out in zip(torch.split(d, count), torch.split(w, count), torch.split(result, count), strict=True):
-        rows = part.reshape(part.shape[0], -1).double()
-        lengths = rows.norm(dim=1) + 1e-10
-        target = torch.ones_like(lengths)
-        if how == "filter":
+        target: Tensor | float = 1.0
+        if how == "filter":  # before `rows` are there, so that there is one block in float64 at a time
             target = like.reshape(like.shape[0], -1).double().norm(dim=1)
-        out.copy_((rows * (target / lengths)[:, None]).view(part.shape))
+        rows = part.reshape(part.shape[0], -1).to(torch.float64, copy=True)
+        lengths = rows.norm(dim=1) + 1e-10
+        out.copy_(rows.mul_((target / lengths)[:, None]).view(part.shape))
     return result
 
 

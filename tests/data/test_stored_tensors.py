@@ -60,6 +60,15 @@ def test_the_losses_are_those_of_the_kept_origin_and_the_model_comes_back_bit_fo
     assert pickle.loads(pickle.dumps(stored)).digest == kept.digest
 
 
+def test_a_name_is_looked_for_without_reading_or_drawing_its_tensor(tmp_path, monkeypatch):
+    model = net()
+    stored = StoredTensors(model, saved(model, tmp_path, "pt"))
+    plane = random_plane(model, origin=stored)
+    monkeypatch.setattr(StoredTensors, "__getitem__", lambda *_: pytest.fail("a tensor was read"))
+    for named in (stored, *plane.axes):
+        assert "2.weight" in named and "2.other" not in named
+
+
 def test_a_forward_that_raises_leaves_the_model_as_it_was(tmp_path):
     model = net()
     before = copy.deepcopy(model.state_dict())

@@ -298,7 +298,7 @@ def test_train_and_test_stand_in_one_frame():
 def test_missing_points_of_a_line_are_hatched_bands():
     surface = line()
     status = np.ones(9, "u1")
-    status[2], status[4] = 0, 2
+    status[0], status[4] = 0, 2  # without its first point a line is not one that was begun coarsely
     z = np.where(status == 1, surface["train_loss"], np.nan)
     z[8] = np.nan
     figure = draw(replace(surface, fields={"train_loss": z}, about={}, status={"loss": status}))
