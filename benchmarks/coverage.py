@@ -45,7 +45,7 @@ from lossmap.diagnostics.neural_collapse import neural_collapse
 from lossmap.io.sampled import relative_error
 from lossmap.landscape.audit import upper_bound
 from lossmap.landscape.loss_sampling import standard_error, width_of
-from lossmap.landscape.sampling_rounds import FIRST_READ, corner_of, middle_of, next_size
+from lossmap.landscape.sampling_rounds import FIRST_READ, corners_of, middle_of, next_size
 from lossmap.linalg.block_norms import off_diagonal_energy
 from lossmap.linalg.deflation import successive
 from lossmap.linalg.dense import DenseMatrix
@@ -280,9 +280,25 @@ def losses(repeats):
     with torch.no_grad():
         outputs = [torch.func.functional_call(model, plane.at(grid.point(i)), (x,)) for i in range(len(grid))]
         each = torch.stack([nn.functional.cross_entropy(o.double(), y, reduction="none") for o in outputs]).numpy()
+    coverage_of_rounds("losses", each, grid, repeats)
+    chance = np.random.default_rng(1)
+    distance = np.array([np.hypot(*grid.point(i)) for i in range(len(grid))])[:, None]
+    base, other = chance.lognormal(0, 0.5, (2, each.shape[1]))
+    for name, tail in (
+        ("log-normal, sigma 1", chance.lognormal(0, 1.0, each.shape[1])),
+        ("log-normal, sigma 1.25", chance.lognormal(0, 1.25, each.shape[1])),
+        ("Pareto, exponent 3", chance.pareto(3.0, each.shape[1])),
+    ):
+        heavy = base + distance**2 * tail + 0.3 * distance * (other - other.mean())
+        skewness = float(np.mean(((tail - tail.mean()) / tail.std()) ** 3))
+        coverage_of_rounds(f"losses, {name} (skewness {skewness:.0f})", heavy, grid, repeats)
+
+
+def coverage_of_rounds(name, each, grid, repeats):
+    """Coverage at the points that are read in part; each: the loss of each sample at each point, (points, samples)."""
     middle = middle_of(grid)
-    corner, spreads = corner_of(grid), each.std(1, ddof=1)
-    whole = np.isin(np.arange(len(each)), (middle, corner))  # read over all samples
+    complete, spreads = (middle, *corners_of(grid)), each.std(1, ddof=1)
+    whole = np.isin(np.arange(len(each)), complete)  # read over all samples
     differences, ends = (each - each[middle])[~whole], each[whole].mean(1)
     truth, every = each[middle].mean() + differences.mean(1), each.shape[1]
     for tolerance in (0.05, 0.02, 0.01):
@@ -292,11 +308,11 @@ def losses(repeats):
             while True:
                 drawn = differences[:, order[:count]]
                 totals, squares = drawn.sum(1), np.square(drawn).sum(1)
-                width = max(width_of(spreads[i], each[i, order[:count]].std(ddof=1)) for i in (middle, corner))
+                width = max(width_of(spreads[i], each[i, order[:count]].std(ddof=1)) for i in complete)
                 errors = [width * standard_error(count, every, *s) for s in zip(totals, squares, strict=True)]
                 errors = np.array(errors)
                 values = each[middle].mean() + totals / count
-                error = relative_error(np.append(values, ends), np.append(errors, np.zeros(2)))
+                error = relative_error(np.append(values, ends), np.append(errors, np.zeros(len(ends))))
                 if error <= tolerance or count == every:
                     break
                 count = next_size(count, every, error, tolerance)
@@ -305,7 +321,7 @@ def losses(repeats):
         low, high = binom.interval(0.99, repeats, 0.95)
         inside = int(((low <= hits) & (hits <= high)).sum())
         print(
-            f"losses, at {tolerance:.0%}: {np.mean(hits) / repeats:.2%} of {repeats} at {len(hits)} points, "
+            f"{name}, at {tolerance:.0%}: {np.mean(hits) / repeats:.2%} of {repeats} at {len(hits)} points, "
             f"{hits.min() / repeats:.2%} to {hits.max() / repeats:.2%}; {inside} of them within the 99 % interval "
             f"{low / repeats:.2%} to {high / repeats:.2%}; {np.mean(reads):.0f} of {every} samples read",
             flush=True,

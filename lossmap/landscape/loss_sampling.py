@@ -2,7 +2,7 @@
 
     L(p) = L(m) + mean over i in S of (l_i(p) - l_i(m))          m the middle: the point nearest the network
     error(p) = s_p / sqrt(|S|) * sqrt(1 - |S| / N) * w           s_p the standard deviation of these differences
-    w = max(s_N(m) / s_S(m), s_N(c) / s_S(c)), or 1 up to 1.1     c the corner farthest from m; s_N and s_S the standard
+    w = max over c of s_N(c) / s_S(c), or 1 up to 1.1            c the middle and the corners; s_N and s_S the standard
                                                                  deviation of the losses there, over all and over S
 
 The loss of the middle is read over all N samples, once; what all points have in common, such as a hard sample, cancels
@@ -10,15 +10,15 @@ in the paired differences (a difference estimator, drawn without replacement: Co
 sections 2.6 and 7.9). So the error is that of the loss, and of what a picture shows of it: the middle has none.
 
 A few samples that outweigh all others are mostly not among those read, and then nothing in the differences tells of
-them. But middle and corner do, whose losses are read over all samples: where these spread more than those read (w), the
-errors of the loss are larger by as much. Samples that outweigh others elsewhere alone are not found by that.
+them. But middle and corners do, whose losses are read over all samples: where these spread more than those read (w),
+the errors of the loss are larger by as much. Samples that outweigh others elsewhere alone are not found by that.
 
 S is the beginning of one order of the samples, made from a seed: it grows in rounds, each of which reads it at all
 points anew, until the largest error is small enough of the range of the losses. Its next size follows from the
 values of a round alone, so that the same samples are read for any number of ranks, in teams of any size, and after any
 kill.
 
-Price: the rounds together, and middle and corner once more in each round on each rank.
+Price: the rounds together, and middle and corners once more in each round on each rank.
 Letters: N samples, |S| of them read.
 """
 
@@ -55,10 +55,10 @@ class Step:
     """What is read next.
 
     points  flat indices
-    reads   by split, how many samples at each; empty: all, at middle and corner
+    reads   by split, how many samples at each; empty: all, at middle and corners
     middle  its coordinates
     base    by split, the means over all samples at the middle: loss, then metrics
-    whole   the coordinates of middle and corner, and by split the standard deviation there over all samples
+    whole   the coordinates of middle and corners, and by split the standard deviation there over all samples
     """
 
     points: tuple[int, ...]
@@ -133,7 +133,7 @@ class SampledLossMap(LossMap):
         return {**super().__getstate__(), "_middle": None, "_seen": {}, "_wider": {}, "_rows": []}
 
     def __call__(self, point: Point) -> dict[str, float]:
-        """Read the losses at a point; the first time on a rank also those of middle and corner."""
+        """Read the losses at a point; the first time on a rank also those of middle and corners."""
         if self._step is not None and self._middle is None:
             super().__call__(self._step.middle)
             self._middle = dict(self._seen)

@@ -1,9 +1,8 @@
 """How many samples are read, round after round: see `loss_sampling`.
 
-A round reads the same samples at all points but the middle and the corner farthest from it, which are read over all
-samples at first; and the next one as many as its errors ask for. What is
-known of a survey is found in its numbers alone, `SPLIT_samples_read` at each point, so that it goes on after any kill:
-points that are behind the others are read first.
+A round reads the same samples at all points but the middle and the corners, which are read over all samples at first;
+and the next one as many as its errors ask for. What is known of a survey is found in its numbers alone,
+`SPLIT_samples_read` at each point, so that it goes on after any kill: points that are behind the others are read first.
 """
 
 from __future__ import annotations
@@ -33,26 +32,16 @@ def middle_of(grid: Grid) -> int:
     return nearest[0] if grid.y is None else nearest[1] * grid.x.size + nearest[0]
 
 
-def corner_of(grid: Grid) -> int | None:
-    """The flat index of the last of the points farthest from the middle, relative to the axes; None: no other point."""
-    middle = middle_of(grid)
-    x, y = grid.point(middle)[0], grid.point(middle)[-1]
-    distances = _share_of(grid.x, x)
-    if grid.y is not None:
-        distances = np.add.outer(_share_of(grid.y, y), distances).reshape(-1)
-    farthest = int(np.flatnonzero(distances == distances.max())[-1])
-    return None if farthest == middle else farthest
-
-
-def _share_of(axis: np.ndarray, centre: float) -> np.ndarray:
-    """The squared distances of an axis' ticks from one of them, relative to its length."""
-    shares: np.ndarray = np.square((axis - centre) / (np.ptp(axis) or 1.0))
-    return shares
+def corners_of(grid: Grid) -> list[int]:
+    """The flat indices of the corners, of a line its ends, without the middle: a sample may be large at one alone."""
+    rows = {0} if grid.y is None else {0, grid.y.size - 1}
+    corners = {row * grid.x.size + column for row in rows for column in (0, grid.x.size - 1)}
+    return sorted(corners - {middle_of(grid)})
 
 
 def _whole_of(grid: Grid) -> list[int]:
-    """The flat indices of the points that are read over all samples: middle and corner."""
-    return [i for i in (middle_of(grid), corner_of(grid)) if i is not None]
+    """The flat indices of the points that are read over all samples: middle and corners."""
+    return [middle_of(grid), *corners_of(grid)]
 
 
 def next_size(count: int, every: int, error: float, tolerance: float) -> int:
@@ -76,7 +65,9 @@ def next_step(surface: Surface, measure: SampledLossMap, retry_failed: bool = Fa
     grid, status = surface.grid, surface.status[measure.name].reshape(-1)
     middle, whole = middle_of(grid), _whole_of(grid)
     place = grid.point(middle)
-    to_do = [i for i in whole if status[i] == TO_DO or (retry_failed and status[i] == FAILED)]
+    read_of = {split: surface[f"{split}_{READ}"].reshape(-1) for split in measure.samples}
+    partly = {i for split, every in measure.samples.items() for i in whole if read_of[split][i] < every}
+    to_do = [i for i in whole if status[i] == TO_DO or i in partly or (retry_failed and status[i] == FAILED)]
     if to_do:
         return Step(tuple(sorted(to_do)), {}, place, {})
     if status[middle] == FAILED:
@@ -92,7 +83,7 @@ def next_step(surface: Surface, measure: SampledLossMap, retry_failed: bool = Fa
         )
     spreads = tuple((grid.point(i), _spreads_at(surface, measure, i)) for i in whole if status[i] != FAILED)
     others = np.flatnonzero((retry_failed | (status != FAILED)) & ~np.isin(np.arange(status.size), whole))
-    read = {split: surface[f"{split}_{READ}"].reshape(-1)[others] for split in measure.samples}
+    read = {split: numbers[others] for split, numbers in read_of.items()}
     known = {split: int(np.nan_to_num(numbers).max(initial=0)) for split, numbers in read.items()}
     if not all(known.values()):
         reads = {split: _first_size(every) for split, every in measure.samples.items()}
