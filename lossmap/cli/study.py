@@ -31,9 +31,18 @@ from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lossmap.studies.designs import Size
 
 KINDS = ("flatness", "depth", "generalisation", "plane-curvature", "neurons")
+OWN_FLAGS = {  # of some studies alone; the others would leave them aside
+    "model": ("flatness", "generalisation", "plane-curvature", "neurons"),
+    "depths": ("depth",),
+    "ticks": ("depth",),
+    "planes": ("plane-curvature",),
+    **dict.fromkeys(("seeds", "epochs", "samples", "quick", "retry_failed"), KINDS[:-1]),
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,11 @@ def run(settings: Settings, world: World) -> int:
         raise UsageError(f"the study must be one of {', '.join(KINDS)}; got {options.kind or 'none'}")
     if (options.run is not None) != (options.kind == "neurons"):
         raise UsageError("neurons needs --model-folder, the checkpoints of a run; the other studies train their own")
+    for name, kinds in OWN_FLAGS.items():
+        if getattr(options, name) and options.kind not in kinds:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is of {', '.join(kinds)}, not of {options.kind}: leave it out"
+            )
     say = output.rank_0_printer(world, settings.notes)
     folder = Path(options.folder or f"study-{options.kind}")
     if options.kind == "neurons":
@@ -128,6 +142,7 @@ def campaign(settings: Settings, folder: Path, world: World, say: output.Printer
     options, size = settings.study, size_of(settings)
     try:
         zoo.known(size.model)
+        refuse_unfit(zoo.build(size.model, seed=0))
     except ValueError as error:
         raise UsageError(f"--model: {error}") from None
     members = DESIGNS[options.kind](size)
@@ -152,6 +167,22 @@ def campaign(settings: Settings, folder: Path, world: World, say: output.Printer
         say(f"picture: {save(draw_study(study.kind, study.nets), folder / 'picture.png', dpi=200)}")
     say(f"report and table: {folder}")
     return output.EXIT_CODES[study.outcome]
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raises ValueError for a net that does not take a digit, before every net of the study fails by that."""
+    import torch
+
+    from lossmap.data.borrow import temporary_parameters
+
+    shape = (2, 1, 8, 8)  # samples, channels, rows, columns
+    try:
+        with temporary_parameters(model, {}), torch.no_grad():
+            outputs = model(torch.zeros(shape))
+    except Exception as error:
+        raise ValueError(f"this net does not take the digits, of 1 channel and 8x8 pixels: {error}") from None
+    if outputs.shape != (2, 10):
+        raise ValueError(f"this net has outputs {tuple(outputs.shape)} for two digits, not (2, 10)")
 
 
 def neurons(settings: Settings, folder: Path, world: World, say: output.Printer) -> int:

@@ -42,6 +42,8 @@ class Size:
         wrong = [depth for depth in self.depths if depth < 8 or (depth - 2) % 6]
         if wrong or not self.depths:
             raise ValueError(f"depths must be 8, 14, 20, ... (6 m + 2); got {' '.join(map(str, self.depths))}")
+        if len(set(self.depths)) < len(self.depths):
+            raise ValueError(f"depths must differ from each other; got {' '.join(map(str, self.depths))}")
 
 
 QUICK = Size(seeds=2, epochs=5, samples=128, depths=(8,), ticks=7, planes=5)

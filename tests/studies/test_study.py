@@ -98,6 +98,12 @@ def test_neurons_from_the_command_line(tmp_path, capsys):
         (["flatness", "--model-folder", "run"], "the other studies train their own"),
         (["depth", "--depths", "9"], "--depths must be 8, 14, 20"),
         (["flatness", "--model", "mpl"], "no net is named 'mpl'"),
+        (["flatness", "--model", "resnet20", "--dry-run"], "--model: this net does not take the digits"),
+        (["depth", "--depths", "8", "8"], "--depths must differ from each other; got 8 8"),
+        (["depth", "--model", "mlp"], "--model is of flatness, generalisation, plane-curvature, neurons, not of depth"),
+        (["flatness", "--ticks", "5"], "--ticks is of depth, not of flatness: leave it out"),
+        (["generalisation", "--planes", "3"], "--planes is of plane-curvature, not of generalisation"),
+        (["neurons", "--model-folder", "run", "--seeds", "3"], "--seeds is of flatness, depth, generalisation"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, text, capsys):
