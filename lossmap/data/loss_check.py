@@ -543,8 +543,8 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, i
     data = replace(own, batches=marked(own.batches))
     note = (
         f"the loss draws at random: each batch has random numbers of its own, made from seed {seed} and the same at "
-        "every evaluation, so that surface and curvature are those of one fixed realisation; surface, eigenmap "
-        "and connect give the mean of R with its standard error by --noise-repeats R"
+        "every evaluation, so that surface and curvature are those of one fixed realisation, or, of surface, eigenmap "
+        "and connect with --noise-repeats R, the mean of R with its standard error"
     )
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))

@@ -5,7 +5,7 @@ Rendered from the arrays and attributes that `landscape.connection` names and a 
 
 from __future__ import annotations
 
-from math import isfinite, isinf, isnan
+from math import hypot, isfinite, isinf, isnan
 
 import numpy as np
 
@@ -155,7 +155,20 @@ def monotone_text(stored: StoredReport, split: str) -> str:
     if stored.flag(f"{split}_is_monotone"):
         return f"yes: {way}, and {against} at none of {count(steps, 'step')}"
     low, high = stored.number(f"{split}_bump_from"), stored.number(f"{split}_bump_to")
-    return (
+    text = (
         f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, by {number(bump)} in all between "
         f"t = {low:.3g} and {high:.3g}"
     )
+    if bump <= CLEAR * hypot(_paired_error(stored, split, low), _paired_error(stored, split, high)):
+        kind = counted(stored.text("unit")) if not stored.number("noise_repeats", 0) else "realisation"
+        return f"{text}; that cannot be told from none by these {kind}s"
+    return text
+
+
+def _paired_error(stored: StoredReport, split: str, t: float) -> float:
+    """The larger error of the loss at a point, against the line between the ends and their mean; 0: not known."""
+    at = int(np.abs(stored.arrays["t"] - t).argmin())
+    kept = [
+        stored.arrays[name] for kind in ("barrier", "midpoint") if (name := f"{split}_{kind}_error") in stored.arrays
+    ]
+    return max((float(errors[at]) for errors in kept if isfinite(errors[at])), default=0.0)

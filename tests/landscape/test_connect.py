@@ -21,7 +21,9 @@ from lossmap.landscape.connect import line_grid
 from lossmap.landscape.connection import barrier_of
 from lossmap.landscape.connection_map import connection_map, fixed_batches
 from lossmap.landscape.loss import ForwardPlan
+from lossmap.report.connection import monotone_text
 from lossmap.report.render import report_of_group
+from lossmap.report.stored import StoredReport
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
 Y = torch.arange(30) % 3
@@ -295,6 +297,20 @@ def test_errors_of_a_random_loss_are_over_realisations_paired_at_both_ends(tmp_p
     assert pickle.loads(pickle.dumps(line)).noise_repeats == repeats
     alone = lossmap.connect(problem, b, points=7)
     assert np.isnan(alone.barrier_errors["train"]).all() and "not known" in repr(alone)
+
+
+@pytest.mark.parametrize(("error", "is_clear"), [(0.01, True), (0.06, False), (np.nan, True)])
+def test_a_turn_within_the_errors_is_said_to_be_no_clear_one(error, is_clear):
+    t, middle = np.linspace(0, 1, 5), np.array([False, True, True, True, False])
+    errors = np.where(middle, error, 0.0)
+    values = {"direction": "rises", "steps": 4, "turns": 1, "bump": 0.1, "bump_from": 0.5, "bump_to": 0.75}
+    arrays = {"t": t, "train_loss": np.array([1.0, 1.2, 1.3, 1.2, 1.5]), "train_barrier_error": errors}
+    attributes = {f"train_{name}": value for name, value in values.items()} | {"train_is_monotone": 0, "unit": "nats"}
+    text = monotone_text(StoredReport(arrays, attributes), "train")
+    assert text.startswith("no: rises from 1 to 1.5, but falls at 1 of 4 steps, by 0.1 in all")
+    assert text.endswith("that cannot be told from none by these samples") != is_clear
+    attributes["noise_repeats"] = 4
+    assert monotone_text(StoredReport(arrays, attributes), "train").endswith("by these realisations") != is_clear
 
 
 def test_a_loss_that_draws_nothing_has_no_realisations():
