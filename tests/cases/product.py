@@ -7,7 +7,6 @@ raises with a sentence in which one of the words stands (never an IndexError, Ke
 import io
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -22,6 +21,8 @@ import torch
 
 torch.set_num_threads(1)
 
+
+from warm import Warm
 
 import lossmap.memory
 from lossmap import (
@@ -42,6 +43,8 @@ from lossmap import (
 from lossmap import spectral_density as density
 from lossmap.curvature.autotune import prepare
 from lossmap.plotting.spectra import draw_layers
+
+_warm = Warm(here=True)  # before anything of a case has happened
 
 
 def extremes(matrix, **told):
@@ -99,11 +102,15 @@ def free_memory_functions():
     return {"lossmap.memory.free_memory": lambda: lossmap.memory.free_memory(torch.device("cpu"))}
 
 
-def command(*words, cwd=None, ranks=0, timeout=100):
+def command(*words, cwd=None, timeout=100):
     """The command line: (exit code, all that it wrote)."""
-    line = [sys.executable, "-m", "lossmap", *map(str, words)]
-    r = subprocess.run(line, capture_output=True, text=True, cwd=cwd, timeout=timeout)
-    return r.returncode, r.stdout + r.stderr
+    return program("-m", "lossmap", *words, cwd=cwd, timeout=timeout)
+
+
+def program(*words, cwd=None, timeout=100):
+    """What `python WORDS` does: (exit code, all that it wrote)."""
+    r = _warm.run(words, cwd=cwd or Path.cwd(), output=folder() / "output.txt", timeout=timeout)
+    return r.returncode, r.stdout
 
 
 def folder():

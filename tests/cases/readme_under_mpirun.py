@@ -5,6 +5,7 @@ mpirun -n 2 python readme_under_mpirun.py on-ranks
 """
 
 import shutil
+import subprocess
 
 from product import *
 

@@ -29,7 +29,7 @@ np.savez(here / "d.npz", x=x, y=np.arange(30) % 3)
     "import sys, torch\nsys.path.insert(0, 'sub')\nimport ownnets\ntorch.manual_seed(1)\nm = ownnets.net()\ntorch.save(m, 'whole.pt')\ntorch.save(m.state_dict(), 'plain.pt')\ntorch.save({'model': m, 'epoch': 2}, 'under.pt')\n"
 )
 for script in ("save.py", "sub/train.py"):
-    subprocess.run([sys.executable, script], cwd=here, check=True)
+    assert program(script, cwd=here)[0] == 0
 torch.manual_seed(1)
 l = nn.Linear(4, 3)
 true = float(F.cross_entropy(l(torch.tensor(x)), torch.arange(30) % 3))
