@@ -389,8 +389,7 @@ def report(
         else "",
     )
     say(f"\n{result!r}\n")
-    for place, group in {GROUP: group_of(result), **value_groups(result, GROUP)}.items():
-        store.put(place, group)
+    store.put_all({GROUP: group_of(result), **value_groups(result, GROUP)})
     if alignment is not None and curve.save_aligned is not None:
         save(dict(alignment.state), curve.save_aligned)
         say(f"aligned checkpoint: {curve.save_aligned}")

@@ -325,8 +325,7 @@ def report_all(measure: Any, store: SurfaceFile, say: output.Printer) -> None:
     for label, result in measure.results(store.arrays).items():
         say(f"\n{result!r}")
         name, group = group_name("sharpness", label), group_of(result)
-        for place, content in {name: group, **value_groups(result, name)}.items():
-            store.put(place, content)
+        store.put_all({name: group, **value_groups(result, name)})
         reports[label] = StoredReport(group.arrays, group.attributes)
     if len(reports) > 1:
         say(f"\n{sharpness_table(reports)}")

@@ -315,8 +315,7 @@ def _put(store: SurfaceFile, name: str, value: Any, attributes: Mapping[str, str
     """
     own = group_of(value)
     own = Group(own.arrays, {**own.attributes, **(attributes or {})})
-    for place, group in {name: own, **value_groups(value, name)}.items():
-        store.put(place, group)
+    store.put_all({name: own, **value_groups(value, name)})
 
 
 def report_l2_path(

@@ -263,8 +263,13 @@ class SurfaceFile:
 
     def put(self, name: str, group: Group) -> None:
         """Keep a group of arrays beside the fields; written to the file at once."""
+        self.put_all({name: group})
+
+    def put_all(self, groups: Mapping[str, Group]) -> None:
+        """Keep groups of arrays, by name; the file gets them at once, all or none."""
         with self.memory.lock:
-            self.memory.put(name, group)
+            for name, group in groups.items():
+                self.memory.put(name, group)
             self.snapshot()
 
     def group(self, name: str) -> Group:
