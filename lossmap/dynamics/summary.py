@@ -129,8 +129,9 @@ def _null(run: EigenspaceDynamics, null: InformedNull | None) -> tuple[Answer, .
         elif successive < low:
             answer, words = "more", "more than"
         parts.append(
-            f"two disjoint halves of the samples at the same weights overlap {measured}, successive snapshots "
-            f"{successive:.3g}: a step of the run moves the subspace {words} the choice of samples does"
+            f"two disjoint halves of the samples at the same weights overlap {measured} (one division: "
+            f"no error bar), successive snapshots {successive:.3g}: "
+            f"a step of the run moves the subspace {words} the choice of samples does"
         )
     if len(null.seed):
         mean, most = float(null.seed.mean()), float(null.seed.max())

@@ -107,6 +107,7 @@ def test_the_word_follows_from_the_order_of_the_numbers(halves, answer):
     run = compare_eigenspaces(Snapshots.of([0, 1, 2], [np.ones(1)] * 3, vectors))
     null = InformedNull(np.array([0.0, 2.0]), np.array(halves), np.array([0.3, 0.4, 0.5]))
     found = summarize(run, null=null)["null"]
+    assert "(one division: no error bar)" in found.sentence
     assert found.answer == answer and found.numbers["overlap"] == pytest.approx(np.cos(angle) ** 2)
     assert "nearer to each other" in found.sentence
     assert (found.numbers["least"] > found.numbers["seed_most"]) == ("any two snapshots" in found.sentence)
