@@ -32,10 +32,9 @@ SMALLER = (
     (r"^lossmap dynamics (.*)--samples 128 --top 3", r"lossmap dynamics \1--samples 32 --top 1 --tol 0.1"),
     (r"^lossmap connect (.*)", r"lossmap connect \1 --samples 64 --points 5 --no-probe"),
     (r"^lossmap sharpness (.*)", r"lossmap sharpness \1 --samples 64 --draws 2 --ascent-steps 2 --trace-products 8"),
-    (
-        r"^lossmap study (?!neurons)(.*)",
-        r"lossmap study \1 --seeds 1 --epochs 1 --samples 16 --depths 8 --ticks 5 --planes 2 --threads 1",
-    ),
+    (r"^lossmap study (?!neurons)(.*)", r"lossmap study \1 --seeds 1 --epochs 1 --samples 16 --threads 1"),
+    (r"^lossmap study depth (.*)", r"lossmap study depth \1 --depths 8 --ticks 5"),
+    (r"^lossmap study plane-curvature (.*)", r"lossmap study plane-curvature \1 --planes 2"),
     (r"\[:2\]", "[:1]"),
     (r"^lossmap eigenmap (.*)", r"lossmap eigenmap \1 --certify none " + QUICK),
 )
