@@ -93,9 +93,11 @@ FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what e
 RUN = "evolution/results"
 # what Python, NumPy and JSON raise of parts that do not fit together
 MISFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
-SPECTRUM = "spectrum"  # the measure of a file whose spectra may be unfinished
-ABOUT = "spectra"  # its attribute that says what their matrices are
-READ_UNFINISHED = ("lossmap.spectra.from_tasks", "spectra_so_far")  # what reads these
+# measures whose results may be unfinished -> the attribute that says what they are of, and what reads these
+UNFINISHED = {
+    "spectrum": ("spectra", "lossmap.spectra.from_tasks", "results_so_far"),
+    "sharpness": ("checkpoints", "lossmap.landscape.sharpness_from_tasks", "results_so_far"),
+}
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group
 
 
@@ -290,7 +292,7 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
     Returns:
         A `Surface` where the file holds readings over a grid. Else the result that it holds: a `Spectrum`, a
         `Diagnosis`, and so on; where there are several, a mapping of them by name, such as `spectrum/train`. Of an
-        unfinished spectrum what there is so far, whose notes say what is still to come.
+        unfinished spectrum, of its layers or of sharpness what there is so far, whose notes say what is still to come.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: with one sentence.
@@ -314,39 +316,43 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
     if RUN in surface.groups and (kind is None or kind.__name__ == "RunDynamics"):
         module, function = READ_RUN
         return getattr(import_module(module), function)(path, surface)
-    if kind is not None and not stored and kind.__name__ == "Spectrum":
-        so_far = _so_far(path, surface)
-        if so_far is not None and not isinstance(so_far, Results):
-            return so_far
+    if kind is not None and not stored:
+        fitting = [value for value in _so_far(path, surface).values() if type(value) is kind]
+        if len(fitting) == 1:
+            return fitting[0]
     if kind is not None:
         return _only(path, stored, kind, surface.integrity, surface.outcome == "unfinished")
     if not stored or _holds_points(surface):
-        return _so_far(path, surface) or surface
+        so_far = _so_far(path, surface)
+        if len(so_far) == 1:
+            return next(iter(so_far.values()))
+        return Results(so_far) if so_far else surface
     if len(stored) == 1:
         return _value_in(path, next(iter(stored)), surface.integrity)
     names = {name: name.removeprefix(VALUES).replace(".", "/", 1) for name in stored}
     return Results({short: _value_in(path, name, surface.integrity) for name, short in names.items()})
 
 
-def _so_far(path: PathLike, surface: Surface) -> Any:
-    """What an unfinished file holds of its spectra, one or several by name; None where there is nothing yet."""
-    settings, about = surface.settings.get("measures", {}).get(SPECTRUM), surface.attributes.get(ABOUT)
+def _so_far(path: PathLike, surface: Surface) -> dict[str, Any]:
+    """By name, what an unfinished file holds of its spectra, layers or sharpness; empty where there is nothing yet."""
+    measure = next((name for name in UNFINISHED if name in surface.measures), "")
+    if not measure:
+        return {}
+    attribute, module, function = UNFINISHED[measure]
+    settings, about = surface.settings.get("measures", {}).get(measure), surface.attributes.get(attribute)
     if settings is None or not isinstance(about, Mapping):  # the file of an earlier version says too little of them
-        return None
-    status = np.asarray(surface.status[SPECTRUM])
+        return {}
+    status = np.asarray(surface.status[measure])
     note = (
         f"unfinished: {int((status == DONE).sum())} of {status.size} tasks are done; lossmap resume {path} computes "
         "the rest"
     )
     groups = {name: files.read_group(path, name).arrays for name in surface.groups if name.startswith("tasks/")}
-    module, function = READ_UNFINISHED
     try:
-        spectra = getattr(import_module(module), function)(about, settings, groups, note)
+        found = getattr(import_module(module), function)(about, settings, groups, note)
     except MISFIT as error:
         raise Damaged(f"{path} is damaged: what its groups tasks hold does not fit ({error})") from error
-    if len(spectra) > 1:
-        return Results({f"{SPECTRUM}/{label}": spectrum for label, spectrum in spectra.items()})
-    return next(iter(spectra.values()), None)
+    return {group_name(kind, label): value for (kind, label), value in found.items()}
 
 
 def _value_in(path: PathLike, name: str, integrity: str) -> Any:

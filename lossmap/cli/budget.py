@@ -21,7 +21,8 @@ from lossmap.parallel.world import World
 from lossmap.report.price import Price, seconds_of, span_text
 
 if TYPE_CHECKING:
-    from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessTasks
+    from lossmap.landscape.sharpness_request import SharpnessRequest
+    from lossmap.landscape.sharpness_tasks import SharpnessTasks
     from lossmap.spectra.request import SpectrumRequest
     from lossmap.spectra.tasks import SpectrumTasks
 

@@ -45,7 +45,8 @@ from lossmap.results import value_groups
 
 if TYPE_CHECKING:
     from lossmap.cli.device import Machine
-    from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessSubject
+    from lossmap.landscape.sharpness_request import SharpnessRequest
+    from lossmap.landscape.sharpness_tasks import SharpnessSubject
     from lossmap.parallel.team import Team
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
@@ -148,7 +149,7 @@ def refuse_unused(settings: Settings) -> None:
 
 def request_of(settings: Settings) -> SharpnessRequest:
     """What the flags request. Raises UsageError for balls that are none; the rest is checked where tasks are made."""
-    from lossmap.landscape.sharpness_tasks import SharpnessRequest
+    from lossmap.landscape.sharpness_request import SharpnessRequest
 
     s = settings.sharpness
     return SharpnessRequest(
@@ -301,6 +302,7 @@ def result_path(settings: Settings) -> Path:
 
 def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str, ranks: int) -> SurfaceFile:
     from lossmap.landscape.fingerprint import code_of
+    from lossmap.landscape.sharpness_from_tasks import ABOUT
 
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
     subject = measure.subjects[0]
@@ -312,7 +314,12 @@ def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str,
         measures={measure.name: (measure.fields, measure.settings)},
         overwrite=settings.run.overwrite,
         command="lossmap sharpness",
-        attributes={**provenance(device, ranks), "command": "sharpness", "resolved_sharpness": resolved},
+        attributes={
+            **provenance(device, ranks),
+            "command": "sharpness",
+            "resolved_sharpness": resolved,
+            ABOUT: {about.label: about.stored() for about in measure.about},
+        },
         expected_bytes=measure.expected_bytes,
         codes={measure.name: code_of({subject.label: subject.samples_of}, product=True, files=files)},
         accept_change=settings.run.accept_change,

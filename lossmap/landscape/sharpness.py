@@ -20,8 +20,9 @@ from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.ball import DEFAULT_RADII
+from lossmap.landscape.sharpness_request import SharpnessRequest
 from lossmap.landscape.sharpness_result import Sharpness
-from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessSubject, make_sharpness_tasks
+from lossmap.landscape.sharpness_tasks import SharpnessSubject, make_sharpness_tasks
 
 
 @checked_keywords

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from lossmap.landscape.fitted_share import MARGIN, largest_share
 from lossmap.landscape.sharpness_cost import expected_costs, seconds_of_subjects
-from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessTasks, tasks_of
+from lossmap.landscape.sharpness_request import SharpnessRequest
+from lossmap.landscape.sharpness_tasks import SharpnessTasks, tasks_of
 from lossmap.report.price import span_text
 from lossmap.report.text import count
 

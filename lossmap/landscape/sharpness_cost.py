@@ -18,7 +18,8 @@ from lossmap.curvature.operators import single_rank
 from lossmap.curvature.product_time import first_batch, seconds_of_product
 from lossmap.geometry.parameter_vector import selected
 from lossmap.landscape.critical_sharpness import PASSES
-from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessTask, SharpnessTasks
+from lossmap.landscape.sharpness_request import SharpnessRequest
+from lossmap.landscape.sharpness_tasks import SharpnessTask, SharpnessTasks
 from lossmap.linalg.expected_products import ends_products, trace_products
 from lossmap.memory import memory_now
 from lossmap.report.price import Price

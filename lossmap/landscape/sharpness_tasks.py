@@ -35,77 +35,21 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
-from lossmap.landscape.ball import DEFAULT_RADII, Ball, check_ball
-from lossmap.landscape.batch_sharpness import BatchSharpness, batch_sharpness
-from lossmap.landscape.critical_sharpness import CriticalSharpness, critical_sharpness
+from lossmap.landscape.ball import Ball
+from lossmap.landscape.batch_sharpness import batch_sharpness
+from lossmap.landscape.critical_sharpness import critical_sharpness
 from lossmap.landscape.rises import average_rise, worst_rise
-from lossmap.landscape.sharpness_result import BallRise, PreconditionedSharpness, Sharpness
+from lossmap.landscape.sharpness_from_tasks import AboutCheckpoint, group_of_task, kinds_of, sharpness_of
+from lossmap.landscape.sharpness_request import SharpnessRequest
+from lossmap.landscape.sharpness_result import Sharpness
 from lossmap.landscape.shifted_loss import ShiftedLoss
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import with_rounding_measured
-from lossmap.linalg.trace import Trace, check_trace_request, trace
+from lossmap.linalg.trace import trace
 from lossmap.sums import norm
 
 Arrays = Mapping[str, Any]
 Readings = Mapping[str, Arrays]  # group of a task -> its numbers; tasks that failed are missing
-
-
-@dataclass(frozen=True)
-class SharpnessRequest:
-    """What is measured at every checkpoint.
-
-    balls           kind and radius of each
-    draws           pairs of random points of an average; 0 for no averages
-    steps, starts   of gradient ascents; 0 for none
-    critical        whether critical sharpness is searched
-    tol             of the largest eigenvalue, relative
-    trace_products  of the trace; 0 for none
-    parameters      that are displaced, and that the Hessian is of
-    batch, batches  samples of each batch, and the number of batches, of batch sharpness; 0 samples for none
-    preconditioned  whether the largest eigenvalue of P^-1/2 (H + W) P^-1/2 is searched, P of `problem.preconditioner`
-    """
-
-    balls: tuple[tuple[str, float], ...] = tuple(DEFAULT_RADII.items())
-    draws: int = 20
-    steps: int = 20
-    starts: int = 2
-    critical: bool = True
-    tol: float = 1e-3
-    trace_products: int = 60
-    parameters: str = "weights"
-    seed: int = 0
-    batch: int = 0
-    batches: int = 30
-    preconditioned: bool = False
-
-    def check(self) -> None:
-        """Raise ValueError for what cannot be measured."""
-        for kind, radius in self.balls:
-            check_ball(kind, radius)
-        if len(set(self.balls)) < len(self.balls):
-            raise ValueError(f"each ball must be named once; got {', '.join(f'{k}:{r:g}' for k, r in self.balls)}")
-        if self.draws < 0 or self.draws == 1:
-            raise ValueError(f"--draws must be >= 2, for a standard error, or 0 for no averages; got {self.draws}")
-        if self.steps < 0 or self.starts < 0:
-            raise ValueError(f"--ascent-steps and --starts must be >= 0; got {self.steps} and {self.starts}")
-        if self.batch < 0 or (self.batch and self.batches < 2):
-            raise ValueError(
-                f"--batch-sharpness must be >= 0, and --batches >= 2 for a standard error; got {self.batch} and "
-                f"{self.batches}"
-            )
-        if not self.tol > 0.0:
-            raise ValueError(f"--tol must be > 0, e.g. 1e-3; got {self.tol}")
-        if self.trace_products:
-            check_trace_request("xtrace", self.trace_products)
-
-    def stored(self) -> dict[str, Any]:
-        """As files hold it: what earlier versions did not know stands there only where it is asked for."""
-        values = asdict(self)
-        if not self.batch:
-            del values["batch"], values["batches"]
-        if not self.preconditioned:
-            del values["preconditioned"]
-        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +112,26 @@ class SharpnessTasks:
         return len(self.tasks) * (4_000 + 8 * self.request.draws)
 
     @cached_property
+    def about(self) -> tuple[AboutCheckpoint, ...]:
+        """What is known of each subject before any task is done."""
+        return tuple(self._about(subject) for subject in self.subjects)
+
+    def _about(self, subject: SharpnessSubject) -> AboutCheckpoint:
+        named = selected(subject.problem.model, self.request.parameters)
+        return AboutCheckpoint(
+            label=subject.label,
+            size=sum(p.numel() for p in named.values()),
+            precision=str(next(iter(named.values())).dtype).removeprefix("torch."),
+            samples=subject.samples_of.sample_count,
+            unit=subject.problem.unit,
+            rescaled=subject.rescaled,
+            notes=tuple(subject.problem.notes),
+        )
+
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The group of each task in the file."""
-        names = []
-        for task in self.tasks:
-            ball = "" if task.ball is None else f"{task.ball[0]} {task.ball[1]:g}"
-            parts = ("tasks", self.subjects[task.subject].label or "whole", task.kind, ball)
-            names.append("/".join(part.replace("/", "_") for part in parts if part))
-        return tuple(names)
+        return tuple(group_of_task(self.subjects[t.subject].label, t.kind, t.ball) for t in self.tasks)
 
     def __call__(self, point: Point) -> dict[str, dict[str, np.ndarray]]:
         """Does the task of this number: {its group: {name: array}}."""
@@ -281,106 +237,17 @@ class SharpnessTasks:
         return asdict(worst_rise(shifted, self._ball(task, shifted), request.steps, request.starts, request.seed))
 
     def _result(self, i: int, readings: Readings) -> Sharpness:
-        subject, request = self.subjects[i], self.request
         done = {
             (task.kind, task.ball): readings[group]
             for task, group in zip(self.tasks, self.groups, strict=True)
             if task.subject == i and group in readings
         }
-        named = selected(subject.problem.model, request.parameters)
-        slope, largest = done.get(("gradient", None), {}), done.get(("largest", None), {})
-        return Sharpness(
-            label=subject.label,
-            size=sum(p.numel() for p in named.values()),
-            parameters=request.parameters,
-            precision=str(next(iter(named.values())).dtype).removeprefix("torch."),
-            samples=subject.samples_of.sample_count,
-            unit=subject.problem.unit,
-            loss=float(slope.get("loss", nan)),
-            loss_error=float(slope.get("loss_error", nan)),
-            gradient_norm=float(slope.get("gradient_norm", nan)),
-            gradient_norm_error=float(slope.get("gradient_norm_error", nan)),
-            largest=float(largest.get("value", nan)),
-            largest_error=float(largest.get("error", nan)),
-            largest_limit=float(largest.get("limit", nan)),
-            trace=_to_trace(done.get(("trace", None))),
-            balls=tuple(_to_ball(ball, done, request) for ball in request.balls),
-            critical=_to_critical(done.get(("critical", None))),
-            batch=_to_batch(done.get(("batch", None))),
-            preconditioned=_to_preconditioned(done.get(("preconditioned", None))),
-            seed=request.seed,
-            rescaled=subject.rescaled,
-            notes=tuple(subject.problem.notes),
-        )
-
-
-def _to_trace(arrays: Arrays | None) -> Trace | None:
-    if arrays is None:
-        return None
-    terms, products, size = (int(arrays[name]) for name in ("terms", "products", "size"))
-    value, error, target = (float(arrays[name]) for name in ("value", "error", "error_target"))
-    return Trace(value, error, terms, products, str(arrays["method"]), size, target)
-
-
-def _to_batch(arrays: Arrays | None) -> BatchSharpness | None:
-    if arrays is None:
-        return None
-    return BatchSharpness(float(arrays["value"]), float(arrays["error"]), int(arrays["batches"]), int(arrays["size"]))
-
-
-def _to_preconditioned(arrays: Arrays | None) -> PreconditionedSharpness | None:
-    if arrays is None:
-        return None
-    value, error, limit, threshold = (float(arrays[name]) for name in ("value", "error", "limit", "threshold"))
-    return PreconditionedSharpness(value, error, limit, threshold, str(arrays["optimizer"]))
-
-
-def _to_critical(arrays: Arrays | None) -> CriticalSharpness | None:
-    if arrays is None:
-        return None
-    value, low, high, rounding = (float(arrays[name]) for name in ("value", "low", "high", "rounding"))
-    return CriticalSharpness(value, low, high, int(arrays["passes"]), rounding, str(arrays["reason"]))
-
-
-def _to_ball(
-    ball: tuple[str, float], done: Mapping[tuple[str, tuple[str, float] | None], Arrays], request: SharpnessRequest
-) -> BallRise:
-    """The rises in one ball, of the tasks that are done."""
-    rise = BallRise(*ball)
-    average, worst = done.get(("average", ball)), done.get(("worst", ball))
-    if average is not None:
-        value, error, rounding = (float(average[name]) for name in ("value", "error", "rounding"))
-        rise = replace(rise, average=value, average_error=error, rounding=rounding, draws=request.draws)
-    if worst is not None:
-        rise = replace(
-            rise,
-            sam=float(worst["sam"]),
-            sam_error=float(worst.get("sam_error", nan)),  # of files of earlier versions
-            worst=float(worst["value"]),
-            worst_error=float(worst.get("rounding", nan)),
-            starts=request.starts,
-            steps=request.steps,
-        )
-    return rise
+        return sharpness_of(self.about[i], self.request, done)
 
 
 def tasks_of(subject: int, request: SharpnessRequest) -> list[SharpnessTask]:
     """The tasks of a subject, the ones that take longest first."""
-    tasks = [SharpnessTask(subject, "gradient")]
-    if request.steps and request.starts:
-        tasks += [SharpnessTask(subject, "worst", ball) for ball in request.balls]
-    if request.trace_products:
-        tasks.append(SharpnessTask(subject, "trace"))
-    tasks.append(SharpnessTask(subject, "largest"))
-    if request.preconditioned:
-        tasks.append(SharpnessTask(subject, "preconditioned"))
-    if request.draws:
-        tasks += [SharpnessTask(subject, "average", ball) for ball in request.balls]
-    if request.critical:
-        tasks.append(SharpnessTask(subject, "critical"))
-    if request.batch:
-        tasks.append(SharpnessTask(subject, "batch"))
-    return tasks
+    return [SharpnessTask(subject, kind, ball) for kind, ball in kinds_of(request)]
 
 
 def make_sharpness_tasks(

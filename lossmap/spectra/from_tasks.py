@@ -1,10 +1,11 @@
 """A spectrum from the arrays that its tasks have left: while they are done, and from a file that is not finished.
 
-`lossmap.read` gives what an unfinished file holds of each spectrum: ends, trace, density, as they came.
+`lossmap.read` gives what an unfinished file holds of each spectrum: ends, trace, density, layers, as they came.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf, nan
@@ -18,6 +19,8 @@ from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
 from lossmap.spectra import task_arrays
+from lossmap.spectra.block import with_noise_floor
+from lossmap.spectra.block_spectra import BlockSpectra
 from lossmap.spectra.request import SpectrumRequest
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of, shares_of
@@ -40,6 +43,7 @@ class AboutMatrix:
     notes      how the loss is evaluated
     layout     how theta is made; None where a file is read
     threshold  of an optimizer's preconditioned Hessian; None where it is not known
+    blocks     the tensors of each block of a layer by layer reading, by its name
     """
 
     label: str
@@ -52,6 +56,7 @@ class AboutMatrix:
     notes: tuple[str, ...] = ()
     layout: Layout | None = None
     threshold: float | None = None
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,21 +155,22 @@ def _exact_parts(whole: DenseMatrix, about: AboutMatrix, request: SpectrumReques
     )
 
 
-def spectra_so_far(
+def results_so_far(
     about: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     groups: Mapping[str, Arrays],
     note: str,
-) -> dict[str, Spectrum]:
-    """By label what the tasks that are done say of each spectrum; those of which no task is done are missing.
+) -> dict[tuple[str, str], Spectrum | BlockSpectra]:
+    """By kind (spectrum, layers) and label what the tasks that are done say; what none is done of is missing.
 
     about     by label, as `AboutMatrix.stored` gave it
     settings  of the measure, as its file holds them
     groups    `tasks/LABEL/KIND/NAME` -> its arrays
-    note      of each spectrum, before what is still to come
+    note      of each result, before what is still to come
     """
     request = _request_of(settings)
     spectra: dict[str, Spectrum] = {}
+    layers: dict[str, BlockSpectra] = {}
     for label, facts in about.items():
         place = f"tasks/{label.replace('/', '_') or 'whole'}/"
         own = {name.removeprefix(place): arrays for name, arrays in groups.items() if name.startswith(place)}
@@ -173,9 +179,41 @@ def spectra_so_far(
             return {name: arrays for name, arrays in own.items() if name.split("/")[0] == kind}
 
         if own:
-            notes = (*facts.get("notes", ()), note + _still_to_come(done, request))
-            spectra[label] = spectrum_of(AboutMatrix(label=label, **{**facts, "notes": notes}), request, done)
-    return with_masses(spectra, request)
+            known = AboutMatrix(label=label, **facts)
+            notes = (*known.notes, note + _still_to_come(done, request))
+            spectra[label] = spectrum_of(replace(known, notes=notes), request, done)
+            if (read := _layers_so_far(known, request, done, note)) is not None:
+                layers[label] = read
+    found: dict[tuple[str, str], Spectrum | BlockSpectra] = {}
+    found |= {("spectrum", label): spectrum for label, spectrum in with_masses(spectra, request).items()}
+    return found | {("layers", label): blocks for label, blocks in layers.items()}
+
+
+def _layers_so_far(about: AboutMatrix, request: SpectrumRequest, done: Done, note: str) -> BlockSpectra | None:
+    """The blocks that are done; None where there is none yet, or nothing that sets their common noise floor."""
+    read = done("block")
+    tasks = {name: f"block/{name.replace('/', '_')}" for name in about.blocks}
+    alone = {task for task, count in Counter(tasks.values()).items() if count == 1}  # others wait for the complete file
+    blocks = [
+        task_arrays.to_block(name, tuple(about.blocks[name]), read[task])
+        for name, task in tasks.items()
+        if task in alone and task in read
+    ]
+    ends = next((task_arrays.to_block_ends(arrays) for arrays in done("block_ends").values()), None)
+    if not blocks or ends is None:
+        return None
+    return BlockSpectra(
+        blocks=with_noise_floor(blocks, ends.scale),
+        by=request.cut,
+        matrix=about.matrix,
+        label=about.label,
+        whole=ends,
+        notes=(
+            *about.notes,
+            f"{note}; {len(blocks)} of {min(len(tasks), request.layer_limit or len(tasks))} layers are there",
+        ),
+        unit=about.unit,
+    )
 
 
 def _request_of(settings: Mapping[str, Any]) -> SpectrumRequest:
@@ -202,4 +240,4 @@ def _still_to_come(done: Done, request: SpectrumRequest) -> str:
     return f"; still to come: {', '.join(missing)}" if missing else ""
 
 
-__all__ = ["ABOUT", "AboutMatrix", "spectra_so_far", "spectrum_of", "with_masses"]
+__all__ = ["ABOUT", "AboutMatrix", "results_so_far", "spectrum_of", "with_masses"]

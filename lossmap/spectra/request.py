@@ -77,6 +77,11 @@ class SpectrumRequest:
         """Whether the reading layer by layer is wanted."""
         return self.by is not None or bool(self.patterns)
 
+    @property
+    def cut(self) -> str:
+        """How the blocks are cut: tensor, module or pattern."""
+        return "pattern" if self.patterns else self.by or "tensor"
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:

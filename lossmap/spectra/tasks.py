@@ -168,6 +168,7 @@ class SpectrumTasks:
             (*subject.problem.notes, *notes_of(subject.problem, subject.matrix)),
             matrix.layout,
             threshold if isfinite(threshold) else None,
+            subject.groups(self.request) if self.request.layerwise else {},
         )
 
     def layers(self, readings: Readings) -> dict[str, BlockSpectra]:
@@ -292,7 +293,6 @@ class SpectrumTasks:
         ends = next((task_arrays.to_block_ends(a) for a in self._done(i, "block_ends", readings).values()), None)
         full = subject.samples_of
         second = tuple(p for at in request.second for p in layer_hessians(full, at, dense=request.dense))
-        by = "pattern" if request.patterns else request.by or "tensor"
         _, notes = exact_problem(full)
         notes = (*full.notes, *notes, *notes_of(full, subject.matrix))
         if request.layer_limit is not None:
@@ -301,7 +301,7 @@ class SpectrumTasks:
         return assemble(
             blocks,
             full,
-            by,
+            request.cut,
             subject.matrix,
             ends=ends,
             energy=energy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lossmap import zoo
 from lossmap.cli.__main__ import main as command_line
 from lossmap.cli.sharpness import balls_of, main
 from lossmap.io.read import read, read_group
+from lossmap.landscape.sharpness_tasks import SharpnessTasks
 from lossmap.report.sharpness import SharpnessNumber
 
 SMALL = ["--model-args", '{"widths": [64, 5, 10]}']
@@ -94,6 +96,31 @@ def test_interrupted_it_is_resumed_with_the_same_numbers(here, capsys):
     assert whole.label == "test" and whole.equals(parts)
     assert command_line(["status", "parts.h5"]) == 0
     assert "sharpness: 10 of 10 done" in capsys.readouterr().out
+
+
+def test_of_an_unfinished_file_what_is_there_is_read(here, monkeypatch):
+    """Each number that is there is the finished file's; what is not there is named."""
+    real = SharpnessTasks.__call__
+
+    def task(self, point):
+        if self.tasks[int(point[0])].kind == "average":
+            signal.raise_signal(signal.SIGINT)
+        return real(self, point)
+
+    words = [*QUICK, *LITTLE, "--model-file", "a.pt", "--surf-file", "s.h5"]
+    monkeypatch.setattr(SharpnessTasks, "__call__", task)
+    assert main(words) == 75
+    part = lossmap.read("s.h5")
+    assert isinstance(part, lossmap.Sharpness)
+    assert part.critical is None and np.isnan(part.ball("absolute").average)
+    assert part.notes[-1].endswith("still to come: average rise, critical sharpness")
+    monkeypatch.setattr(SharpnessTasks, "__call__", real)
+    assert main(words) == 0
+    whole = lossmap.read("s.h5")
+    for name in ("label", "size", "samples", "unit", "precision", "loss", "largest", "largest_error", "seed"):
+        assert getattr(part, name) == getattr(whole, name)
+    assert repr(part.trace) == repr(whole.trace)
+    assert part.ball("absolute").worst == whole.ball("absolute").worst and not whole.notes
 
 
 def test_it_is_the_python_functions_number(here):

@@ -9,7 +9,7 @@ import lossmap
 from lossmap.data.batches import FixedBatches
 from lossmap.data.problem import Problem
 from lossmap.landscape.batch_sharpness import _batches, batch_sharpness
-from lossmap.landscape.sharpness_tasks import SharpnessRequest
+from lossmap.landscape.sharpness_request import SharpnessRequest
 
 
 def small():

@@ -9,7 +9,8 @@ import torch
 import lossmap
 from lossmap.landscape import connect_budget, sharpness_budget
 from lossmap.landscape.sharpness_cost import expected_costs
-from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessSubject, make_sharpness_tasks
+from lossmap.landscape.sharpness_request import SharpnessRequest
+from lossmap.landscape.sharpness_tasks import SharpnessSubject, make_sharpness_tasks
 
 EACH = {0: {"product": 1.0, "gradient": 0.5, "pass": 0.25}}
 

@@ -19,14 +19,14 @@ def until(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = SpectrumTasks.__call__
 
-    def run(kind):
+    def run(kind, *more):
         def task(self, point):
             if self.tasks[int(point[0])].kind == kind:
                 signal.raise_signal(signal.SIGINT)
             return real(self, point)
 
         monkeypatch.setattr(SpectrumTasks, "__call__", task)
-        return main(WORK)
+        return main([*WORK, *more])
 
     return run
 
@@ -46,6 +46,26 @@ def test_the_parts_that_are_there_are_those_of_the_finished_spectrum(until):
     assert np.array_equal(whole.errors, so_far.errors) and repr(whole.trace) == repr(so_far.trace)
     assert whole.density is not None and whole.loss == so_far.loss and not whole.notes
     assert whole.label == so_far.label and whole.precision == so_far.precision
+
+
+def test_layers_that_are_there_are_those_of_the_finished_file_with_its_noise_floor(until):
+    more = ["--layers", "tensor", "--no-density", "--dense-limit", "40"]
+    assert until("leak", *more) == 75
+    so_far = lossmap.read("s.h5")
+    assert list(so_far) == ["spectrum/train", "layers/train"]
+    layers = lossmap.read("s.h5", lossmap.BlockSpectra)
+    assert "6 of 6 layers are there" in layers.notes[-1] and repr(layers) == repr(so_far["layers/train"])
+    assert until(None, *more) == 0
+    whole = lossmap.read("s.h5", lossmap.BlockSpectra)
+    for block in layers.blocks:
+        same = whole[block.name]
+        assert np.array_equal(block.values, same.values) and block.tensors == same.tensors
+        assert (block.floor, block.kind, block.error) == (same.floor, same.kind, same.error)
+
+
+def test_without_what_sets_their_noise_floor_there_are_no_layers(until):
+    assert until("block_ends", "--layers", "tensor", "--no-density", "--dense-limit", "40") == 75
+    assert isinstance(lossmap.read("s.h5"), lossmap.Spectrum)
 
 
 def test_a_file_without_any_part_is_what_it_was_and_names_the_command(until):
