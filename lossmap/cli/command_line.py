@@ -192,7 +192,7 @@ def _options(f: Field[Any], hint: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction, "help": text}
     if hint is bool:
         return {"action": "store_true", "help": text}
-    if default not in (None, ()) and default is not MISSING:
+    if default not in (None, (), "") and default is not MISSING:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text += f" (default: {shown})".replace("%", "%%")
     options: dict[str, Any] = {"help": text}

@@ -63,7 +63,7 @@ def known(name: str) -> str:
         elif near:
             hint = f"; nearest: {', '.join(near)}"
         raise ValueError(
-            f"no net is named {name!r}{hint}. lossmap.zoo.names() lists all; a net of your own is given as "
+            f"no net is named {name!r}{hint}. names() of lossmap.zoo lists all; a net of your own is given as "
             "package.module:factory or path/file.py:factory"
         )
     return plain

@@ -123,7 +123,7 @@ def test_settings_change_a_net():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"no net is named 'resnet21'; nearest: .*resnet20"):
         zoo.build("resnet21")
-    with pytest.raises(ValueError, match=r"no net is named 'qqqq'\. lossmap"):
+    with pytest.raises(ValueError, match=r"no net is named 'qqqq'\. names\(\) of lossmap\.zoo"):
         zoo.build("qqqq")
 
 
