@@ -47,6 +47,7 @@ DECADES = 307  # of floating point, on either side of 1
 MAX_POWERS = 7  # of ten, at the ticks of such an axis
 LABEL, MARGIN_OF_LABEL = 8.0, 0.3  # size of the label along the line, points, and what it leaves of the width, inches
 MARGIN = 0.05  # of an axis, beyond its values
+AROUND_NOTES = 8.0  # points
 SHORT_NAME, MAX_LEGEND_LINES = 16, 4  # letters and lines, up to which a legend stands within its panel
 
 
@@ -81,6 +82,8 @@ def draw_lines(
         break_upright_labels(options.ax)
     notes = [*refinement_notes(surfaces), *(_left_out(surfaces) if len(surfaces) > 1 else [])]
     add_legend_and_notes(figure, patches, notes, options.ax)
+    if notes and options.ax is None:  # what the layout leaves around notes, or the labels at the sides are cut
+        figure.set_figheight(figure.get_figheight() + AROUND_NOTES / 72)
     return figure
 
 

@@ -142,3 +142,12 @@ def test_a_survey_with_few_points_to_do_is_drawn_with_gaps_and_a_complete_one_as
     rows[:5] = 1.0  # neighbour by neighbour, as earlier versions did it
     surface = lossmap.Surface(grid, {"train_loss": np.where(rows > 0, rows, np.nan)})
     assert with_coarse_picture(surface) is surface
+
+
+def test_the_labels_of_a_line_with_a_note_are_whole():
+    half, _ = measured(0.55, Grid.line(-1, 1, 65))
+    figure = lossmap.draw(half)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        label = axes.yaxis.label.get_window_extent()
+        assert label.y0 >= 0 and label.y1 <= figure.bbox.height, axes.get_ylabel()
