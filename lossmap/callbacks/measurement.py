@@ -10,7 +10,7 @@ probability of `CONFIDENCE`, none lies further out than ten tolerances, as far a
 Units: those of the loss, per squared unit of theta for curvature.
 
 Price: 10 to 30 products a search, two of them with Adam; `trace_products`; a gradient; and for the error bars some
-products in float64 (benchmarks/callbacks.py). What prepares the first one comes in two parts, `PREPARATION`, each of
+products in float64 (benchmarks/callbacks.py). What prepares the first one comes in three parts, `PREPARATION`, each of
 which can wait: `preparation_seconds` guesses what the next one takes, `prepare_next` does it.
 """
 
@@ -53,13 +53,14 @@ logger = logging.getLogger("lossmap")
 Reading = dict[str, float]
 
 CONFIDENCE = 0.99  # probability of the limits beyond which no eigenvalue lies
-PREPARATION = ("loss", "products")  # the check of loss and gradient, then that of products with the choice of a backend
+# The time of a gradient, the check of loss and gradient, and that of products with the choice of a backend.
+PREPARATION = ("time", "loss", "products")
 SAMPLES = 6  # over which a gradient is timed, as many as the checks take
 GRADIENTS = {"loss": 80, "products": 100, "traces": 80}  # over six samples, that a part costs at most, but for kinks
 PROBED_SAMPLES = 5000  # products of one sample that a trace and a probe cost about
 PRODUCT = 2.5  # gradients that a product costs, by double backward
 READINGS = 20  # for whose products a probe may look for the cheapest backend
-MAX_TIMED, SHORT = 4, 0.02  # gradients that are timed, of which more than two where all take less seconds than that
+STEPS_OF_TIME = 30  # of the training, that two gradients over six samples take at most, even of a tiny network
 MIN_PRODUCTS = 20  # of a search, however little time there is
 OTHER_PRODUCTS = 12  # about as many as gradient and rounding of a reading cost
 
@@ -164,28 +165,26 @@ class Measurement:
     def __post_init__(self) -> None:
         refuse_unfit(selected(self.problem.model, self.parameters).values())
         self.is_plain = backend_of(self.backend) == "double-backward"  # whether there is nothing to probe
-        few = self.problem.rebatched(SAMPLES)
-        first = next(iter(few.data))
-        with undisturbed(self.problem.model):
-            self.seconds_of_few = self._seconds(few.with_data(BatchList([first])))
-        counted = max(1, few.with_data(BatchList([first])).data.samples)
-        self.seconds_of_all = self.seconds_of_few * max(1.0, self.problem.data.samples / counted)
 
     def _seconds(self, problem: Problem) -> float:
-        """Seconds of a gradient; the least of a few: the first one may have to load libraries and fill caches."""
+        """Seconds of a gradient; the lesser of two: the first one may have to load libraries and fill caches."""
         seconds: list[float] = []
-        while len(seconds) < 2 or (len(seconds) < MAX_TIMED and sum(seconds) < SHORT):
+        for _ in range(2):
             before = self.clock()
             float(loss_and_gradient(problem, self.parameters).gradient[0])  # read, so that a GPU has done it
             seconds.append(self.clock() - before)
         return min(seconds)
 
-    @property
-    def preparation_seconds(self) -> float:
-        """About how long the next part of the preparation takes at most; 0 where all is prepared."""
+    def preparation_seconds(self, step: float) -> float:
+        """About how long the next part of the preparation takes at most; 0 where all is prepared.
+
+        step  seconds of a step of the training, by which the time of a gradient is guessed before one is timed
+        """
         if not self.pending:
             return 0.0
         part, gradients = self.pending[0], 0
+        if part == "time":
+            return STEPS_OF_TIME * step
         if part == "loss":
             gradients = GRADIENTS["loss"]
         elif self.is_checked:
@@ -197,6 +196,11 @@ class Measurement:
         return seconds
 
     @property
+    def is_timed(self) -> bool:
+        """Whether a gradient has been timed, so that guesses rest on it."""
+        return self.seconds_of_few > 0
+
+    @property
     def is_checked(self) -> bool:
         """Whether products are compared with differences of the gradient."""
         return bool(self.check) or (self.check is None and not self.is_plain)
@@ -204,7 +208,9 @@ class Measurement:
     def prepare_next(self) -> None:
         """Do the next part of the preparation. Raises ValueError for what speaks against any measurement."""
         with undisturbed(self.problem.model):
-            if self.pending[0] == "loss":
+            if self.pending[0] == "time":
+                self._prepare_time()
+            elif self.pending[0] == "loss":
                 self._prepare_loss()
             else:
                 self._prepare_products()
@@ -214,6 +220,12 @@ class Measurement:
         """Do what is left of the preparation."""
         while self.pending:
             self.prepare_next()
+
+    def _prepare_time(self) -> None:
+        few = self.problem.rebatched(SAMPLES)
+        few = few.with_data(BatchList([next(iter(few.data))]))
+        self.seconds_of_few = self._seconds(few)
+        self.seconds_of_all = self.seconds_of_few * max(1.0, self.problem.data.samples / max(1, few.data.samples))
 
     def _prepare_loss(self) -> None:
         self.problem = check_loss(self.problem)

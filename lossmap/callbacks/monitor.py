@@ -124,6 +124,7 @@ class CurvatureMonitor:
         self.checkpoints = None if checkpoints is None else Path(checkpoints)
         self.logs = logs_of(loggers)
         self.steps = 0
+        self._watched = 0  # steps of the training since the monitor was made
         self._last: int | None = None  # the last step that was due
         self._reported: set[str] = set()
         self._refusal = ""  # why nothing can be measured, where that was found while training
@@ -164,7 +165,8 @@ class CurvatureMonitor:
             The reading, numbers by name; None where nothing was measured.
 
         """
-        self.steps = self.steps + 1 if step is None else step
+        before, self.steps = self.steps, self.steps + 1 if step is None else step
+        self._watched += max(0, self.steps - before) if self._watched else 1  # a resumed training begins beyond 0
         if self.steps % self.every or self.steps == self._last or self.steps <= 0:
             return None
         self._last = self.steps
@@ -189,7 +191,8 @@ class CurvatureMonitor:
     def _is_prepared(self) -> bool:
         """Whether a reading can be taken, after those parts of its preparation that fit now."""
         while self.measurement.pending:
-            if not self.overhead.fits(self.measurement.preparation_seconds):
+            step = self.overhead.training / max(1, self._watched)
+            if not self.overhead.fits(self.measurement.preparation_seconds(step), self.measurement.is_timed):
                 return False
             with self.overhead.preparing():
                 try:

@@ -5,8 +5,8 @@
 Seconds of the clock: elapsed since the start, spent on measurements so far, and what the next one is expected to take:
 what the last one took, at first a guess from a timed gradient. So the time spent stays within the share of the time
 that training itself takes, but for the error of that guess. What prepares the first measurement counts alike, and waits
-alike until it fits, but for two gradients over six samples, which are timed before training begins, and for what is
-asked for then. A training that ends before it has made up for these has spent more than the share, which `excess` says.
+alike until it fits, but for what is asked for before training begins. A training that ends before it has made up for
+this, or for a guess that was too low, has spent more than the share, which `excess` says.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Overhead:
     prepared  the part of them that prepared the first one
     estimate  seconds of the next measurement
     skipped   how many were due and did not fit
+    is_told   whether the log has said so
     """
 
     share: float | None = 0.05
@@ -39,6 +40,7 @@ class Overhead:
     prepared: float = 0.0
     estimate: float = 0.0
     skipped: int = 0
+    is_told: bool = False
     start: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,15 +64,18 @@ class Overhead:
         """Seconds that may be spent now; infinite without a limit."""
         return inf if self.share is None else self.share * self.training - self.spent
 
-    def fits(self, preparation: float = 0.0) -> bool:
-        """Whether a measurement fits now; the first time that one does not, the log says so.
+    def fits(self, preparation: float = 0.0, is_known: bool = True) -> bool:
+        """Whether a measurement fits now; the first time that one of a known price does not, the log says so.
 
         preparation  seconds that are expected of the next part of what prepares the first one, where that is due
+        is_known     whether they say anything about the price of measurements
         """
         expected = preparation or self.estimate
         if self.share is None or expected <= self.left:
             return True
-        if not self.skipped:
+        self.skipped += 1
+        if is_known and not self.is_told:
+            self.is_told = True
             logger.warning(
                 "%s curvature takes about %.2g s beside the %.2g s spent so far, and %.3g %% of the "
                 "training time so far are %.2g s: it is left out where it does not fit; measure fewer samples, or "
@@ -81,7 +86,6 @@ class Overhead:
                 100 * self.share,
                 self.share * self.training,
             )
-        self.skipped += 1
         return False
 
     def excess(self) -> str | None:

@@ -412,14 +412,14 @@ class Clock:
 class Costly:
     """A measurement whose price is a number of seconds by a clock."""
 
-    usual_seconds, usual_products = 2.5, 50
+    usual_seconds, usual_products, is_timed = 2.5, 50, True
 
     def __init__(self, inner, clock, parts=(), reading=2.5):
         self.problem, self.parameters, self.fields = inner.problem, inner.parameters, inner.fields
         self.clock, self.pending, self.reading, self.limits = clock, list(parts), reading, []
 
-    @property
-    def preparation_seconds(self):
+    def preparation_seconds(self, step):
+        assert step == pytest.approx(0.125)
         return self.pending[0]
 
     def prepare_next(self):
@@ -472,6 +472,30 @@ def test_where_what_prepares_a_reading_never_fits_none_is_taken_and_the_end_says
         monitor.close()
     assert not monitor.history.steps and monitor.overhead.spent == 1.0
     assert "none of 200 readings of curvature fitted into max_overhead=0.05 of the training time" in caplog.text
+
+
+def test_no_gradient_is_timed_before_training_has_earned_it():
+    """A step of 1/64 s, 30 of which a guess allows for two timed gradients: 5 % of 600 steps."""
+
+    class Counted(nn.Sequential):
+        passes = 0
+
+        def forward(self, x):
+            Counted.passes += 1
+            return super().forward(x)
+
+    clock, model = Clock(), Counted(*net())
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    before = Counted.passes
+    monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
+    for step in range(1000, 1595):  # of a training that was resumed
+        clock.now += 1 / 64
+        monitor.step(step)
+    assert Counted.passes == before and monitor.overhead.skipped == 60
+    for step in range(1595, 1610):
+        clock.now += 1 / 64
+        monitor.step(step)
+    assert Counted.passes > before
 
 
 def test_a_mistake_that_is_found_while_training_is_said_once_and_ends_only_the_readings(caplog):
@@ -544,7 +568,7 @@ def test_a_training_too_short_to_make_up_for_what_was_asked_for_before_it_says_w
         caplog.clear()
         clock, Slow.passes = Clock(), 0
         problem = lossmap.Problem.supervised(Slow(*net()), "crossentropy", (X, Y))
-        monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
+        monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock, check=True)
         clock.now += seconds
         monitor.close()
         sentence = "curvature took 0.5 s, 25 % of the training's 2 s: more than max_overhead=0.05; 0.5 s of it prepared"
