@@ -30,7 +30,7 @@ from lossmap.callbacks.overhead import Overhead
 from lossmap.data.checkpoints import finite_or_named
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.step_rule import RATE_IS_0, step_rule
-from lossmap.geometry.parameter_vector import selected
+from lossmap.geometry.parameter_vector import selected, state_tensors
 from lossmap.io.provenance import provenance
 from lossmap.io.surface import Surface
 from lossmap.keywords import checked_init
@@ -296,7 +296,7 @@ class CurvatureMonitor:
             self._save_weights(self.checkpoints, loss)
 
     def _save_weights(self, folder: Path, loss: float) -> None:
-        state = {name: t.detach().clone() for name, t in self.measurement.problem.model.state_dict().items()}
+        state = {name: t.detach().clone() for name, t in state_tensors(self.measurement.problem.model).items()}
         try:
             finite_or_named(state, f"the model at step {self.steps}")
         except ValueError as error:  # a training that diverged goes on to show it

@@ -33,7 +33,7 @@ from lossmap.geometry.directions import (
     random_or_drawn,
 )
 from lossmap.geometry.grid import Grid
-from lossmap.geometry.parameter_vector import Layout, warn_of_frozen
+from lossmap.geometry.parameter_vector import Layout, state_tensors, warn_of_frozen
 from lossmap.geometry.training_path import principal_axes
 from lossmap.geometry.wrappers import plain_names
 from lossmap.landscape.curvature_directions import curved_direction
@@ -174,7 +174,7 @@ def _computed_axis(
         state = state_of(model, rest, files)
         _warn_of_running_statistics(model, origin, state, rest)
         axis = difference(origin, state)
-        own = model.state_dict()
+        own = state_tensors(model)
         if all(torch.equal(t.to(own[k].device, own[k].dtype), own[k]) for k, t in state.items() if k in own):
             raise UsageError(f"{rest} has the weights of the model at the origin: there is no direction to it")
         return axis, {"sha256": checkpoints.file_sha256(rest)}
@@ -197,7 +197,7 @@ def _computed_axis(
 
 def state_of(model: nn.Module, path: str | Path, files: ModelSettings) -> Mapping[str, Tensor]:
     """The tensors of another checkpoint by the model's names; what it lacks, such as an adapter's base, is its own."""
-    own = {k: t.detach().clone() for k, t in model.state_dict().items()}
+    own = {k: t.detach().clone() for k, t in state_tensors(model).items()}
     fit = read_checkpoint(files, path, model=model).fit(model, selection_of(files))
     for note in fit.notes:
         logger.warning("%s", note)

@@ -9,24 +9,49 @@ what fits several ways, or leaves tensors over, is refused with the flag that de
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lossmap.data.loading_rules import EXTRA_STATE, converted, has_rules, state_to_load
 
 State = dict[str, Tensor]
+
+
+class NamedTensors(State):
+    """A set of named tensors as a file holds it.
+
+    versions  what its state dict says of each module, by the module's name
+    extra     what modules keep beside tensors, by name
+    """
+
+    versions: Mapping[str, Any]
+    extra: Mapping[str, Any]
+
+    def __init__(self, tensors: State, versions: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self.versions, self.extra = versions, extra
+
 
 # The keys under which people's files hold the weights, the first of those that fit before the others.
 USUAL_KEYS = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
 MAX_DEPTH = 8  # of nested entries that are looked into
 MAX_LISTED = 8  # names in one sentence
+_AVERAGED = "n_averaged"  # beside `module.` in what AveragedModel saves: how many models it has averaged
 _COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and no evaluation reads it
 # Keys of what is no model beside it: an optimizer's moments have the weights' names and shapes in some files.
-_NO_MODEL = re.compile(r"optimi[sz]er|schedulers?(?![a-z])|(?<![a-z])(optim|sched)(?![a-z])", re.IGNORECASE)
+_NO_MODEL = re.compile(
+    r"optimi[sz]er|schedulers?(?![a-z])|(?<![a-z])(optim|sched)(?![a-z])"
+    r"|^(grads?|gradients?|momentum_buffers?|velocit(y|ies)|(max_)?exp_avg(_sq)?|square_avg)$",
+    re.IGNORECASE,
+)
 _WITHIN = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # names of wrappers
 _PEFT = "base_model.model."  # before all names of a model with adapters
 _STAY = "stay as the model was made"
@@ -55,12 +80,18 @@ class Fit:
     extra      names beside them that the model lacks
     elsewhere  names with another prefix, such as those of a criterion
     notes      sentences for the person who loads it
+    prefix     what stands before the model's names in the file
+    within     what the model has before the names of the file
+    given      what the model's own rules load, where it has such; None: the state as it is
     """
 
     state: State
     extra: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    prefix: str = ""
+    within: str = ""
+    given: OrderedDict[str, Any] | None = field(default=None, repr=False)
 
 
 def states_in(content: Any) -> dict[str, State]:
@@ -83,18 +114,21 @@ def learning_rate_in(content: Any) -> float:
 
 def _states(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
     if isinstance(content, nn.Module):
-        yield key, dict(content.state_dict())
-        return
-    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        content = content.state_dict()
+    is_list = isinstance(content, Sequence) and not isinstance(content, (str, bytes))
+    if is_list:
         content = {str(i): value for i, value in enumerate(content)}
     if not isinstance(content, Mapping) or depth > MAX_DEPTH or "param_groups" in content:
         return
-    tensors = {k: _tensor(v) for k, v in content.items() if isinstance(k, str) and not k.isdecimal()}
+    extra = {k: v for k, v in content.items() if isinstance(k, str) and k.rpartition(".")[2] == EXTRA_STATE}
+    tensors = {k: _tensor(v) for k, v in content.items() if isinstance(k, str) and not is_list and k not in extra}
     state = {k: t for k, t in tensors.items() if t is not None}
     if state:
-        yield key, state
+        versions = getattr(content, "_metadata", None)
+        yield key, NamedTensors(state, versions if isinstance(versions, Mapping) else {}, extra)
     for name, value in content.items():
-        if isinstance(name, (str, int)) and name not in state and not _NO_MODEL.search(str(name)):
+        is_more = name not in state and name not in extra
+        if isinstance(name, (str, int)) and is_more and not _NO_MODEL.search(str(name)):
             yield from _states(value, f"{key}.{name}".lstrip("."), depth + 1)
 
 
@@ -116,13 +150,19 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     prefixes fit; where tensors are left over; where tied ones differ.
     """
     selection = selection or Selection()
-    own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}  # no _extra_state
+    own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    own = {name: t for name, t in own.items() if name.rpartition(".")[2] != EXTRA_STATE}
+    _refuse_lazy(own, type(model).__name__)
     chosen = _under_key(states, selection.key, origin)
     fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, selection.prefix, origin))}
+    is_full = any(selection.allow_unexpected or not fit.extra for fit in fits.values())
+    if not is_full and has_rules(model):
+        renamed = {key: fit for key, state in chosen.items() if (fit := _fit_by_rules(state, model, selection.prefix))}
+        fits = renamed or fits
     if not fits:
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, selection))
     key = _best_key(list(fits), origin)
-    fit = fits[key]
+    fit = _with_rest(fits[key], chosen[key], model, origin)
     if fit.extra and not selection.allow_unexpected:
         raise ValueError(
             f"{origin} is of another architecture than {type(model).__name__}; unexpected: {listed(fit.extra)}; all "
@@ -138,7 +178,93 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
         notes.append(f"{origin}: read are the tensors under {key!r}, the only ones that fit the model")
     if fit.extra or fit.elsewhere:
         notes.append(f"{origin}: left out, since the model has no such tensors: {listed(fit.elsewhere + fit.extra)}")
-    return Fit(fit.state, fit.extra, fit.elsewhere, tuple(notes))
+    return replace(fit, notes=tuple(notes))
+
+
+def _refuse_lazy(own: Mapping[str, Tensor], model: str) -> None:
+    """Raises ValueError where the shapes of parameters are not known before a first batch."""
+    lazy = [name for name, t in own.items() if is_lazy(t)]
+    if lazy:
+        raise ValueError(
+            f"{model} has parameters without a shape (lazy modules): {listed(lazy)}; let the function that makes it "
+            "put one batch through it"
+        )
+
+
+def _fit_by_rules(state: State, model: nn.Module, prefix: str | None) -> Fit | None:
+    """What the model's own rules make of the tensors, where they leave none missing and none over."""
+    prefixes = [prefix] if prefix is not None else _common_beginnings(state)
+    for front in prefixes:
+        here = {k.removeprefix(front): t for k, t in state.items() if k.startswith(front)}
+        extra = {k.removeprefix(front): v for k, v in _extra(state).items() if k.startswith(front)}
+        given = state_to_load({**here, **extra}, _versions(state, front))
+        loaded = converted(model, state_to_load(given, _versions(state, front)), strict=True)
+        if loaded is not None:
+            elsewhere = tuple(k for k in state if not k.startswith(front))
+            return Fit(loaded, elsewhere=elsewhere, prefix=front, given=given)
+    return None
+
+
+def _common_beginnings(names: Iterable[str]) -> list[str]:
+    """Nothing, and what all names begin with, part by part, such as `module.` and `module.model.`."""
+    parts = [name.split(".")[:-1] for name in names]
+    beginnings, shared = [""], 0
+    while all(len(p) > shared and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
+        shared += 1
+        beginnings.append(".".join(parts[0][:shared]) + ".")
+    return beginnings
+
+
+def _extra(state: State) -> Mapping[str, Any]:
+    return state.extra if isinstance(state, NamedTensors) else {}
+
+
+def _versions(state: State, prefix: str) -> dict[str, Any]:
+    """What a state dict says of each module, by the names that they have behind a prefix."""
+    versions = state.versions if isinstance(state, NamedTensors) else {}
+    front = prefix.removesuffix(".")
+    return {
+        name.removeprefix(front).removeprefix("."): value
+        for name, value in versions.items()
+        if not front or name == front or name.startswith(f"{front}.")
+    }
+
+
+def _with_rest(fit: Fit, state: State, model: nn.Module, origin: str) -> Fit:
+    """A fit with what the file says beside tensors, and what the model's own rules make of it."""
+    names = set(model.state_dict())
+    setters = [n for n, m in model.named_modules() if type(m).set_extra_state is not nn.Module.set_extra_state]
+    kept = [name for n in setters if (name := f"{n}.{EXTRA_STATE}".lstrip(".")) in names]
+    extra = _renamed(_extra(state), kept, fit)
+    notes = fit.notes
+    if len(extra) < len(kept) and fit.given is None:
+        count = len(kept) - len(extra)
+        notes += (f"{origin} lacks the extra state of {count} modules, which stays as the model was made",)
+    if fit.given is None and has_rules(model):
+        of_modules = {f"{name}.".lstrip("."): value for name, value in _versions(state, "").items()}
+        modules = [f"{name}.".lstrip(".") for name, _ in model.named_modules()]
+        versions = {name.removesuffix("."): value for name, value in _renamed(of_modules, modules, fit).items()}
+        given = state_to_load({**fit.state, **extra}, versions)
+        loaded = converted(model, state_to_load(given, versions), strict=False)
+        if loaded is not None:
+            return replace(fit, state=loaded, given=given, notes=notes)
+    if extra:
+        return replace(fit, given=state_to_load({**fit.state, **extra}), notes=notes)
+    return replace(fit, notes=notes)
+
+
+def _renamed(entries: Mapping[str, Any], names: Iterable[str], fit: Fit) -> dict[str, Any]:
+    """The entries of a file by the model's own names, of those among them that it has."""
+    there = {_clean(name): value for name, value in entries.items()}
+    bare = {_without_module(name): value for name, value in there.items()}
+    found = {}
+    for name in names:
+        clean = _clean(name).removeprefix(fit.within)
+        wanted = [fit.prefix + clean, fit.prefix + clean.removeprefix("module.")]
+        hits = [there[w] for w in wanted if w in there] or [bare[w] for w in map(_without_module, wanted) if w in bare]
+        if hits:
+            found[name] = hits[0]
+    return found
 
 
 def _refuse_torn(state: State, own: Mapping[str, Tensor], model: str, origin: str) -> None:
@@ -182,21 +308,27 @@ def _clean(name: str) -> str:
     return _WITHIN.sub(r"\1", name)
 
 
-def _own_names(own: Mapping[str, Tensor]) -> dict[str, str]:
+def _own_names(own: Mapping[str, Tensor], tensors: Iterable[str] = ()) -> dict[str, str]:
     """The model's names by the names that they have without its wrapper."""
     names = {_clean(name): name for name in own}
-    if names and all(name.startswith("module.") for name in names):
+    if _AVERAGED in names and _AVERAGED not in tensors:
+        del names[_AVERAGED]
         names = {name.removeprefix("module."): full for name, full in names.items()}
     return names
 
 
 def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: str) -> Fit | None:
     """The tensors that are the model's; None where some are missing, or of other shapes."""
-    tensors, names = {_clean(name): t for name, t in state.items()}, _own_names(own)
+    tensors = {_clean(name): t for name, t in state.items()}
+    names = _own_names(own, tensors)
     prefixes = [prefix] if prefix is not None else _prefixes(tensors, names)
     fits = {p: fit for p in prefixes if (fit := _fit_under(tensors, names, own, p))}
     if not fits:
-        return _fit_parts(tensors, names, own, prefix or "") or _fit_adapter(tensors, names, own)
+        return (
+            _fit_parts(tensors, names, own, prefix or "")
+            or _fit_within(tensors, names, own)
+            or _fit_adapter(tensors, names, own)
+        )
     if len(fits) > 1 and "" not in fits:
         shown = " and ".join(repr(p) for p in fits)
         raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
@@ -221,12 +353,15 @@ def _fit_under(tensors: State, names: Mapping[str, str], own: Mapping[str, Tenso
             if name.rpartition(".")[2] == _COUNTER:
                 continue
             return None
-        if here[source].shape != own[full].shape:
+        tensor = here[source]
+        if own[full].dim() == 0 and tensor.shape == (1,):  # a number, as PyTorch wrote it before it knew scalars
+            tensor = tensor[0]
+        if tensor.shape != own[full].shape:
             return None
-        state[full] = here[source]
+        state[full] = tensor
     extra = tuple(prefix + k for k in here if k not in names and k.rpartition(".")[2] != _COUNTER)
     elsewhere = tuple(k for k in tensors if not k.startswith(prefix))
-    return Fit(state, extra, elsewhere)
+    return Fit(state, extra, elsewhere, prefix=prefix)
 
 
 def _fit_parts(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor], prefix: str) -> Fit | None:
@@ -236,6 +371,16 @@ def _fit_parts(tensors: State, names: Mapping[str, str], own: Mapping[str, Tenso
     if len(bare) < len(tensors) or len(bare_names) < len(names):
         return None
     return _fit_under(bare, bare_names, own, prefix)
+
+
+def _fit_within(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor]) -> Fit | None:
+    """Tensors of the network that the model has within, such as a Lightning module its `model`, saved by itself."""
+    for front in _common_beginnings(names)[1:]:
+        inner = {name.removeprefix(front): full for name, full in names.items()}
+        fit = _fit_under(tensors, inner, own, "")
+        if fit is not None and not fit.extra:
+            return replace(fit, within=front)
+    return None
 
 
 def _without_module(name: str) -> str:

@@ -6,7 +6,7 @@ scale, or real parts alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,4 +54,21 @@ def readable_values(state: Mapping[str, Tensor], model: nn.Module, origin: str) 
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{origin} {misfit.text}: {', '.join(names[:3])}{more}")
-    return {name: t if t.layout == torch.strided else t.to_dense() for name, t in state.items()}
+    return {name: _plain(t) for name, t in state.items()}
+
+
+def refuse_scaled(state: Mapping[str, Tensor], beside: Iterable[str], origin: str) -> None:
+    """Raises ValueError where weights of one byte are to be multiplied by scales that the file has beside them."""
+    scales = [name for name in beside if "scale" in name.rpartition(".")[2]]
+    if scales and any(_is_float8(t) for t in state.values()):
+        raise ValueError(f"{origin} holds float8 weights with scales beside them ({scales[0]}): save dequantized ones")
+
+
+def _is_float8(t: Tensor) -> bool:
+    return t.is_floating_point() and t.element_size() == 1
+
+
+def _plain(t: Tensor) -> Tensor:
+    """The tensor as dense, and in a format that can be computed with."""
+    dense = t if t.layout == torch.strided else t.to_dense()
+    return dense.float() if _is_float8(dense) else dense

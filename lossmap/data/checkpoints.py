@@ -42,7 +42,7 @@ from lossmap.data.checkpoint_match import (
     listed,
     states_in,
 )
-from lossmap.data.checkpoint_values import readable_values
+from lossmap.data.checkpoint_values import readable_values, refuse_scaled
 from lossmap.special_files import not_a_file
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 _EXPORTED = ("archive_format", "serialized_exported_program.json")  # members of what torch.export saves
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
 OPTIMIZER_FILE = "optimizer.pt"  # of a checkpoint's folder, as the Trainer of Hugging Face writes it
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".t7")  # ends of names in messages, no more
 _INDEX = ".index.json"  # the end of the name of a list of shards, as Hugging Face writes it
 
 
@@ -105,6 +106,7 @@ class Checkpoint:
     def fit(self, model: nn.Module, selection: Selection | None = None) -> Fit:
         """The tensors that are the model's; raises ValueError as `fitted` does, and where they hold other numbers."""
         fit = fitted(self.states, model, self.path, selection)
+        refuse_scaled(fit.state, fit.extra, self.path)
         return replace(fit, state=readable_values(fit.state, model, self.path))
 
 
@@ -127,7 +129,9 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, homes: Sequence[str]
             message += f"; beside it: {', '.join(near)}"
         raise FileNotFoundError(message)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; a checkpoint is one file, or the index of several (*{_INDEX})")
+        raise ValueError(
+            f"{path} is a folder; a checkpoint is one file, or the index of several (*{_INDEX}){_in(path)}"
+        )
     if path.name.endswith(_INDEX):
         return Checkpoint(str(path), {"": _merged(path, unsafe)})
     kind = kind_of(path)
@@ -146,6 +150,20 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, homes: Sequence[str]
             f"{path} holds no state dict: neither tensors by name nor a dict of them under {', '.join(USUAL_KEYS[:4])}"
         )
     return Checkpoint(str(path), states, learning_rate_in(content))
+
+
+def _in(folder: Path) -> str:
+    """What to name instead of a folder."""
+    names = _names_in(folder)
+    if ".metadata" in names:
+        return (
+            "; torch.distributed.checkpoint wrote it, and makes a file of it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} net.pt"
+        )
+    if "zero_to_fp32.py" in names:
+        return f"; DeepSpeed wrote it, and makes a file of it: python {folder}/zero_to_fp32.py {folder} net.pt"
+    weights = [name for name in names if name.endswith(_INDEX)] or [name for name in names if name.endswith(_WEIGHTS)]
+    return f"; in it: {', '.join(sorted(weights)[:3])}" if weights else ""
 
 
 def file_and_key(named: str) -> tuple[Path, str]:
@@ -234,8 +252,12 @@ def shards_of(index: str | Path) -> list[Path]:
 def _merged(index: Path, unsafe: bool) -> State:
     """The tensors of all files that an index names."""
     merged: State = {}
-    for path in shards_of(index):
-        merged |= load_state(path, unsafe)
+    paths = shards_of(index)
+    named = {name: index.parent / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    for path in paths:
+        for name, tensor in load_state(path, unsafe).items():
+            if name not in merged or named.get(name) == path:  # the others are stale copies
+                merged[name] = tensor
     return merged
 
 
@@ -377,7 +399,7 @@ def load_into(
     fit = state.fit(model, selection)
     if finite:
         finite_or_named(fit.state, state.path)
-    model.load_state_dict(_in_layout_of(model, fit.state), strict=False)
+    model.load_state_dict(_in_layout_of(model, fit.state) if fit.given is None else fit.given, strict=False)
     return fit.notes
 
 

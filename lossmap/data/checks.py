@@ -13,6 +13,7 @@ from lossmap.data.batches import Batch, FixedBatches, Resident, samples_in
 from lossmap.data.criteria import SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.seeding import same_random_state
 
 FEW = 3  # samples that are put through model and loss together
@@ -20,13 +21,13 @@ FEW = 3  # samples that are put through model and loss together
 
 def check_finite(model: nn.Module, where: str) -> None:
     """Raise ValueError where a parameter or buffer has values that are not finite, or none at all (meta tensors)."""
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_tensors(model).items():
         if tensor.is_meta:
             raise ValueError(
                 f"{where}: {name} holds no values (its device is meta); make the model on the CPU, such as by "
                 "to_empty(device='cpu') and load_state_dict"
             )
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_tensors(model).items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{where}: {name} has values that are not finite; a landscape around it is undefined")
 

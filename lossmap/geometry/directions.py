@@ -32,7 +32,14 @@ from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy
 from lossmap.geometry.grid import Point
-from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex, selected, warn_of_frozen
+from lossmap.geometry.parameter_vector import (
+    Layout,
+    movable_parameters,
+    refuse_complex,
+    selected,
+    state_tensors,
+    warn_of_frozen,
+)
 from lossmap.geometry.unregistered import explained, unregistered
 from lossmap.geometry.wrappers import plain_names, within_ddp
 from lossmap.keywords import checked_init, checked_keywords
@@ -308,7 +315,7 @@ def plane_through(
 def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str) -> Plane:
     """The plane from a model to others, each the end of an axis."""
     origin = origin_of(model, states)
-    named = [within_ddp(other).state_dict() if isinstance(other, nn.Module) else other for other in others]
+    named = [state_tensors(within_ddp(other)) if isinstance(other, nn.Module) else other for other in others]
     axes = tuple(normalised(difference(origin, other), origin, "none", ignore) for other in named)
     recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
     return Plane(origin, axes, (recipe,) * len(axes))

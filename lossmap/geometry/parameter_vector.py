@@ -72,6 +72,11 @@ def movable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
 
 
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state dict; modules may keep other things there (`get_extra_state`)."""
+    return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
 def _refuse_shared_memory(named: Named) -> None:
     """Raises ValueError for parameters that overlap: they move together in training, and one by one in a survey."""
     by_storage: dict[int, list[tuple[int, int, str]]] = {}

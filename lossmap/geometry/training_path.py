@@ -26,7 +26,7 @@ from lossmap.geometry.directions import (
     origin_of,
     projected,
 )
-from lossmap.geometry.parameter_vector import warn_of_frozen
+from lossmap.geometry.parameter_vector import state_tensors, warn_of_frozen
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
 
@@ -126,7 +126,7 @@ def pca_plane(
     """
     model = within_ddp(model)
     origin = origin_of(model, states)
-    named = [within_ddp(state).state_dict() if isinstance(state, nn.Module) else state for state in path]
+    named = [state_tensors(within_ddp(state)) if isinstance(state, nn.Module) else state for state in path]
     warn_of_frozen(model, parameters, "move with the plane")
     principal = principal_axes(origin, named, axes, moving_names(origin, model, parameters))
     recipes = [

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lossmap.data import checkpoints
 from lossmap.geometry.directions import Named, Plane, random_or_drawn
+from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.geometry.wrappers import plain_names
 from lossmap.io import legacy
 from lossmap.io.read import read_group
@@ -101,7 +102,7 @@ def _arrays_of_axis(path: str, name: str, model: nn.Module) -> Mapping[str, Any]
         if name not in directions:
             raise ValueError(f"{path} holds no direction {name!r}; it has {', '.join(directions)}") from None
         parameters = {k: tuple(p.shape) for k, p in model.named_parameters()}
-        states = {k: tuple(t.shape) for k, t in model.state_dict().items()}
+        states = {k: tuple(t.shape) for k, t in state_tensors(model).items()}
         return legacy.matched(directions[name], parameters, states)
     if not arrays:
         raise ValueError(f"{path} holds only the recipe of the direction {name} (--no-store-directions)")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.checkpoints import finite_or_named
 from lossmap.data.problem import Problem
+from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.training.run_folder import save
 
 
@@ -62,7 +63,7 @@ class Recorder:
             record |= _undisturbed(self.curvature, model)
         self.records.append(record)
         if self.weights:
-            state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            state = {name: tensor.detach().clone() for name, tensor in state_tensors(model).items()}
             finite_or_named(state, f"the model at step {self.step}")
             save({"state_dict": state, "step": self.step, "loss": record["loss"]}, self._path())
         self.folder.mkdir(parents=True, exist_ok=True)
