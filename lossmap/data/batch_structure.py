@@ -78,7 +78,11 @@ def is_one_batch(value: Any) -> bool:
     is_collection = isinstance(value, (Tensor, Mapping, tuple, list, Dataset, *_CLOSED))
     if is_collection or not callable(getattr(value, "to", None)) or not holds_tensors(value):
         return False
-    match next(iter(value), None) if hasattr(value, "__iter__") else None:
+    try:
+        first = next(iter(value), None) if hasattr(value, "__iter__") else None
+    except NotImplementedError:  # of torch_geometric's graphs with several kinds of nodes
+        return True
+    match first:
         case (str() as name, _):
             return hasattr(value, name)
     return False

@@ -59,9 +59,9 @@ def samples_in(batch: Batch) -> int:
     """The samples of a batch: the length of its tensors' first dimension.
 
     Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph, or of the
-    targets `y` of an object (torch_geometric's graphs); where these differ too, as the parts of a physics-informed loss
-    do, the batch counts once. A list of objects, such as graphs, counts as they do together; for lists of images and of
-    their boxes, and lists of samples, see `_in_lists`.
+    targets `y` of an object (torch_geometric's graphs), or its `num_graphs`; where these differ too, as the parts of a
+    physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together; for
+    lists of images and of their boxes, and lists of samples, see `_in_lists`.
     """
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
         return sum(map(samples_in, batch))
@@ -75,6 +75,9 @@ def samples_in(batch: Batch) -> int:
         targets = None if isinstance(batch, (Mapping, tuple, list)) else getattr(batch, "y", None)
         if isinstance(targets, torch.Tensor) and targets.dim():
             return len(targets)
+        graphs = None if isinstance(batch, (Mapping, tuple, list)) else getattr(batch, "num_graphs", None)
+        if isinstance(graphs, int) and graphs > 0:
+            return graphs  # of torch_geometric's batches of several kinds of nodes
         entries = list(batch.values()) if isinstance(batch, Mapping) else batch
         lengths = _lengths(entries) if isinstance(entries, (tuple, list)) else set()
     return lengths.pop() if len(lengths) == 1 else _in_lists(batch)
@@ -497,7 +500,7 @@ def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
     weight = "once" if once else "by its samples"
     log.warning(
         "the batches are kept as given, uncut, since %s: %d of them; each counts %s, where the loss gives no weight of "
-        "its own. Whether it is a mean cannot be asked without cutting: it is taken for one, unless the problem has "
+        "its own. It is taken for a mean, unless parts of a batch show a sum, or the problem has "
         'reduction="sum"', reason, len(batches), weight,
     )  # fmt: skip
     return FixedBatches(tuple(batches))

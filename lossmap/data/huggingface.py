@@ -23,7 +23,15 @@ from lossmap.data.batches import Batch, Batches, Streamed, samples_in
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import Metric
 from lossmap.data.huggingface_batches import IGNORED, Entries, accepted_names, model_batches
-from lossmap.data.huggingface_pass import NoLossError, is_causal, logits, model_within, own_loss, without_warnings
+from lossmap.data.huggingface_pass import (
+    NoLossError,
+    has_prepended_prompt,
+    is_causal,
+    logits,
+    model_within,
+    own_loss,
+    without_warnings,
+)
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 
@@ -184,9 +192,10 @@ def _check_labels(batches: Batches, classes: int) -> None:
         labels = batch["labels"]
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
         if wrong.numel():
+            advice = "; a model of one number is a regression, whose labels are floating-point" if classes == 1 else ""
             raise LabelError(
                 f"labels must be >= 0 and < {classes}, the classes of the model, or {IGNORED} where they do not count; "
-                f"got {int(wrong[0])}"
+                f"got {int(wrong[0])}{advice}"
             )
 
 
@@ -316,7 +325,7 @@ def _own_problem(model: nn.Module, batches: Batches, batch: Batch) -> Problem:
     if labels is not None and labels.is_floating_point():
         kind = SQUARES
     elif is_causal(model):
-        kind = NEXT_TOKEN
+        kind = TOKENS if has_prepended_prompt(model) else NEXT_TOKEN
     ignored = getattr(model_within(model).config, "semantic_loss_ignore_index", IGNORED)
     count = LabelCount(kind, ignored)
     return Problem(model, batches, OwnLoss(count), _itself, count, {}, False, "1")

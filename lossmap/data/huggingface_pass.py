@@ -59,6 +59,13 @@ def is_causal_class(kind: type) -> bool:
     return re.search(r"CausalLM|LMHeadModel|DoubleHeads", kind.__name__) is not None
 
 
+def has_prepended_prompt(model: nn.Module) -> bool:
+    """Whether PEFT puts a trained prompt before the tokens, so that the first token is predicted, too."""
+    config = getattr(model, "active_peft_config", None)
+    kind = getattr(getattr(config, "peft_type", None), "value", "")
+    return bool(getattr(config, "is_prompt_learning", False)) and kind != "PREFIX_TUNING"  # that stands in the cache
+
+
 @contextmanager
 def _differentiable(model: nn.Module, double: bool) -> Iterator[None]:
     """Inside, the model's derivatives are those of its loss, and there are second ones; all is put back afterwards.

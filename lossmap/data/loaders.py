@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -116,6 +117,8 @@ def as_batches(
         except (TypeError, RuntimeError):  # as `default_collate` raises of objects, and of samples that differ in shape
             return read_into_memory(_each_alone(data), batch_size, budget, prepare=prepare)
     _report_drawing(data)
+    if isinstance(data, IterableDataset):
+        data = _batches_of_stream(data, batch_size or DEFAULT_BATCH_SIZE)
     return read_into_memory(data, batch_size, budget, prepare=prepare)
 
 
@@ -225,6 +228,26 @@ class _Samples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.entries[index]
+
+
+def _batches_of_stream(data: IterableDataset[Any], size: int) -> Any:
+    """What an IterableDataset yields, single samples put together; it is passed over once, since it may be used up."""
+    entries = iter(data)
+    first = next(entries, None)
+    if first is None:
+        return []
+    whole = chain([first], entries)
+    return DataLoader(_Stream(whole), size) if _is_sample(first) else whole
+
+
+@dataclass(frozen=True, eq=False)
+class _Stream(IterableDataset[Any]):
+    """Samples that can be passed over once."""
+
+    entries: Iterator[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.entries
 
 
 def _report_drawing(data: Any) -> None:

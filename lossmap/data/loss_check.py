@@ -53,7 +53,7 @@ from lossmap.data.metric_check import with_metrics_told
 from lossmap.data.missing_values import missing_values, unusual_rows
 from lossmap.data.moved_weights import moved_weights
 from lossmap.data.noise import with_noise_seed
-from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.underflow import underflow
@@ -188,6 +188,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         _refuse_first_batch(probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
+    problem = _with_means_told(problem, probe, kind)
     fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
     reported = _with_rounding_told(fitting, probe, kind)
     if (kind == COUPLED or reported.notes != fitting.notes) and not probe.is_repeatable(REPEATS):
@@ -272,6 +273,27 @@ def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
     if kind == COUPLED:
         return _with_own_batches(problem, probe)
     return _as_sum(problem) if kind == SUM else problem
+
+
+def _with_means_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
+    """With a note where batches stay uncut, and the loss of one is no mean over what they count by.
+
+    So it is with a mean over tokens or nodes, that gives no weight: it is another number than the mean over all tokens.
+    """
+    if kind != MEAN or not isinstance(problem.data, FixedBatches) or len(problem.data.batches) == 1:
+        return problem
+    whole, cuts = probe.within_a_batch()
+    for parts in cuts:
+        weights = sum(weight for _, weight in parts)
+        mean = sum(value * weight for value, weight in parts) / (weights or 1.0)
+        if abs(whole - mean) > 10 * probe.tolerance * max(abs(value) for value, _ in parts):
+            note = (
+                f"the loss of a batch is not a mean over its samples or weights ({whole:.6g} together, {mean:.6g} in "
+                "two parts): the mean over the batches weighs each by these; a mean over tokens or nodes is right "
+                "where the loss returns (mean, weight), with their number as its weight"
+            )
+            return replace(problem, notes=(*problem.notes, note))
+    return problem
 
 
 def _with_underflow_told(problem: Problem, probe: _Probe) -> Problem:
@@ -413,9 +435,44 @@ class _Probe:
     def _kind_here(self, cuts: int = 2) -> int:
         if not self.is_repeatable():
             return RANDOM
-        if self.samples < 2 or isinstance(self.original.data, FixedBatches) or self.is_additive(cuts):
+        if isinstance(self.original.data, FixedBatches):
+            return SUM if self.is_sum_within_a_batch() else MEAN
+        if self.samples < 2 or self.is_additive(cuts):
             return MEAN
         return SUM if self.is_sum() else COUPLED
+
+    def is_sum_within_a_batch(self) -> bool:
+        """Whether the function gives a sum of parts of the largest batch that stays uncut, as far as it has parts."""
+        whole, cuts = self.within_a_batch()
+        values = [[value for value, _ in parts] for parts in cuts]
+        return bool(cuts and whole) and all(self._agree(whole, sum(parts), parts) for parts in values)
+
+    def within_a_batch(self) -> tuple[float, list[list[tuple[float, float]]]]:
+        """The function's value for the largest batch that stays uncut, and (value, weight) of its parts for two cuts.
+
+        No cut where it has no parts, or its parts no value.
+        """
+        batch = max(self.original.data, key=samples_in)
+        if self.problem is not self.original:
+            batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+        n = min(samples_in(batch), MAX_SAMPLES)
+        if n < 2:
+            return 0.0, []
+        try:
+            whole, _ = self._value(rows_within(batch, 0, n))
+            ends = [((0, k), (k, n)) for k in (n // 2, (n + 2) // 3)]
+            cuts = [[self._value(rows_within(batch, *part)) for part in parts] for parts in ends]
+        except Exception:  # somebody's own loss may raise anything of a part of a batch
+            return 0.0, []
+        return (
+            (whole, cuts) if np.isfinite([whole, *(value for parts in cuts for value, _ in parts)]).all() else (0.0, [])
+        )
+
+    def _value(self, batch: Batch) -> tuple[float, float]:
+        """What the user's function gives for a batch, a mean or a sum, and the weight; 0 of one without weight."""
+        with self._borrowed(), torch.enable_grad(), same_random_state(20):
+            weight = self.problem.count(batch)
+            return float(self.problem.total(batch).detach()) / (weight or 1.0), weight
 
     def parts(self, cuts: int) -> list[tuple[float, list[float]]]:
         """The whole, and the values of its parts, for so many cuts, one or two."""
@@ -434,14 +491,14 @@ class _Probe:
             return False
 
     def is_sum(self) -> bool:
-        """Whether the function behind is itself a sum: taken for a mean, it was multiplied by the batch's samples."""
+        """Whether the function behind is itself a sum: taken for a mean, it was multiplied by the batch's weight."""
         n = self.samples
         try:
-            singles = [self.total([i]) for i in range(n)]
-            half = [self.total(list(range(n // 2))) / (n // 2), self.total(list(range(n // 2, n))) / (n - n // 2)]
+            singles = [self._value(_rows(self.batch, [i]))[0] for i in range(n)]
+            half = [self._value(_rows(self.batch, list(range(*part))))[0] for part in ((0, n // 2), (n // 2, n))]
         except (ValueError, RuntimeError, IndexError):
             return False
-        whole = self.total() / n
+        whole, _ = self._value(self.batch)
         return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
 
     def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
@@ -495,6 +552,16 @@ def few_samples(problem: Problem) -> Batch:
         if rows:
             return _joined(_rows(batch, list(range(MAX_SAMPLES - len(rows)))), _rows(seen, rows))
     return batch
+
+
+def rows_within(batch: Batch, first: int, last: int) -> Batch:
+    """Some samples of a batch that is not to be cut for good: of its tensors with a row for each, or of its graphs."""
+    if hasattr(batch, "to_data_list"):  # of torch_geometric
+        return type(batch).from_data_list(batch.to_data_list()[first:last])
+    n = samples_in(batch)
+    if isinstance(batch, (tuple, list)) and len(batch) == n and not any(isinstance(part, Tensor) for part in batch):
+        return batch[first:last]
+    return map_tensors(lambda t: t[first:last] if t.dim() and len(t) == n else t, batch)
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:
@@ -562,7 +629,13 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, i
 
 
 def _as_sum(problem: Problem) -> Problem:
-    """The loss divided by the batch's samples, since it is their sum."""
+    """The loss divided by the batch's samples, or by the weight that it gives itself, since it is their sum."""
+    if isinstance(problem.forward, CustomLoss):
+        with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
+            is_weighted = gives_weight(problem.forward.loss, problem.model, few_samples(problem))
+        by = "weights that it gives" if is_weighted else "samples"
+        note = f"the loss function returns the sum over the batch (reduction='sum'); it is divided by the {by}"
+        return replace(problem, notes=(*problem.notes, note), forward=replace(problem.forward, reduction="sum"))
     changed = {"loss": PerSample(problem.loss)} if problem.separable else {"forward": PerSample(problem.forward)}
     note = "the loss function returns the sum over the batch (reduction='sum'); it is divided by the samples"
     return replace(problem, notes=(*problem.notes, note), **changed)  # type: ignore[arg-type]

@@ -75,15 +75,37 @@ def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module,
                 "x.float(), or of NumPy's arrays x.astype('float32')"
             ) from error
         raise
+    value = _loss_within(value)
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ValueError(f"the loss must return one number per batch, or (mean, weight); got {len(value)} values")
         value, weight = value
     if not isinstance(value, Tensor) or value.dim() != 0:
-        raise ValueError(f"the loss must return one number per batch; got {getattr(value, 'shape', type(value))}")
+        raise ValueError(f"the loss must return one number per batch; got {_named(value)}")
     if weight is None:
         return value, samples_in(batch)
     return value, _checked_weight(weight)
+
+
+def gives_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> bool:
+    """Whether a user's loss gives a batch's weight beside its value."""
+    return isinstance(in_one_precision(loss, _is_double(model), model, batch), tuple)
+
+
+def _named(value: Any) -> str:
+    """What a loss returned that is no number, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} without the entry loss, but {', '.join(map(str, value)) or 'none'}"
+    return f"a {type(value).__name__}" + (": return the tensor itself, not its .item()" if value is not None else "")
+
+
+def _loss_within(value: Any) -> Any:
+    """The loss of what a training step or a model returned: its entry `loss`, as a trainer takes it; else the value."""
+    if isinstance(value, Mapping) and "loss" in value:  # also the outputs of Hugging Face's models
+        return value["loss"]
+    return value
 
 
 def _checked_weight(weight: Any) -> float:

@@ -158,7 +158,7 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
             pattern = re.compile(which)
         except re.error as error:
             raise ValueError(f"{which!r} is not a regular expression: {error}") from None
-        parameters = {k: p for k, p in named.items() if pattern.search(k)}
+        parameters = {k: p for k, p in named.items() if pattern.search(k) or _other_name(model, k, p, pattern)}
     if not parameters:
         names = list(named)[:MAX_SHOWN]
         if len(named) > MAX_SHOWN:
@@ -169,6 +169,23 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
         raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}{reason}")
     refuse_complex(parameters)
     return parameters
+
+
+def _tied_names(model: nn.Module, which: str) -> dict[str, str]:
+    """Other names, by which tied parameters are selected: name -> that name."""
+    if which in GROUPS:
+        return {}
+    pattern = re.compile(which)
+    chosen = {k: p for k, p in selected(model, which).items() if not pattern.search(k)}
+    return {k: str(_other_name(model, k, p, pattern)) for k, p in chosen.items()}
+
+
+def _other_name(model: nn.Module, name: str, parameter: nn.Parameter, pattern: re.Pattern[str]) -> str | None:
+    """Another name of a tied parameter that matches; none of an expression for all but some names, as `^(?!head)`."""
+    if pattern.search(""):
+        return None
+    names = (k for k, p in model.named_parameters(remove_duplicate=False) if p is parameter and k != name)
+    return next(filter(pattern.search, names), None)
 
 
 def _matched_outside(model: nn.Module, which: str) -> list[str]:
@@ -196,7 +213,8 @@ def frozen_among(model: nn.Module, which: str) -> dict[str, nn.Parameter]:
 def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
     """Log one sentence where some of the selected parameters are frozen, but not all of the model's are.
 
-    Another one says where a name selects more than what bears it: `layer1` matches in `layer10.weight`, too.
+    Another one says where a name selects more than what bears it: `layer1` matches in `layer10.weight`, too; and
+    which parameters are tied to those of another name that it matches.
 
     what  of those parameters is done: `are counted in the Hessian`
     """
@@ -207,6 +225,8 @@ def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
             ", ".join(others[:MAX_SHOWN]), ", ..." if len(others) > MAX_SHOWN else "",
             re.escape(which) + (r"\." if which not in dict(model.named_parameters()) else "$"),
         )  # fmt: skip
+    for name, other in _tied_names(model, which).items():
+        logger.warning("%s is tied to %s, which %s matches: they are one parameter, and %s", other, name, which, what)
     frozen = sum(p.numel() for p in frozen_among(model, which).values())
     if frozen:
         logger.warning(

@@ -19,6 +19,7 @@ from lossmap.data.batches import FixedBatches, read_into_memory, samples_in
 from lossmap.data.datasets import digest
 from lossmap.data.loaders import source_of
 from lossmap.data.loss_check import check_loss
+from lossmap.data.problem import Problem
 
 # torch warns of its own compiler, with which products are traced
 pytestmark = [
@@ -496,3 +497,104 @@ def test_an_object_that_refers_to_itself_is_refused_by_name():
     node.x, node.parent = X, node
     with pytest.raises(ValueError, match="holds a Node that refers to itself"):
         read_into_memory([node])
+
+
+def ragged_batches():
+    """Padded sequences of three widths, the rows of a batch of several lengths."""
+    g = torch.Generator().manual_seed(4)
+    texts = [torch.randint(1, 8, (length,), generator=g) for length in (3, 7, 5, 2, 6, 4, 4)]
+    parts = texts[:3], texts[3:5], texts[5:]
+    return [
+        {
+            "ids": pad_sequence(list(part), batch_first=True),
+            "labels": pad_sequence([text % 4 for text in part], batch_first=True, padding_value=-100),
+        }
+        for part in parts
+    ]
+
+
+def sum_over_tokens(model, batch):
+    return F.cross_entropy(model(batch["ids"]).flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+
+
+def tokens_of(batch):
+    return int((batch["labels"] >= 0).sum())
+
+
+@pytest.mark.parametrize("cut", ["kept", "cut"])
+@pytest.mark.parametrize("weight", ["tokens", "none"])
+def test_a_sum_that_nobody_declared_is_divided_by_its_weights_or_samples(cut, weight):
+    batches = ragged_batches() if cut == "kept" else ragged_batches()[:1]
+    model = Tagger()
+    total = sum(sum_over_tokens(model, b).item() for b in batches)
+    if weight == "tokens":
+        found = Problem.custom(model, lambda m, b: (sum_over_tokens(m, b), tokens_of(b)), batches)
+        number, word = sum(map(tokens_of, batches)), "weights that it gives"
+    else:
+        found = Problem.custom(model, sum_over_tokens, batches)
+        number, word = sum(len(b["ids"]) for b in batches), "samples"
+    checked = check_loss(found)
+    assert any(f"divided by the {word}" in note for note in checked.notes), checked.notes
+    value = lossmap.losses(checked, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(total / number, rel=1e-5)
+
+
+def test_a_mean_over_tokens_without_its_weight_is_reported_and_one_with_it_is_not():
+    def mean(model, batch):
+        return F.cross_entropy(model(batch["ids"]).flatten(0, 1), batch["labels"].flatten())
+
+    plain = check_loss(Problem.custom(Tagger(), mean, ragged_batches()))
+    assert any("a mean over tokens or nodes is right where the loss returns" in note for note in plain.notes)
+    weighted = check_loss(Problem.custom(Tagger(), lambda m, b: (mean(m, b), tokens_of(b)), ragged_batches()))
+    assert weighted.notes == ()
+
+
+def test_a_dict_of_a_training_step_is_taken_by_its_loss():
+    def step(model, batch):
+        return {"loss": (sum_over_tokens(model, batch) / tokens_of(batch), tokens_of(batch)), "log": 1}
+
+    model, batches = Tagger(), ragged_batches()
+    expected = sum(sum_over_tokens(model, b).item() for b in batches) / sum(map(tokens_of, batches))
+    problem = Problem.custom(model, step, batches)
+    assert lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"] == pytest.approx(expected)
+    wrong = Problem.custom(model, lambda m, b: {"value": 1}, batches)
+    with pytest.raises(ValueError, match="got a dict without the entry loss, but value"):
+        wrong.total(batches[0])
+
+
+def test_graphs_of_several_kinds_of_nodes_are_one_batch_each_and_count_by_their_number_in_a_loader():
+    data = pytest.importorskip("torch_geometric.data")
+    loader = pytest.importorskip("torch_geometric.loader")
+    g = torch.Generator().manual_seed(2)
+
+    def graph(users, items):
+        made = data.HeteroData()
+        made["user"].x, made["item"].x = torch.randn(users, 3, generator=g), torch.randn(items, 3, generator=g)
+        ends = [torch.randint(count, (2 * users,), generator=g) for count in (users, items)]
+        made["user", "buys", "item"].edge_index = torch.stack(ends)
+        return made
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, graph):
+            source, target = graph["user", "buys", "item"].edge_index
+            h = graph["item"].x.index_add(0, target, graph["user"].x[source])
+            kind = graph["item"].get("batch", torch.zeros(len(h), dtype=torch.long))
+            sums = torch.zeros(int(kind.max()) + 1, 2, dtype=h.dtype).index_add(0, kind, torch.tanh(self.a(h)))
+            return sums.square().sum(1)
+
+    def loss(model, graph):
+        return model(graph).mean()
+
+    model, graphs = Net(), [graph(3, 2), graph(5, 4), graph(4, 3)]
+    alone = [loss(model, each).item() for each in graphs]
+    line = lossmap.random_plane(model, axes=1)
+    for given, expected in (
+        (graphs[1], alone[1]),
+        (loader.DataLoader(graphs, 2), sum(alone) / 3),  # two graphs, then one
+    ):
+        problem = Problem.custom(model, loss, given)
+        assert lossmap.losses(problem, line)((0.0,))["train_loss"] == pytest.approx(expected, rel=1e-5)

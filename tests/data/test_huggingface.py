@@ -392,3 +392,22 @@ def test_a_language_model_given_as_supervised_is_sent_to_the_right_function():
     problem = lossmap.Problem.supervised(gpt2(), "crossentropy", padded(sequences()))
     with pytest.raises(ValueError, match=r"take lossmap\.huggingface\(model, data\)"):
         loss_and_gradient(problem)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_a_prompt_of_peft_stands_before_the_tokens_so_that_the_first_of_them_is_predicted_too():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(llama(), config).eval()
+    g = torch.Generator().manual_seed(5)
+    batches = [{"input_ids": torch.randint(1, VOCABULARY, shape, generator=g)} for shape in ((2, 5), (1, 3))]
+    total = 0.0
+    for batch in batches:
+        tokens = batch["input_ids"]
+        logits = model(input_ids=tokens).logits[:, 1:-1]  # from the last of the prompt on
+        total += F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum").item()
+    problem = lossmap.huggingface(model, batches)
+    assert problem.samples == 13
+    value = lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(total / 13, rel=1e-5)

@@ -452,14 +452,24 @@ def test_a_batch_that_the_model_does_not_take_is_named_with_the_way_to_say_which
         problem.total(next(iter(problem.data)))
 
 
-def test_single_samples_are_named_as_such():
-    class Samples(IterableDataset):
-        def __iter__(self):
-            return iter([(torch.ones(2), torch.tensor(1))] * 4)
+def test_a_stream_of_single_samples_or_of_batches_is_read_to_its_end_also_where_it_can_be_passed_over_once():
+    x, y = torch.randn(7, 2, generator=torch.Generator().manual_seed(1)), torch.arange(7) % 3
 
-    with pytest.raises(ValueError, match=r"give single samples, as of an IterableDataset, through .*DataLoader"):
-        Problem.supervised(nn.Linear(2, 3), "crossentropy", Samples())
-    assert Problem.supervised(nn.Linear(2, 3), "crossentropy", DataLoader(Samples(), 2)).samples == 4
+    class Stream(IterableDataset):
+        def __init__(self, entries):
+            self.entries = iter(entries)
+
+        def __iter__(self):
+            return self.entries
+
+    model = nn.Linear(2, 3)
+    for stream in (Stream(zip(x, y, strict=True)), Stream([(x[:4], y[:4]), (x[4:], y[4:])])):
+        read = Problem.supervised(model, "crossentropy", stream).data
+        assert torch.equal(read.tensors[0], x)
+        assert torch.equal(read.tensors[1], y)
+    assert Problem.supervised(model, "crossentropy", DataLoader(Stream(zip(x, y, strict=True)), 2)).samples == 7
+    with pytest.raises(ValueError, match="got none"):
+        Problem.supervised(model, "crossentropy", Stream([]))
 
 
 def test_images_of_whole_numbers_are_named_where_the_model_does_not_take_them():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected
+from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected, warn_of_frozen
 from lossmap.sums import dot, norm, norm_of
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=5)
@@ -117,3 +117,18 @@ def test_views_of_one_memory_are_told_by_their_entries():
             of(first, second)
     with pytest.raises(ValueError, match=r"entries of the parameter '2\.weight' lie in one memory"):
         of(square, torch.randn(4, 1).expand(4, 4))
+
+
+def test_a_tied_parameter_is_selected_by_either_name_which_is_said(caplog):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+            self.head.weight = self.table.weight
+
+    model = Tied()
+    assert list(selected(model, "head")) == ["table.weight"]
+    warn_of_frozen(model, "head", "are counted in the Hessian")
+    assert "head.weight is tied to table.weight, which head matches" in caplog.text
+    with pytest.raises(ValueError, match="no parameter matches"):
+        selected(model, "^(?!table)")  # all but the table, which head.weight is, too
