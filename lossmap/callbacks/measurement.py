@@ -155,6 +155,7 @@ class Measurement:
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
     starts: dict[str, Tensor] = field(default_factory=dict, repr=False)
     searches: int = field(default=0, repr=False)
+    names: tuple[str, ...] = field(default=(), init=False, repr=False)  # of the parameters that the Hessian is of
     factory: OperatorFactory = field(init=False, repr=False)
     pending: list[str] = field(default_factory=lambda: list(PREPARATION), repr=False)
     is_quick: bool = field(default=False, init=False, repr=False)  # whether the check leaves out kinks
@@ -237,6 +238,7 @@ class Measurement:
         self.seconds_of_all = self._seconds(self.problem)
 
     def _prepare_products(self) -> None:
+        self.names = tuple(selected(self.problem.model, self.parameters))
         plan = HvpPlan("double-backward", self.problem.data.batch_size) if self.is_plain else None
         self.factory = prepare(
             self.problem,
@@ -248,6 +250,14 @@ class Measurement:
             products=READINGS * self.usual_products,
         )
         self.problem = self.factory.problem
+
+    def _follow_parameters(self) -> None:
+        """Begin anew where other parameters are trained by now, as by a schedule that unfreezes layers."""
+        names = tuple(selected(self.problem.model, self.parameters))
+        if names != self.names:
+            logger.warning("from here on the Hessian is of %d tensors, no longer of %d", len(names), len(self.names))
+            self.starts.clear()
+            self._prepare_products()
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -276,6 +286,7 @@ class Measurement:
         """
         self.prepare_all()
         with undisturbed(self.problem.model):
+            self._follow_parameters()
             found = measured_gradient(self.problem, self.parameters)
             reading = dict.fromkeys((f.name for f in self.fields), nan)
             reading |= {"loss": found.loss, "loss_error": found.loss_error, "products": 0.0}

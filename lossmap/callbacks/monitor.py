@@ -112,8 +112,14 @@ class CurvatureMonitor:
         overwrite: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be >= 1; got {every}")
+        if not every >= 1 or every % 1:
+            raise ValueError(f"every must be a whole number >= 1; got {every}")
+        if not 0.0 < tol < 1.0:
+            raise ValueError(f"tol must be between 0 and 1; got {tol}")
+        if max_products < 2:
+            raise ValueError(f"max_products must be >= 2; got {max_products}")
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"optimizer must be one of PyTorch's kind, with param_groups; got {optimizer!r:.60}")
         if trace_products != 0 and trace_products < 6:
             raise ValueError(f"trace_products must be 0 (no trace) or >= 6; got {trace_products}")
         self.path = None if path is None else Path(path)

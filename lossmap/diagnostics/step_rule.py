@@ -39,6 +39,7 @@ RMSPROP = torch.optim.RMSprop
 ADAPTIVE = (*ADAM, RMSPROP)
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")  # entries of a state, of the parameter's shape
 WRAPPERS = ("module.", "_orig_mod.")
+TRAINERS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}  # whose optimizers step as those inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +68,14 @@ class StepRule:
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer of PyTorch inside the wrappers of Accelerate and Lightning, which keep it as `optimizer`."""
+    """The optimizer of PyTorch inside the wrappers of Accelerate and Lightning, which keep it as `optimizer`.
+
+    Others that do, such as Lookahead, take steps of their own.
+    """
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        packages = {kind.__module__.partition(".")[0] for kind in type(optimizer).__mro__}
+        if not packages & TRAINERS:
+            break
         optimizer = inner
     return optimizer
 
