@@ -607,7 +607,7 @@ def test_a_training_that_diverges_goes_on_and_the_readings_say_so(tmp_path):
 def test_what_cannot_be_measured_is_refused_before_training_begins():
     model = net()
     problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
-    with pytest.raises(ValueError, match="every must be >= 1; got 0"):
+    with pytest.raises(ValueError, match="every must be a whole number >= 1; got 0"):
         CurvatureMonitor(problem, every=0)
     with pytest.raises(ValueError, match="max_overhead must be > 0"):
         CurvatureMonitor(problem, max_overhead=0)
