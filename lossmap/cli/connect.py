@@ -158,6 +158,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     )  # fmt: skip
     if execution.dry_run:
         say(f"would compute losses at {len(grid)} points between {' and '.join(labels_of(settings))}")
+        say(output.about_data(problems))
         say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
         announce(world, "line", lambda: price(points=len(grid)))
         return 0

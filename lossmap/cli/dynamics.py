@@ -27,6 +27,7 @@ from lossmap.cli.setting_groups import (
     parameters_setting,
 )
 from lossmap.cli.settings import Settings, UsageError, flag_of, setting
+from lossmap.data.problem import Problem
 from lossmap.io.provenance import provenance
 from lossmap.landscape.progress import display
 from lossmap.parallel.shutdown import Stop, job_end
@@ -141,7 +142,7 @@ def run(settings: Settings, world: World) -> int:
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)
     if execution.dry_run:
-        say(dry_run(sources, options.top, path, world))
+        say(dry_run(sources, options.top, path, world, problem))
         return 0
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
     with Stop(after=execution.stop_after, until=job_end(os.environ)) as stop, display(world, "checkpoints") as progress:
@@ -185,7 +186,7 @@ def run(settings: Settings, world: World) -> int:
     return output.EXIT_CODES[result.outcome]
 
 
-def dry_run(sources: Sequence[str], top: int, path: Path, world: World) -> str:
+def dry_run(sources: Sequence[str], top: int, path: Path, world: World, problem: Problem) -> str:
     """What the command would do. Every rank calls it."""
     from lossmap.dynamics.run import find_checkpoints
 
@@ -193,6 +194,7 @@ def dry_run(sources: Sequence[str], top: int, path: Path, world: World) -> str:
     names = ", ".join(f.name for f in files.values())
     return (
         f"would compute the {top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
+        f"{output.about_data({'samples': problem})}\n"
         f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)"
     )
 

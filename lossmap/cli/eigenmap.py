@@ -25,7 +25,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.setting_groups import moving_parameters
-from lossmap.cli.settings import Settings, UsageError, decode_settings
+from lossmap.cli.settings import Settings, UsageError, decode_settings, flag_of
 from lossmap.cli.trust import code_files, foreign_code
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
@@ -152,7 +152,27 @@ def read_settings(argv: Sequence[str] | None = None, defaults: dict[str, Any] | 
         foreign = foreign_code(Path(own.eigen.like), code_files(named, folder), Path.cwd())
         if foreign:
             raise UsageError(f"{foreign}. Look at it; then add --trust")
-    return COMMAND.parse(argv, values)
+    settings = COMMAND.parse(argv, values)
+    _refuse_other_weights(settings, own.explicit)
+    return settings
+
+
+def _refuse_other_weights(settings: Settings, explicit: frozenset[str]) -> None:
+    """Raise UsageError where a checkpoint of the file of --like has other contents by now, and was not named anew.
+
+    explicit  the settings that were set by a flag
+    """
+    from lossmap.data.checkpoints import file_sha256
+
+    stored = read(settings.eigen.like or "").settings.get("file", {})
+    for name in ("model_file", "model_file2", "model_file3"):
+        path, digest = getattr(settings.model, name), stored.get(f"{name} (SHA-256)")
+        if path and digest and name not in explicit and Path(path).exists() and file_sha256(path) != digest:
+            flag = flag_of(name)
+            raise UsageError(
+                f"{path} is no longer the checkpoint that {settings.eigen.like} was made with (another SHA-256); "
+                f"{flag} {path} takes it all the same"
+            )
 
 
 def settings_like(path: str) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def run(settings: Settings, world: World | None = None) -> int:
         examinations = ", ".join(options.examinations) or "none"
         announce(world, "health", examination.price)
         print(f"would examine {label_of(settings)}: {examinations}")
+        print(output.about_data({settings.data.split: examination.problem}))
         print("nothing was computed, and nothing was written (--dry-run)")
         return 0
     announce(world, "health", examination.price)

@@ -198,17 +198,12 @@ class OutputFile:
 
         Raises as `open` does where the run would be refused.
         """
-        from lossmap.data.description import description_of
-
-        data = "\n          ".join(
-            line for split, p in problems.items() for line in _indented(split, description_of(p.data))
-        )
         n = sum(p.numel() for p in next(iter(problems.values())).model.parameters())
         points = len(self.grid) if self.points is None else self.points.size
         return (
             f"would compute {what} at {points:,} points of {self.grid}{self._size(measures or {})}\n"
             f"  model   {self.file_settings['model']}, {n:,} parameters\n"
-            f"  data    {data}\n"
+            f"{about_data(problems)}\n"
             f"  plane   {self.plane!r}\n"
             f"  result  {self.path}{self._existing(measures or {})}\n"
             "nothing was computed, and nothing was written (--dry-run)"
@@ -235,6 +230,16 @@ class OutputFile:
         if self.path.exists():
             return "; that file exists and would be started anew (--overwrite)"
         return ""
+
+
+def about_data(problems: Mapping[str, Problem]) -> str:
+    """What a dry run says of the samples that were read; the same samples under several names are said once."""
+    from lossmap.data.description import description_of
+
+    known: dict[int, str] = {}
+    described = {known.setdefault(id(p.data), name): p.data for name, p in problems.items()}
+    lines = [line for name, data in described.items() for line in _indented(name, description_of(data))]
+    return "  data    " + "\n          ".join(lines)
 
 
 def _indented(split: str, lines: Sequence[str]) -> list[str]:

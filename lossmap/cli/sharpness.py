@@ -114,6 +114,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if execution.dry_run:
         kinds = ", ".join(dict.fromkeys(t.kind if t.ball is None else f"{t.kind} {t.ball[0]}" for t in measure.tasks))
         say(f"would compute {len(measure.tasks)} tasks for {', '.join(s.label for s in subjects)}: {kinds}")
+        say(output.about_data({s.label: s.samples_of for s in subjects}))
         say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
         announce(world, "sharpness", lambda: price_of_sharpness(measure, workers))
         return 0

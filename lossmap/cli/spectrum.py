@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,10 @@ from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 from lossmap.results import value_groups
+
+if TYPE_CHECKING:
+    from lossmap.spectra.request import Subject
+    from lossmap.spectra.tasks import SpectrumTasks
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
 LAYER_OUTPUT_HESSIANS = {"none": (), "inputs": ("inputs",), "weights": ("weights",), "both": ("inputs", "weights")}
@@ -123,10 +127,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         request = world.once(lambda: fitted_request(whole, execution, path, began, workers, say, crowding))
         measure = replace(measure_of(request), made=whole.made)
     if execution.dry_run:
-        kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))
-        labels = ", ".join(s.label for s in subjects)
-        say(f"would compute {len(measure.tasks)} tasks for {labels}: {kinds}\n  result  {path}")
-        say("nothing was computed, and nothing was written (--dry-run)")
+        _describe(measure, subjects, path, say)
         announce(world, "spectrum", lambda: price_of(measure, workers))
         return 0
     grid = Grid(np.arange(len(measure.tasks)))
@@ -150,6 +151,14 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         for picture in draw_pictures(path):
             say(f"picture: {picture}")
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite)
+
+
+def _describe(measure: SpectrumTasks, subjects: Sequence[Subject], path: Path, say: output.Printer) -> None:
+    """Print what would be done, for --dry-run."""
+    kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))
+    say(f"would compute {len(measure.tasks)} tasks for {', '.join(s.label for s in subjects)}: {kinds}")
+    say(output.about_data({s.label: s.samples_of for s in subjects}))
+    say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
 
 
 def request_of(settings: Settings) -> Any:

@@ -1,0 +1,57 @@
+"""What is said, or refused, before anything is computed: the samples of a dry run, and weights that changed since."""
+
+import pytest
+import torch
+
+from lossmap.cli.__main__ import main
+
+NET = """
+import torch
+from torch import nn
+
+
+def net():
+    return nn.Linear(3, 2)
+
+
+def data(split="train"):
+    return torch.linspace(-2, 4, 36).reshape(12, 3), torch.arange(12) % 2
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    for name, seed in (("a.pt", 0), ("b.pt", 1)):
+        torch.manual_seed(seed)
+        torch.save(torch.nn.Linear(3, 2).state_dict(), name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "spectrum",
+        "sharpness",
+        "health",
+        "connect --model-file a.pt --other b.pt",
+        "dynamics a.pt b.pt",
+    ],
+)
+def test_every_dry_run_says_what_samples_were_read(here, capsys, command):
+    line = f"{command} --model net.py:net --dataset net.py:data --surf-file r.h5 --dry-run"
+    assert main(line.split()) == 0
+    said = capsys.readouterr().out
+    assert "12 samples" in said and "inputs: float32, 3 each, -2 to 4, mean 1" in said
+    assert "targets: int64, 2 classes, 0 to 1, 6 to 6 of each" in said and not (here / "r.h5").exists()
+
+
+def test_like_refuses_weights_that_changed_since_unless_they_are_named(here, capsys):
+    names = "--model net.py:net --dataset net.py:data --x=-1:1:3 --device cpu"
+    assert main(f"surface {names} --model-file a.pt --surf-file s.h5".split()) == 0
+    (here / "b.pt").replace(here / "a.pt")
+    like = "eigenmap --like s.h5 --surf-file e.h5 --dry-run"
+    assert main(like.split()) == 2
+    assert "a.pt is no longer the checkpoint that s.h5 was made with" in capsys.readouterr().err
+    assert main(f"{like} --model-file a.pt".split()) == 0
