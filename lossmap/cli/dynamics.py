@@ -8,7 +8,7 @@ or srun; eigenvectors go to the disk as they come. Interrupted or killed, the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def run(settings: Settings, world: World) -> int:
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)
     if execution.dry_run:
-        say(dry_run(sources, options.top, path, world, problem))
+        say(dry_run(sources, options.top, path, world, {settings.data.split: problem}))
         return 0
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
     with Stop(after=execution.stop_after, until=job_end(os.environ)) as stop, display(world, "checkpoints") as progress:
@@ -186,7 +186,7 @@ def run(settings: Settings, world: World) -> int:
     return output.EXIT_CODES[result.outcome]
 
 
-def dry_run(sources: Sequence[str], top: int, path: Path, world: World, problem: Problem) -> str:
+def dry_run(sources: Sequence[str], top: int, path: Path, world: World, problems: Mapping[str, Problem]) -> str:
     """What the command would do. Every rank calls it."""
     from lossmap.dynamics.run import find_checkpoints
 
@@ -194,7 +194,7 @@ def dry_run(sources: Sequence[str], top: int, path: Path, world: World, problem:
     names = ", ".join(f.name for f in files.values())
     return (
         f"would compute the {top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
-        f"{output.about_data({'samples': problem})}\n"
+        f"{output.about_data(problems)}\n"
         f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)"
     )
 

@@ -105,13 +105,16 @@ FLAGS = {
 }  # fmt: skip
 
 
+NOW = {"plot_surface": "lossmap surface", "plot_hessian_eigen": "lossmap eigenmap"}
+
+
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a script of the original tool: 0 done, 2 usage error."""
+    if argv and not argv[0].startswith("-"):
+        _check_script(argv[0])  # before its flags, which would be unknown
     settings = COMMAND.parse(argv)
-    script = settings.file.script.removesuffix(".py")
-    if script not in FLAGS:
-        raise UsageError(f"the script must be one of {', '.join(FLAGS)}; got {settings.file.script!r}")
+    script = _check_script(settings.file.script)
     foreign = sorted(settings.explicit - FLAGS[script] - {"script"})
     if foreign:
         flags = ", ".join(flag_of(name).replace("-", "_").replace("__", "--", 1) for name in sorted(FLAGS[script]))
@@ -123,6 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.picture.show and written and not show(written[0]):
         print(f"no viewer was found on this machine to show {written[0]}")
     return 0
+
+
+def _check_script(name: str) -> str:
+    """The script's name without its ending. Raises UsageError with the command where it is one of the others."""
+    script = name.removesuffix(".py")
+    if script in NOW:
+        raise UsageError(f"the command lines of {name} are those of {NOW[script]}, which takes its flags as they are")
+    if script not in FLAGS:
+        raise UsageError(f"the script must be one of {', '.join(FLAGS)}; got {name!r}")
+    return script
 
 
 def plot_1d(settings: Settings) -> list[Path]:

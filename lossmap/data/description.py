@@ -61,5 +61,7 @@ def _described(t: Tensor) -> str:
     if t.dim() == 1:
         values, counts = torch.unique(t, return_counts=True)
         if len(values) <= MAX_CLASSES:
-            return f"{text}, {len(values)} classes, {low:.0f} to {high:.0f}, {counts.min()} to {counts.max()} of each"
+            few, most = int(counts.min()), int(counts.max())
+            each = f"{few}" if few == most else f"{few} to {most}"
+            return f"{text}, {len(values)} classes, {low:.0f} to {high:.0f}, {each} of each"
     return f"{text}, {low:.0f} to {high:.0f}"

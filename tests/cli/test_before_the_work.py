@@ -44,7 +44,7 @@ def test_every_dry_run_says_what_samples_were_read(here, capsys, command):
     assert main(line.split()) == 0
     said = capsys.readouterr().out
     assert "12 samples" in said and "inputs: float32, 3 each, -2 to 4, mean 1" in said
-    assert "targets: int64, 2 classes, 0 to 1, 6 to 6 of each" in said and not (here / "r.h5").exists()
+    assert "targets: int64, 2 classes, 0 to 1, 6 of each" in said and not (here / "r.h5").exists()
 
 
 def test_like_refuses_weights_that_changed_since_unless_they_are_named(here, capsys):
@@ -55,3 +55,8 @@ def test_like_refuses_weights_that_changed_since_unless_they_are_named(here, cap
     assert main(like.split()) == 2
     assert "a.pt is no longer the checkpoint that s.h5 was made with" in capsys.readouterr().err
     assert main(f"{like} --model-file a.pt".split()) == 0
+
+
+def test_a_script_that_is_a_command_is_named_before_its_flags_are_read(here, capsys):
+    assert main(["legacy", "plot_surface.py", "--x=-1:1:3", "--model", "vgg9"]) == 2
+    assert "the command lines of plot_surface.py are those of lossmap surface" in capsys.readouterr().err
