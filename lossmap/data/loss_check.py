@@ -470,8 +470,9 @@ class _Probe:
 
     def _value(self, batch: Batch) -> tuple[float, float]:
         """What the user's function gives for a batch, a mean or a sum, and the weight; 0 of one without weight."""
+        problem = self.problem.over(self.problem.model)  # which counts by that model, in its precision, too
         with self._borrowed(), torch.enable_grad(), same_random_state(20):
-            weight = self.problem.count(batch)
+            weight = problem.count(batch)
             return float(self.problem.total(batch).detach()) / (weight or 1.0), weight
 
     def parts(self, cuts: int) -> list[tuple[float, list[float]]]:

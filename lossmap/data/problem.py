@@ -89,7 +89,7 @@ def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module,
 
 def gives_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> bool:
     """Whether a user's loss gives a batch's weight beside its value."""
-    return isinstance(in_one_precision(loss, _is_double(model), model, batch), tuple)
+    return isinstance(_loss_within(in_one_precision(loss, _is_double(model), model, batch)), tuple)
 
 
 def _named(value: Any) -> str:

@@ -539,6 +539,22 @@ def test_a_sum_that_nobody_declared_is_divided_by_its_weights_or_samples(cut, we
     assert value == pytest.approx(total / number, rel=1e-5)
 
 
+@pytest.mark.parametrize("widths", [(4, 7, 5), (4,)])
+def test_an_undeclared_sum_over_numbers_that_are_no_tokens_is_found_in_the_precision_of_its_check(widths):
+    g = torch.Generator().manual_seed(6)
+    batches = [(torch.randn(3, w, 2, generator=g), torch.randn(3, w, 1, generator=g)) for w in widths]
+    model = nn.Linear(2, 1)
+
+    def step(model, batch):
+        return {"loss": (F.mse_loss(model(batch[0]), batch[1], reduction="sum"), batch[1].numel())}
+
+    checked = check_loss(Problem.custom(model, step, batches))
+    assert any("divided by the weights" in note for note in checked.notes), checked.notes
+    expected = sum(step(model, b)["loss"][0].item() for b in batches) / sum(b[1].numel() for b in batches)
+    value = lossmap.losses(checked, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_mean_over_tokens_without_its_weight_is_reported_and_one_with_it_is_not():
     def mean(model, batch):
         return F.cross_entropy(model(batch["ids"]).flatten(0, 1), batch["labels"].flatten())
