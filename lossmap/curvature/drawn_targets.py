@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -134,6 +133,8 @@ def _uniform(seed: int, draw: int, indices: Sequence[int], shape: tuple[int, ...
 def _drawn(distribution: Distribution, outputs: Tensor, u: Tensor) -> Tensor:
     """Targets by inversion of the distribution function; of a Gaussian the deviates."""
     if distribution.kind == GAUSSIAN:
+        from scipy.special import ndtri
+
         return torch.from_numpy(ndtri(u.cpu().numpy())).to(outputs.device)
     if distribution.kind == BERNOULLI:
         return (u < outputs.double().sigmoid()).double()

@@ -11,7 +11,6 @@ Source: Stone (1974), doi:10.1111/j.2517-6161.1974.tb00994.x.
 from __future__ import annotations
 
 import numpy as np
-from scipy import interpolate, spatial
 
 MIN_POINTS = 9  # from which some are left out
 
@@ -20,6 +19,8 @@ def largest_miss(places: np.ndarray, heights: np.ndarray) -> float | None:
     """The largest |interpolated - measured| at places left out, relative to the range; None of too few points."""
     if heights.size < MIN_POINTS:
         return None
+    from scipy import interpolate  # loading it takes as long as a tenth of PyTorch: only where a picture is judged
+
     is_line = places.shape[1] == 1
     if is_line:
         order = np.argsort(places[:, 0])
@@ -42,6 +43,8 @@ def turns_of(places: np.ndarray) -> np.ndarray:
         turns = 1 + np.arange(count) % 2
         turns[[0, -1]] = 0
         return turns
+    from scipy import spatial
+
     turns = np.zeros(count, dtype=np.int64)
     starts, neighbours = spatial.Delaunay(places).vertex_neighbor_vertices
     corners = set(spatial.ConvexHull(places).vertices.tolist())

@@ -13,8 +13,7 @@ from math import log
 
 import numpy as np
 import torch
-from scipy.special import expit
-from scipy.stats import t as student
+from scipy.special import expit, stdtrit
 from torch import Tensor
 
 from lossmap import seeding
@@ -53,7 +52,7 @@ class OffDiagonalEnergy:
         """
         if self.spread == 0.0:
             return self.share, self.share
-        width = float(student.ppf(0.5 + 0.5 * confidence, max(self.probes - 2, 1))) * self.spread
+        width = float(stdtrit(max(self.probes - 2, 1), 0.5 + 0.5 * confidence)) * self.spread
         odds = log(self.share) - log(1.0 - self.share)
         return float(expit(odds - width)), float(expit(odds + width))
 

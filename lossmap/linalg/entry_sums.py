@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from lossmap.linalg.operator import Rounding, SymmetricOperator
 
@@ -74,7 +74,7 @@ def half_width(terms: int, method: str, confidence: float) -> float:
     if terms < 2:
         return inf
     freedom = float(terms - 1) if method == "xtrace" else degrees_of_freedom(terms)
-    return float(student.ppf(0.5 + 0.5 * confidence, freedom))
+    return float(stdtrit(freedom, 0.5 + 0.5 * confidence))
 
 
 def degrees_of_freedom(terms: int) -> float:
