@@ -8,12 +8,13 @@ or srun; eigenvectors go to the disk as they come. Interrupted or killed, the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lossmap.cli import output
+from lossmap.cli.announce import announce
 from lossmap.cli.budget import budget_seconds
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
@@ -32,6 +33,12 @@ from lossmap.io.provenance import provenance
 from lossmap.landscape.progress import display
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
+    from lossmap.report.price import Price
 
 DEFAULT_RESULT = "dynamics.h5"
 
@@ -128,7 +135,7 @@ def run(settings: Settings, world: World) -> int:
     """Measure every checkpoint, report how the leading eigenspace changes, and draw it; the exit code."""
     from lossmap.cli import device, load_problem
     from lossmap.cli.load_model import selection_of
-    from lossmap.dynamics.run import run_dynamics
+    from lossmap.dynamics.run import find_checkpoints, run_dynamics
 
     execution, options = settings.run, settings.dynamics
     say = output.rank_0_printer(world, settings.notes)
@@ -142,7 +149,9 @@ def run(settings: Settings, world: World) -> int:
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)
     if execution.dry_run:
-        say(dry_run(sources, options.top, path, world, {settings.data.split: problem}))
+        files = world.together(lambda: find_checkpoints(sources))
+        say(dry_run(files, options.top, path, {settings.data.split: problem}))
+        announce(world, "dynamics", lambda: _price(settings, problem, files, world))
         return 0
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
     with Stop(after=execution.stop_after, until=job_end(os.environ)) as stop, display(world, "checkpoints") as progress:
@@ -186,17 +195,51 @@ def run(settings: Settings, world: World) -> int:
     return output.EXIT_CODES[result.outcome]
 
 
-def dry_run(sources: Sequence[str], top: int, path: Path, world: World, problems: Mapping[str, Problem]) -> str:
-    """What the command would do. Every rank calls it."""
-    from lossmap.dynamics.run import find_checkpoints
-
-    files = world.together(lambda: find_checkpoints(sources))
+def dry_run(files: Mapping[float, Path], top: int, path: Path, problems: Mapping[str, Problem]) -> str:
+    """What the command would do."""
     names = ", ".join(f.name for f in files.values())
     return (
         f"would compute the {top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
         f"{output.about_data(problems)}\n"
         f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)"
     )
+
+
+def measure_of(
+    settings: Settings,
+    problem: Problem,
+    files: Mapping[float, Path],
+    memory: int,
+    store_vectors: Callable[[float, np.ndarray], None],
+) -> CheckpointCurvature:
+    """What is measured at each checkpoint, by the flags; with the backend that a probe chooses."""
+    from lossmap.cli.load_model import selection_of
+    from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature, probed
+
+    options = settings.dynamics
+    return CheckpointCurvature(
+        problem,
+        files,
+        store_vectors=store_vectors,
+        top=options.top,
+        whole=options.full_spectrum,
+        tol=options.tol,
+        parameters=options.parameters,
+        seed=options.seed,
+        unsafe=settings.model.unsafe_load,
+        selection=selection_of(settings.model),
+        plan=probed(problem, options.parameters, options.hvp_backend, memory),
+        memory=memory,
+    )
+
+
+def _price(settings: Settings, problem: Problem, files: Mapping[float, Path], world: World) -> Price:
+    from lossmap.dynamics.price import price_of_run
+    from lossmap.memory import free_memory
+
+    memory = free_memory(next(problem.model.parameters()).device, ranks_sharing=world.node_size) // 3
+    measure = measure_of(settings, problem, files, memory, lambda step, vectors: None)
+    return price_of_run(measure, len(files), len(world.team_ranks(rank_0=settings.run.rank_0)) or 1)
 
 
 def draw(path: Path, settings: Settings, say: output.Printer) -> None:

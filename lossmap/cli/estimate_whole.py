@@ -20,13 +20,11 @@ BYTES_OF_A_REPORT = 50_000  # of the examination's group in a result file, about
 def estimate_run(settings: Settings, world: World, per_node: int, clock: Callable[[], float]) -> Estimate:
     """The estimate of `lossmap dynamics`: a point is a checkpoint."""
     from lossmap.cli import device, load_problem
-    from lossmap.cli.dynamics import checkpoints_of
-    from lossmap.cli.load_model import selection_of
-    from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature, probed
+    from lossmap.cli.dynamics import checkpoints_of, measure_of
     from lossmap.dynamics.run import find_checkpoints
     from lossmap.memory import free_memory, memory_now
 
-    options, began = settings.dynamics, clock()
+    began = clock()
     files = find_checkpoints(checkpoints_of(settings))
     if settings.data.split == "both":
         raise UsageError("a run is followed on one split; use --split train or --split test")
@@ -37,20 +35,7 @@ def estimate_run(settings: Settings, world: World, per_node: int, clock: Callabl
         problem = problem.rebatched(settings.run.batch_size)
     memory = free_memory(machine.device, per_node) // 3
     sizes: list[int] = []
-    measure = CheckpointCurvature(
-        problem,
-        files,
-        store_vectors=lambda step, vectors: sizes.append(vectors.nbytes),
-        top=options.top,
-        whole=options.full_spectrum,
-        tol=options.tol,
-        parameters=options.parameters,
-        seed=options.seed,
-        unsafe=settings.model.unsafe_load,
-        selection=selection_of(settings.model),
-        plan=probed(problem, options.parameters, options.hvp_backend, memory),
-        memory=memory,
-    )
+    measure = measure_of(settings, problem, files, memory, lambda step, vectors: sizes.append(vectors.nbytes))
     operator = measure.factory.at(measured=True)
     float((operator @ operator_start(operator))[0])  # what is made once for all checkpoints
     setup = clock() - began

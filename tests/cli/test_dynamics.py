@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,9 @@ def test_a_loss_with_derivatives_by_its_inputs_is_trained_followed_and_examined(
 
 def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
     assert main([*command(run, tmp_path / "a.h5"), "--dry-run"]) == 0
-    assert "4 checkpoints: epoch_0.pkl, epoch_2.pkl, epoch_10.pkl" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "4 checkpoints: epoch_0.pkl, epoch_2.pkl, epoch_10.pkl" in said.out
+    assert re.search(r"^dynamics: about [\d,]+ products of .* s", said.err, re.MULTILINE), said.err
     assert not (tmp_path / "a.h5").exists()
 
 
