@@ -123,6 +123,10 @@ class CurvatureMonitor:
         if trace_products != 0 and trace_products < 6:
             raise ValueError(f"trace_products must be 0 (no trace) or >= 6; got {trace_products}")
         self.path = None if path is None else Path(path)
+        if self.path is not None and self.path.suffix.lower() == ".csv":
+            raise ValueError(
+                f"path is that of an HDF5 file, such as training.h5; a table is a logger: loggers={str(path)!r}"
+            )
         if self.path is not None and self.path.exists() and not overwrite:
             raise FileExistsError(f"{self.path} exists; name another file, or say overwrite=True")
         _refuse_sharded(problem.model)

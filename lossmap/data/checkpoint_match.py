@@ -193,7 +193,7 @@ def _refuse_lazy(own: Mapping[str, Tensor], model: str) -> None:
 
 def _fit_by_rules(state: State, model: nn.Module, prefix: str | None) -> Fit | None:
     """What the model's own rules make of the tensors, where they leave none missing and none over."""
-    prefixes = [prefix] if prefix is not None else _common_beginnings(state)
+    prefixes = _as_given(prefix) if prefix is not None else _common_beginnings(state)
     for front in prefixes:
         here = {k.removeprefix(front): t for k, t in state.items() if k.startswith(front)}
         extra = {k.removeprefix(front): v for k, v in _extra(state).items() if k.startswith(front)}
@@ -321,7 +321,7 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
     """The tensors that are the model's; None where some are missing, or of other shapes."""
     tensors = {_clean(name): t for name, t in state.items()}
     names = _own_names(own, tensors)
-    prefixes = [prefix] if prefix is not None else _prefixes(tensors, names)
+    prefixes = _as_given(prefix) if prefix is not None else _prefixes(tensors, names)
     fits = {p: fit for p in prefixes if (fit := _fit_under(tensors, names, own, p))}
     if not fits:
         return (
@@ -333,6 +333,11 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
         shown = " and ".join(repr(p) for p in fits)
         raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
     return fits.get("", next(iter(fits.values())))
+
+
+def _as_given(prefix: str) -> list[str]:
+    """A prefix that was named, and with the dot that stands behind a module's name."""
+    return [prefix] if not prefix or prefix.endswith(".") else [prefix, f"{prefix}."]
 
 
 def _prefixes(tensors: State, names: Mapping[str, str]) -> list[str]:

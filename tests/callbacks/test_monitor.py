@@ -609,6 +609,8 @@ def test_what_cannot_be_measured_is_refused_before_training_begins():
     problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
     with pytest.raises(ValueError, match="every must be a whole number >= 1; got 0"):
         CurvatureMonitor(problem, every=0)
+    with pytest.raises(ValueError, match=r"path is that of an HDF5 file.*loggers='readings.csv'"):
+        CurvatureMonitor(problem, path="readings.csv")
     with pytest.raises(ValueError, match="max_overhead must be > 0"):
         CurvatureMonitor(problem, max_overhead=0)
     with pytest.raises(ValueError, match="trace_products must be 0"):
