@@ -69,7 +69,7 @@ def samples_in(batch: Batch) -> int:
     if not lengths:
         raise ValueError(
             f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}: give "
-            "torch.tensor(...) of lists of numbers, of a table.to_numpy(), of a matrix.toarray() of SciPy"
+            "torch.tensor(...) of lists of numbers, of a table.to_numpy(), a matrix.toarray(), np.asarray(image)"
         )
     if len(lengths) > 1:
         targets = None if isinstance(batch, (Mapping, tuple, list)) else getattr(batch, "y", None)
