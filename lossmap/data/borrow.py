@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lossmap.copies import lazy_copies, same_memory
+from lossmap.copies import lazy_copies, lazy_copy, same_memory
 from lossmap.data.outside_state import (
     accompany_as,
     at,
@@ -339,6 +339,25 @@ def borrowed_once(model: nn.Module) -> Iterator[None]:
     with temporary_parameters(model, {}):
         _borrowed[model].is_renewed = True
         yield
+
+
+@contextmanager
+def on_own_tensors(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Inside a borrow of the model: it works on its own tensors of these names, whose values the caller puts back.
+
+    The copies that share their memory are let go of meanwhile, so that a write to a tensor makes no second one; what a
+    pass has written to a copy is there again afterwards.
+    """
+    loan = _borrowed[model]
+    own = {name: (loan.own[name], loan.values[name]) for name in names if name in loan.values}
+    written = {name: t.data for name, (t, value) in own.items() if not same_memory(t.data, value)}
+    try:
+        for t, value in own.values():
+            t.data = value
+        yield
+    finally:
+        for name, (t, value) in own.items():
+            t.data = written[name] if name in written else lazy_copy(value)
 
 
 class _Loan:

@@ -17,7 +17,9 @@ among them; and a batch as large as the loader's against two parts.
 
 The ranks of a team, each with its share of the samples, do the same: what the most cautious of them would do.
 
-Price: some fifteen passes over at most 16 samples. Nothing of the model changes, nor any generator's state.
+Price: some fifteen passes over at most 16 samples; and a second set of weights, moved at random, but for a model whose
+origin is read again from its file (`moved_weights.stored_origin`): that one is moved itself, anew for each pass, and
+put back. Nothing of the model changes, nor any generator's state.
 """
 
 from __future__ import annotations
@@ -51,11 +53,12 @@ from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
 from lossmap.data.missing_values import missing_values, unusual_rows
-from lossmap.data.moved_weights import moved_weights
+from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
 from lossmap.data.stable_forms import stable_forms
+from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.memory import return_freed_memory
@@ -269,7 +272,7 @@ def _with_counters_told(problem: Problem, probe: _Probe) -> Problem:
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
     """The problem as a loss of this kind is evaluated."""
     if kind == RANDOM:
-        return _with_common_random_numbers(problem, seed, min(5 * probe.tolerance, 1e-3), bool(probe.moved))
+        return _with_common_random_numbers(problem, seed, min(5 * probe.tolerance, 1e-3), probe.moved is not None)
     if kind == COUPLED:
         return _with_own_batches(problem, probe)
     return _as_sum(problem) if kind == SUM else problem
@@ -333,7 +336,7 @@ class _Probe:
         if twin is not None:
             self.problem, self.batch = twin
         self.tolerance = rounding_of(self.problem.model)
-        self.moved: dict[str, Tensor] = {}  # weights at which the loss is looked at; else the model's own
+        self.moved: MovedWeights | None = None  # weights at which the loss is looked at; else the model's own
 
     def total(self, indices: list[int] | None = None) -> float:
         """The summed loss of these samples, or of all; NaN where it fails on them, as batch norm does on one."""
@@ -345,7 +348,7 @@ class _Probe:
 
     def _borrowed(self) -> AbstractContextManager[Any]:
         """The model at its own weights, or at those moved at random."""
-        return temporary_parameters(self.problem.model, self.moved)
+        return temporary_parameters(self.problem.model, {}) if self.moved is None else self.moved.borrowed()
 
     def _kept(self) -> AbstractContextManager[None]:
         """Passes over the copy are cheaper inside, and the same; those of the model itself are as they are outside."""
@@ -392,13 +395,15 @@ class _Probe:
                 return kind
             own = self.whole
             try:
-                self.moved = moved_weights(self.problem.model)
+                self.moved = MovedWeights(self.problem.model)
                 elsewhere = self._kind_here(cuts=1)
+            except ChangedModelError:
+                raise
             except Exception:  # such weights may be none for this model: nothing is known there
                 elsewhere = MEAN
             self.whole = own
         if elsewhere <= kind:
-            self.moved = {}
+            self.moved = None
         if max(kind, elsewhere) == MEAN and not self._is_additive_in_large():
             return COUPLED
         return max(kind, elsewhere)
@@ -616,8 +621,8 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, i
     )
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))
-    moved = moved_weights(problem.model) if is_moved else {}
-    with temporary_parameters(problem.model, moved), torch.enable_grad():
+    model = problem.model
+    with MovedWeights(model).borrowed() if is_moved else temporary_parameters(model, {}), torch.enable_grad():
         values = [float(fixed.total(batch).detach()) for _ in range(REPEATS)]
     low, high = min(values), max(values)
     if np.isfinite(values).all() and high - low > tolerance * max(abs(low), abs(high)):

@@ -44,7 +44,8 @@ from lossmap.data.borrow import (
     restored,
     temporary_parameters,
 )
-from lossmap.data.moved_weights import moved_weights
+from lossmap.data.gradients import each_gradient
+from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.outside_state import (
     NOTHING,
     Place,
@@ -113,7 +114,7 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
     model = problem.model
     if not memos_of(model):
         return None
-    moved = moved_weights(model)
+    moved = MovedWeights(model)
     with torch.enable_grad(), temporary_parameters(model, {}), restored(model) as state:
         memos = memos_of(model)
         try:
@@ -121,14 +122,14 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
         except Exception:  # user code may raise any exception
             return None
         _keep_only(memos, state)
-        with temporary_parameters(model, moved):
+        with moved.borrowed():
             expected = _without(model, problem, batch).value
             together = _without(model, problem, batch, memos).value
         if expected is None or (together is not None and _agree(expected, together, tolerance)):
             return None
         for group in _groups(memos)[:MAX_MEMOS]:
             for entirely in group[0].ways:
-                with temporary_parameters(model, moved):
+                with moved.borrowed():
                     there = _without(model, problem, batch, group, entirely)
                 if there.value is None or _agree(expected, there.value, tolerance):
                     continue
@@ -160,7 +161,7 @@ def _stand_for_weights(group: Sequence[Memo], entirely: bool, problem: Problem, 
     if any(isinstance(t, Tensor) and t.grad_fn is not None for memo in group for t in entries_of(memo.value)):
         return True
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
-    with temporary_parameters(problem.model, moved_weights(problem.model)), restored(problem.model):
+    with MovedWeights(problem.model).borrowed(), restored(problem.model):
         try:
             before = _reached(problem, batch, parameters)
             with _forgotten(group, entirely):
@@ -175,8 +176,14 @@ def _reached(problem: Problem, batch: Batch, parameters: Sequence[Tensor]) -> se
         loss = problem.total(batch)
     if not loss.requires_grad:
         return set()
-    gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-    return {i for i, g in enumerate(gradients) if g is not None and bool(g.any())}
+    reached: set[int] = set()
+
+    def take(i: int, gradient: Tensor) -> None:
+        if bool(gradient.any()):
+            reached.add(i)
+
+    each_gradient(loss, parameters, take)
+    return reached
 
 
 def stale_cache(problem: Problem, batch: Batch, tolerance: float) -> str | None:
@@ -188,16 +195,16 @@ def stale_cache(problem: Problem, batch: Batch, tolerance: float) -> str | None:
     caches = caches_of(model)
     if not caches:
         return None
-    moved = moved_weights(model)
+    moved = MovedWeights(model)
     with torch.enable_grad(), temporary_parameters(model, {}):
         own = _without(model, problem, batch).value  # what is kept is kept of the model's own weights
-        with temporary_parameters(model, moved):
+        with moved.borrowed():
             kept = _without(model, problem, batch).value
         if own is None or kept is None:
             return None
         for place in caches:
             here = _anew(place, problem, batch)
-            with temporary_parameters(model, moved):
+            with moved.borrowed():
                 there, repeated = _anew(place, problem, batch), _without(model, problem, batch).value
             if there.value is None or _agree(kept, there.value, tolerance) or not _agree(kept, repeated, tolerance):
                 continue
@@ -242,9 +249,9 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
             twin = copy_of(model)
         except Exception:  # it cannot be copied
             return None
-        moved = moved_weights(model)
+        moved = MovedWeights(model)
         # both are moved, since what a function of the twin closes over is the model's
-        with temporary_parameters(model, moved), temporary_parameters(twin, moved):
+        with moved.borrowed(), MovedWeights(twin).borrowed():
             fresh_problem = replace(problem, model=twin)
             pairs = []
             for _ in range(REPEATS):  # a loss that is not repeatable has other reasons, which others name

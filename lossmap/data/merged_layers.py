@@ -9,7 +9,8 @@ there it can be differentiated. A layer is taken in training mode, alone, withou
 
 Adapters that are merged by a call of their own, as PEFT's, are refused: whoever merged them can unmerge them.
 
-Price: nothing where no class of the model reads `training` but PyTorch's; else a few gradients over a few samples.
+Price: nothing where no class of the model reads `training` but PyTorch's; else a few gradients over a few samples. Of a
+large model whose origin is read again from its file, tensors of more than `MAX_GRADIENT` numbers are taken to have one.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import evaluate_in_training, temporary_parameters
 from lossmap.data.gradients import each_gradient
+from lossmap.data.moved_weights import is_moved_in_place
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 
 TOLERANCE = 1e-4  # of the loss, between merged and unmerged
+MAX_GRADIENT = 20_000_000  # numbers of a tensor beyond which none is made where no second set of weights is to be made
 
 
 def refuse_merged_adapters(model: nn.Module) -> None:
@@ -97,13 +100,18 @@ def _reached(problem: Problem, batch: Batch) -> tuple[float, set[str]]:
     total = problem.total(batch)
     if not total.requires_grad or not own:
         return float(total.detach()), set()
-    names, reached = list(own), set()
+    reached = set()
+    if is_moved_in_place(problem.model):
+        # the gradient of an embedding that is the head, too, takes three tensors of its size
+        reached = {name for name, p in own.items() if p.numel() > MAX_GRADIENT}
+    names = [name for name in own if name not in reached]
 
     def take(i: int, gradient: Tensor) -> None:
         if bool(gradient.any()):
             reached.add(names[i])
 
-    each_gradient(total, list(own.values()), take)
+    if names:
+        each_gradient(total, [own[name] for name in names], take)
     return float(total.detach()), reached
 
 

@@ -206,7 +206,8 @@ def random_plane(
         parameters: that move: `all`, `trainable` (those that require a gradient), `weights` (of dimension > 1), or a
             regular expression on their names. Where some are frozen, and move, a warning is logged.
         origin: the model's tensors as a file holds them (`lossmap.data.stored_tensors.StoredTensors`): for a large
-            model, they are read again, and not kept beside it; nor are the axes, drawn when they are needed.
+            model, they are read again, and not kept beside it; nor are the axes, drawn when they are needed. The model
+            itself is moved, and put back to the last bit; one that has changed since is refused, and left alone.
 
     Returns:
         A `Plane`: the point (a, b) has the tensors origin + a x + b y.
@@ -555,9 +556,10 @@ def move_in_place(tensors: Mapping[str, Tensor], axes: Sequence[Named], point: P
             if total is not part:
                 part.copy_(total)
             drawn += sum(step.nbytes for _, step in steps)
-        if drawn >= LARGE_MODEL // 4:
-            trim_heap()
-            drawn = 0
+            if drawn >= LARGE_MODEL // 16:  # within a tensor, too: an embedding is a third of a language model
+                del parts, part, steps, total
+                trim_heap()
+                drawn = 0
 
 
 def _drawn_in_parts(name: str, w: Tensor, axis: Named) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,6 +20,7 @@ from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.data.batches import FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
+from lossmap.data.moved_weights import stored_origin
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.keywords import checked_keywords
@@ -85,7 +86,8 @@ def losses(
 
     """
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
-    problems = {split: check_loss(p, total=total) for split, p in problems.items()}
+    with stored_origin(next(iter(problems.values())).model, plane.origin):
+        problems = {split: check_loss(p, total=total) for split, p in problems.items()}
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
     has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())

@@ -13,7 +13,6 @@ its standard error, train_loss_error (see `lossmap.data.noise`).
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +34,6 @@ from lossmap.interrupt import is_error_of_user_code
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 from lossmap.landscape.rounding_remarks import RoundingRemarks
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
-from lossmap.memory import trim_heap
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,6 @@ class LossMap:
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
         self._has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
-        self._is_moved = False
         self._underflows, self._rounded = UnderflowRemarks(), RoundingRemarks()
         self._use(plan)
 
@@ -164,22 +161,15 @@ class LossMap:
     def _moved_in_place(self, point: Point) -> dict[str, float]:
         """The losses, of the model itself, moved and put back: nobody else may use it meanwhile."""
         origin: Any = self.plane.origin
-        own = {name: p for name, p in self.model.named_parameters() if name in origin}
-        with temporary_parameters(self.model, {}, differentiable=self._gradients, left=tuple(own)):
-            values = {name: p.data for name, p in own.items()}
-            if not self._is_moved:
-                gc.collect()  # cycles that still hold copies of the weights, which a write to them would make real
-                trim_heap()
-                self._is_moved = True
-            try:
-                with torch.no_grad():
-                    move_in_place(values, self.plane.axes, point)
-                return self._read_within(nullcontext())
-            finally:
-                with torch.no_grad():
-                    origin.put_into(values)
-                for name, p in own.items():  # a forward pass may have put another tensor there
-                    p.data = values[name]
+
+        def move(values: Mapping[str, Tensor]) -> None:
+            move_in_place(values, self.plane.axes, point)
+
+        with (
+            temporary_parameters(self.model, {}, differentiable=self._gradients, left=tuple(origin)),
+            origin.moved(self.model, move),
+        ):
+            return self._read_within(nullcontext())
 
     def _read_within(self, borrowed: AbstractContextManager[Any]) -> dict[str, float]:
         """The reading of the model as it is in this context."""

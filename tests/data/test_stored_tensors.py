@@ -1,17 +1,23 @@
 """An origin that is read again from its file: the same readings, and the model back to the last bit."""
 
 import copy
+import gc
 import pickle
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from lossmap import Grid, Problem, losses, random_plane, survey
+from lossmap.data import loss_check, memos, moved_weights, stored_tensors
 from lossmap.data.borrow import temporary_parameters
-from lossmap.data.stored_tensors import StoredTensors
+from lossmap.data.moved_weights import MovedWeights, stored_origin
+from lossmap.data.stored_tensors import ChangedModelError, StoredTensors
 from lossmap.geometry import directions
 from lossmap.geometry.directions import DrawnAxis, move_in_place, move_point
+from lossmap.memory import trim_heap
 
 
 def net(dtype=torch.float32):
@@ -160,3 +166,185 @@ def test_an_axis_of_a_large_model_is_not_stored_and_drawn_again_from_its_file(tm
     capsys.readouterr()
     other = [*again[:-1], str(tmp_path / "other.h5"), "--model", "cnn"]
     assert surface_command(other) == 2 and "another model" in capsys.readouterr().err
+
+
+class Plain(nn.Module):
+    """Images of 16 numbers, by an embedding that rescales its rows in place in every pass, and a head of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.table = nn.Embedding(11, 6, max_norm=0.5)
+        self.inner, self.head = nn.Linear(24, 9), nn.Linear(9, 5)
+        nn.init.zeros_(self.head.weight)
+
+    def features(self, x):
+        return self.inner(self.table(x).flatten(1))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+class Dropping(Plain):
+    """Draws at random where its head is not 0."""
+
+    def features(self, x):
+        return nn.functional.dropout(super().features(x), 0.5, training=bool(self.head.weight.any()))
+
+
+class Coupling(Plain):
+    """Depends on the whole batch, which shows at moved weights alone."""
+
+    def features(self, x):
+        y = super().features(x)
+        return y - y.mean(0)
+
+
+class Remembering(Plain):
+    """Keeps what an earlier pass made of its weights."""
+
+    kept = None
+
+    def features(self, x):
+        if self.kept is None:
+            self.kept = self.inner.weight.detach() * 2
+        return self.table(x).flatten(1) @ self.kept.T
+
+
+class Failing(Plain):
+    """Raises at other weights than its own."""
+
+    def forward(self, x):
+        if self.head.weight.any():
+            raise RuntimeError("the head is to be 0")
+        return super().forward(x)
+
+
+KINDS = {Plain: "", Dropping: "draws at random", Coupling: "not a mean", Remembering: "keeps kept", Failing: ""}
+
+
+def bits(model):
+    return {name: value.detach().numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_check_of_the_loss_moves_the_model_itself_and_says_the_same(tmp_path, monkeypatch, kind):
+    for module in (loss_check, memos):  # what a large model gets: no copy in float64
+        monkeypatch.setattr(module, "MAX_COPIED", 0)
+    monkeypatch.setattr(moved_weights, "BLOCK", 32)
+    said, made, whole = [], [], moved_weights.moved_weights
+    monkeypatch.setattr(moved_weights, "moved_weights", lambda m: made.append(m) or whole(m))
+    for is_stored in (False, True):
+        model = kind()
+        if kind is Remembering:
+            model(torch.zeros(2, 4, dtype=torch.long))
+        model.inner.weight.grad = torch.ones(9, 24)
+        before = bits(model)
+        origin = StoredTensors(model, saved(model, tmp_path, "pt")) if is_stored else None
+        plane = random_plane(model, axes=1, **({"origin": origin} if is_stored else {}))
+        made.clear()
+        try:
+            measure = losses(problem_of(model), plane, plan={"batch_size": 20})
+            said.append((measure.problems["train"].notes, measure((0.0,))))
+        except ValueError as error:
+            said.append(str(error))
+        assert bits(model) == before and (model.inner.weight.grad == 1).all() and model.training
+        assert bool(made) != is_stored
+    assert said[0] == said[1] and KINDS[kind] in str(said[0])
+
+
+def test_a_model_moved_in_place_has_the_bits_of_one_that_is_held(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(33, 17), nn.Linear(17, 1), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
+    expected = moved_weights.moved_weights(model)
+    before = bits(model)
+    monkeypatch.setattr(moved_weights, "BLOCK", 32)
+    with stored_origin(model, StoredTensors(model, saved(model, tmp_path, "pt"))), temporary_parameters(model, {}):
+        with MovedWeights(model).borrowed():
+            assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
+        assert bits(model) == before
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("where", ["forward", "put back"])
+def test_ctrl_c_at_moved_weights_leaves_the_model_as_it_was(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(loss_check, "MAX_COPIED", 0)
+    model = Plain()
+    before = bits(model)
+    origin = StoredTensors(model, saved(model, tmp_path, "pt"))
+    plane, problem = random_plane(model, axes=1, origin=origin), problem_of(model)
+    interrupts = []
+
+    def interrupt(*_):
+        if (where == "put back" or model.head.weight.any()) and not interrupts:
+            interrupts.append(1)
+            raise KeyboardInterrupt
+
+    if where == "forward":
+        model.register_forward_pre_hook(interrupt)
+    else:
+        whole = StoredTensors._parts
+
+        def parts(self, name, tensor):
+            if name == "head.weight" and tensor.any():
+                interrupt()
+            return whole(self, name, tensor)
+
+        monkeypatch.setattr(StoredTensors, "_parts", parts)
+    with pytest.raises(KeyboardInterrupt):
+        losses(problem, plane)
+    assert interrupts and bits(model) == before
+
+
+def test_a_model_that_was_trained_on_since_is_not_overwritten(tmp_path):
+    model = net()
+    origin = StoredTensors(model, saved(model, tmp_path, "pt"))
+    plane, problem = random_plane(model, axes=1, origin=origin), problem_of(model)
+    measure = losses(problem, plane)
+    with torch.no_grad():
+        model[5].bias[0] += 1e-3
+        model[2].bias[0] = -0.0
+    changed = bits(model)
+    for call in (lambda: losses(problem, plane), lambda: measure((1.0,)), lambda: measure((0.0,))):
+        with pytest.raises(ChangedModelError, match="has changed since"):
+            call()
+        assert bits(model) == changed
+    origin.put_into({name: p.data for name, p in model.named_parameters()})
+    assert measure((0.0,))
+    (tmp_path / "net.pt").unlink()
+    with pytest.raises(OSError, match=r"net\.pt"):
+        measure((1.0,))
+
+
+def peak_of_check(model, plane):
+    """Bytes that the check of the loss takes at most, beside what there was before."""
+
+    def number(key):
+        return next(int(s.split()[1]) * 1024 for s in Path("/proc/self/status").read_text().splitlines() if key in s)
+
+    data = (torch.randn(4, 700), torch.arange(4) % 5)
+    problem = Problem.supervised(model, "crossentropy", data, batch_size=4)
+    losses(problem, plane, plan={"batch_size": 4})  # what a first time loads
+    gc.collect()
+    trim_heap()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = number("VmRSS")
+    if number("VmHWM") > before + (1 << 24):
+        pytest.skip("this system does not let a peak be counted from here on")
+    losses(problem, plane, plan={"batch_size": 4})
+    return number("VmHWM") - before
+
+
+def test_the_check_of_a_stored_origin_takes_no_second_set_of_weights(tmp_path, monkeypatch):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system has no /proc/self/clear_refs")
+    for module in (loss_check, memos):
+        monkeypatch.setattr(module, "MAX_COPIED", 0)
+    monkeypatch.setattr(stored_tensors, "MAX_READ", 1 << 22)  # pages of the file count while it is open
+    model = nn.Sequential(*(nn.Linear(700, 700) for _ in range(12)), nn.Linear(700, 5))
+    size = sum(p.nbytes for p in model.parameters())
+    kept = peak_of_check(model, random_plane(model, axes=1))
+    stored = peak_of_check(
+        model, random_plane(model, axes=1, origin=StoredTensors(model, saved(model, tmp_path, "pt")))
+    )
+    assert kept > 0.9 * size and stored < 0.6 * size
