@@ -347,4 +347,5 @@ def test_the_check_of_a_stored_origin_takes_no_second_set_of_weights(tmp_path, m
     stored = peak_of_check(
         model, random_plane(model, axes=1, origin=StoredTensors(model, saved(model, tmp_path, "pt")))
     )
-    assert kept > 0.9 * size and stored < 0.6 * size
+    # relative to each other, since the heap of a process that has run many tests gives back less of what is freed
+    assert kept > 0.9 * size and stored < 0.6 * kept, (kept / size, stored / size)
