@@ -199,7 +199,7 @@ class Measurement:
     @property
     def is_timed(self) -> bool:
         """Whether a gradient has been timed, so that guesses rest on it."""
-        return self.seconds_of_few > 0
+        return "time" not in self.pending
 
     @property
     def is_checked(self) -> bool:

@@ -49,7 +49,7 @@ _COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and 
 # Keys of what is no model beside it: an optimizer's moments have the weights' names and shapes in some files.
 _NO_MODEL = re.compile(
     r"optimi[sz]er|schedulers?(?![a-z])|(?<![a-z])(optim|sched)(?![a-z])"
-    r"|^(grads?|gradients?|momentum_buffers?|velocit(y|ies)|(max_)?exp_avg(_sq)?|square_avg)$",
+    r"|^(grads?|gradients?|momentum_buffers?|(max_)?exp_avg(_sq)?|square_avg)$",
     re.IGNORECASE,
 )
 _WITHIN = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # names of wrappers

@@ -1,12 +1,12 @@
 """The tensors of a model in its file, read again one at a time: an origin that takes no memory.
 
     StoredTensors(model, path)["layer.weight"]     what the model holds there now, from the file
+    StoredTensors(model, path).moved(model, move)  the model itself moved by a function, and put back afterwards
 
 A plane through a large model needs its origin again at every point. Where that is not kept but read again, the model
 itself is moved, and put back from the file to the last bit (`landscape.loss`): adding a step and subtracting it would
 change half of the float32 entries. Files of PyTorch (zip) and safetensors, whose tensors have the model's names; they
 are mapped into memory and let go of after some of them, so that the pages that were read do not add up to a model.
-    stored.moved(model, move)                      the model itself moved by a function, and put back afterwards
 
 The model is compared with the file before anything is overwritten: one that was trained on since is left alone.
 Price: two readings of the file, mostly from the page cache, for each point.
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lossmap.data.checkpoints import kind_of
 from lossmap.memory import LARGE_MODEL, trim_heap
 
-MAX_READ = 1 << 24  # bytes between two openings of the file
+MAX_READ = 1 << 24  # bytes of mapped memory that are read before its pages are let go of
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where the tensors may stand in a file
 
 

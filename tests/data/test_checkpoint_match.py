@@ -178,6 +178,16 @@ def test_two_that_fit_equally_well_are_refused_by_the_flag_that_decides(trained,
         assert torch.equal(model.embedding.weight, trained["embedding.weight"])
 
 
+def test_a_velocity_network_is_a_model_and_beside_one_of_the_usual_keys_the_second(trained, other, tmp_path):
+    """As of flow matching; some optimizers keep moments under that name."""
+    torch.save({"velocity": trained, "step": 3}, tmp_path / "flow.pt")
+    torch.save({"model": trained, "velocity": other}, tmp_path / "both.pt")
+    for file in ("flow.pt", "both.pt"):
+        model = net()
+        load_into(model, tmp_path / file)
+        assert torch.equal(model.embedding.weight, trained["embedding.weight"])
+
+
 def test_tensors_over_are_refused_but_where_they_are_allowed(trained, tmp_path):
     torch.save(trained | {"embedding.position_ids": torch.arange(4)}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"unexpected: embedding.position_ids; .* --allow-unexpected leaves these out"):
