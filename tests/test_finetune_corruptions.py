@@ -29,7 +29,7 @@ def experiment():
 def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
     module = experiment()
     folder = tmp_path / "ft"
-    words = ["--save-dir", str(folder), "--threads", "1", "--hessian-batch-size", "32", "--r", "4"]
+    words = ["--save-dir", str(folder), "--threads", "1", "--hessian-batch-size", "16", "--r", "4"]
     words += ["--batch-size", "128", "--epochs", "1", "--save-interval", "6"]
     run = module.main(words)
     assert run.outcome == "complete" and "course:" in run.summary

@@ -61,20 +61,22 @@ def rank_correlation(x: Array, y: Array, groups: Array | None = None, seed: int 
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Interval(nan, -inf, inf, len(x))
     members = [np.nonzero(groups == group)[0] for group in np.unique(groups)]
-    value = _spearman(x, y)
+    value = float(_spearman(x, y))
     if len(members) < MIN_GROUPS:
         return Interval(value, -inf, inf, len(x))
     generator = np.random.default_rng([seed, len(x)])
-    drawn = []
+    samples: dict[int, list[Array]] = {}  # rows by their number, since groups may differ in size
     for chosen in generator.integers(0, len(members), (RESAMPLES, len(members))):
         rows = np.concatenate([members[i] for i in chosen])
-        drawn.append(_spearman(x[rows], y[rows]))
+        samples.setdefault(len(rows), []).append(rows)
+    drawn = np.concatenate([_spearman(x[rows], y[rows]) for rows in map(np.stack, samples.values())])
     low, high = np.nanquantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Interval(value, float(low), float(high), len(x))
 
 
-def _spearman(x: Array, y: Array) -> float:
-    """The correlation of the ranks, ties at their mean rank; NaN where one side does not vary."""
-    a, b = (stats.rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
-    scale = sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale else nan
+def _spearman(x: Array, y: Array) -> Array:
+    """The correlation of the ranks along the last axis, ties at their mean rank; NaN where one side does not vary."""
+    a, b = (stats.rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
+    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    product: Array = (a * b).sum(-1)
+    return np.where(scale > 0, product / np.where(scale > 0, scale, 1.0), nan)

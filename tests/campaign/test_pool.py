@@ -16,6 +16,7 @@ import pytest
 
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.io.read import read
+from lossmap.parallel.work_queue import PREFETCH_SECONDS
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -30,7 +31,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(PROGRAMS.parents[1]),
 }
 RANKS = 4
-MAX_IN_FLIGHT = 2  # points that a rank holds where each takes longer than a few milliseconds: one, and one to come
+SHORTEST = 0.02  # seconds of a point that is killed
+MAX_IN_FLIGHT = 2 + int(PREFETCH_SECONDS / SHORTEST)  # points that a rank holds
 needs_mpi = pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
 
 
@@ -83,7 +85,7 @@ def evaluations(folder):
     return Counter((folder / "log").read_text().splitlines())
 
 
-@pytest.mark.alone
+@pytest.mark.ranks
 @pytest.mark.slow
 @needs_mpi
 def test_no_rank_idles_while_another_has_work_though_costs_spread_twentyfold(tmp_path):
@@ -104,10 +106,10 @@ def test_no_rank_idles_while_another_has_work_though_costs_spread_twentyfold(tmp
     assert max(busy.values()) - min(busy.values()) < 0.15 * max(busy.values()), busy
 
 
-@pytest.mark.alone
+@pytest.mark.ranks
 @needs_mpi
 def test_killing_rank_0_repeats_the_points_in_flight_alone(tmp_path):
-    process = start(tmp_path, 0.02, 12)
+    process = start(tmp_path, SHORTEST, 12)
     rank_0 = rank_0_of(process)
     log, deadline = tmp_path / "log", time.monotonic() + 60
     while not (log.exists() and len(log.read_text().splitlines()) > 80) and time.monotonic() < deadline:
@@ -116,7 +118,7 @@ def test_killing_rank_0_repeats_the_points_in_flight_alone(tmp_path):
     process.communicate(timeout=60)
     before = evaluations(tmp_path)
     assert 80 < len(before) < 300
-    told = ended(start(tmp_path, 0.02, 12))
+    told = ended(start(tmp_path, SHORTEST, 12))
     assert told["outcomes"] == ["complete"] and told["done"] == 300
     after = evaluations(tmp_path)
     repeated = [point for point, count in after.items() if count > 1]

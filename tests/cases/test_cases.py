@@ -32,7 +32,7 @@ def warm():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.alone) if case == RANKS else case for case in CASES]
+    "case", [pytest.param(case, marks=pytest.mark.ranks) if case == RANKS else case for case in CASES]
 )
 def test_every_number_of_a_case_is_right_or_refused_by_name(case, warm, tmp_path):
     environ = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "TMPDIR": str(tmp_path)}

@@ -48,7 +48,6 @@ def problem(width):
     return Problem.supervised(model, "crossentropy", (x, x[:, :5].argmax(1)))
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("width", [20, 3000])
 def test_the_price_of_a_map_of_eigenvalues_holds_what_its_searches_take_themselves(width):
     net = problem(width)
@@ -64,7 +63,6 @@ def test_the_price_of_a_map_of_eigenvalues_holds_what_its_searches_take_themselv
         assert stated.beside > 0.1 * stated.seconds
 
 
-@pytest.mark.alone
 def test_the_price_of_a_run_holds_what_its_searches_take_themselves(tmp_path):
     net = problem(1500)
     files = {}
@@ -81,7 +79,6 @@ def test_the_price_of_a_run_holds_what_its_searches_take_themselves(tmp_path):
     assert stated.beside > 0.1 * stated.seconds
 
 
-@pytest.mark.alone
 def test_the_price_of_an_examination_holds_what_its_searches_take_themselves():
     net = problem(1500)
     n = sum(p.numel() for p in net.model.parameters() if p.dim() > 1)

@@ -217,7 +217,7 @@ def test_a_survey_of_a_network_is_what_all_its_points_say():
     assert np.abs(drawn - every["train_loss"]).max() <= 0.04 * np.ptp(every["train_loss"])
 
 
-@pytest.mark.alone
+@pytest.mark.ranks
 @pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
 def test_three_ranks_measure_the_points_of_one(tmp_path):
     words = [

@@ -21,7 +21,7 @@ def campaign(monkeypatch):
     return module.campaign
 
 
-@pytest.mark.alone
+@pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
 @pytest.mark.parametrize(("kills", "ft"), [(38, True), (12, False)])

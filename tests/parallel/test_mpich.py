@@ -22,7 +22,7 @@ MPICH = Path(os.environ.get("LOSSMAP_TEST_MPICH") or ROOT / ".mpich")
 LIBRARY = MPICH / "lib" / ("libmpi.12.dylib" if sys.platform == "darwin" else "libmpi.so.12")
 OPEN_MPI = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.ranks,
     pytest.mark.skipif(not LIBRARY.exists(), reason="there is no MPICH here: pip install --prefix .mpich mpich"),
 ]
 

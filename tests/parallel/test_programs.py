@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(PROGRAMS.parents[1]),
 }
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")]
+pytestmark = [pytest.mark.ranks, pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")]
 
 
 class Run:

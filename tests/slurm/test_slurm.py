@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(240)]
 
 # A job that is to be signalled takes longer at its first attempt, so that it cannot be done by then. Only points
 # take time: what is checked before them takes fewer samples.

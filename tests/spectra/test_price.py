@@ -50,7 +50,6 @@ def test_a_task_costs_its_products_at_the_price_of_its_own_operator(layered):
     assert costs["gradient", ""].products == 1
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("request_", "rows"),
     [({}, 40), ({"top": 2, "density": False}, 40), ({"density_steps": 40, "density_probes": 1}, 4000)],
