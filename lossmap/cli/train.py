@@ -74,9 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = COMMAND.parse(argv)
     if settings.data.split == "both":
         raise UsageError("a network is trained on one split; use --split train or --split test")
+    _refuse_unused(settings)
     if launched_rank() != 0:  # training is for one process; the other ranks of mpirun have nothing to do
         return 0
     return run(settings)
+
+
+def _refuse_unused(settings: Settings) -> None:
+    options = settings.train
+    for flags, taken, instead in (
+        (("milestones",), options.schedule == "step", "--schedule step"),
+        (("momentum", "nesterov"), options.optimizer == "sgd", "--optimizer sgd"),
+    ):
+        unused = sorted({*flags} & settings.explicit)
+        if unused and not taken:
+            raise UsageError(f"--{unused[0]} is for {instead} alone")
 
 
 def recipe_of(options: TrainSettings) -> Recipe:

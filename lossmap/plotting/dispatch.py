@@ -279,24 +279,29 @@ def draw_path(surface: Surface) -> Figure:
                 least = FLAT * max(np.ptp(x), np.ptp(y))
                 axes.set_ylim(0.0, 1.05 * max(float(np.nanmax(group[name])), least, np.finfo(float).tiny))
             if name == "loss":
-                _draw_beside_loss(axes, group, steps)
+                below += _draw_beside_loss(axes, group, steps)
             if name == "loss" and suits_log_axis([np.asarray(group[name])]):
                 axes.set_yscale("log")
                 axes.set_ylabel(on_scale(words, True), color=colour)
-                below = lines.mark_below(axes, steps, np.asarray(group[name]), colour)
+                below += lines.mark_below(axes, steps, np.asarray(group[name]), colour)
         if along:
             panels[1].set_xlabel("step")
             add_legend_and_notes(figure, below, [])
     return figure
 
 
-def _draw_beside_loss(axes: Any, group: Group, steps: np.ndarray) -> None:
-    """The loss where the path is projected to, and where the learning rate drops."""
+def _draw_beside_loss(axes: Any, group: Group, steps: np.ndarray) -> list[Artist]:
+    """The loss where the path is projected to, and where the learning rate drops; what stands in the legend."""
+    shown: list[Artist] = []
     if "plane_loss" in group:
-        axes.plot(steps, group["plane_loss"], "--", color=BLUE, linewidth=0.8, label="in the plane")
-        axes.legend(loc="upper right")
-    for place in drops_of(group.arrays):
-        axes.axvline((steps[place - 1] + steps[place]) / 2, color=DARK, linewidth=0.7, linestyle=":")
+        shown += axes.plot(steps, group["plane_loss"], "--", color=BLUE, linewidth=0.8, label="loss in the plane")
+    drops = [
+        axes.axvline(
+            (steps[place - 1] + steps[place]) / 2, color=DARK, linewidth=0.7, linestyle=":", label="learning rate drops"
+        )
+        for place in drops_of(group.arrays)
+    ]
+    return shown + drops[:1]
 
 
 def _around(values: np.ndarray) -> tuple[float, float]:

@@ -117,6 +117,15 @@ def test_several_contents_of_one_file_have_a_name_each(files):
     assert list(figures_of(Surface(Grid(np.zeros(1)), {}, groups=held))) == ["_train", "_layers_train", "_path"]
 
 
+def test_the_loss_in_the_plane_and_drops_of_the_learning_rate_stand_in_the_legend():
+    columns = {"x": np.arange(6.0), "step": np.arange(6), "loss": np.arange(6.0, 0.0, -1), "plane_loss": np.ones(6)}
+    columns["learning_rate"] = np.array([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    figure = lossmap.draw(Surface(Grid(np.zeros(1)), {}, groups={"trajectory": Group(columns)}))
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["loss in the plane", "learning rate drops"]
+    lines = [x.get_xdata()[0] for x in figure.axes[1].lines if x.get_linestyle() == ":"]
+    assert lines == [1.5, 3.5]
+
+
 def test_a_path_without_a_surface_shows_itself_in_a_notebook():
     """It has a figure, and no field whose values could all be missing."""
     path = Group({"x": np.array([1.0, 0.5, 0.0]), "y": np.array([0.2, 0.4, 0.0])})
