@@ -197,7 +197,9 @@ def run(settings: Settings, world: World) -> int:
 
 def dry_run(files: Mapping[float, Path], top: int, path: Path, problems: Mapping[str, Problem]) -> str:
     """What the command would do."""
-    names = ", ".join(f.name for f in files.values())
+    from lossmap.dynamics.run import short_names
+
+    names = ", ".join(short_names(files.values()))
     return (
         f"would compute the {top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
         f"{output.about_data(problems)}\n"

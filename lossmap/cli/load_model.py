@@ -172,6 +172,8 @@ def run_files(settings: ModelSettings) -> list[Path]:
     folder = Path(settings.model_folder)
     if not folder.is_dir():
         raise UsageError(f"--model-folder {folder} is not a folder")
+    if files := checkpoints.saved_run(folder):
+        return files
     files = [f for f in folder.iterdir() if f.suffix in CHECKPOINT_ENDINGS]
     if not files:
         raise UsageError(f"--model-folder {folder} holds no checkpoint (*.pt, *.pth, *.t7, *.pkl, *.safetensors)")

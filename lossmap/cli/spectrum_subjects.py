@@ -179,7 +179,7 @@ def product_checks(
     checks = []
     for i, subject in enumerate(subjects):
         problem, product = product_of(subject.samples_of, subject.matrix)
-        parameters = "all" if request.layerwise else request.parameters  # blocks are of all
+        parameters = request.block_parameters if request.layerwise else request.parameters
         if choices:
             checks.append(prepare(problem, parameters, product, plan=choices[i], memory=memory, distant=False).check)
         else:

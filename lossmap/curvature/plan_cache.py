@@ -98,7 +98,7 @@ def load(key: Mapping[str, Any], products: int | None) -> HvpPlan | None:
         if not is_known or not is_enough:
             return None
         return replace(HvpPlan.from_stored(entry["plan"]), rounding=None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 

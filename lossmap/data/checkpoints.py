@@ -52,6 +52,13 @@ _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the
 OPTIMIZER_FILE = "optimizer.pt"  # of a checkpoint's folder, as the Trainer of Hugging Face writes it
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".t7")  # ends of names in messages, no more
 _INDEX = ".index.json"  # the end of the name of a list of shards, as Hugging Face writes it
+# What a folder of Hugging Face keeps its weights in, the first that is there; and what its Trainer puts beside them.
+_SAVED = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+    "adapter_model.safetensors", "adapter_model.bin",
+)  # fmt: skip
+_SIDE = "optimizer|scheduler|scaler|sampler|rng_state|random_states|training_args"
+_BESIDE = re.compile(rf"({_SIDE})(?![a-z])|.*-of-\d+\.\w+$")
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -437,19 +444,52 @@ def sorted_as_people_count(paths: Iterable[str | Path]) -> list[Path]:
     return sorted((Path(path) for path in paths), key=_count)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint by its content, or the index of one in several files."""
+    return path.name.endswith(_INDEX) or kind_of(path) is not None
+
+
+def _saved_in(folder: Path) -> Path | None:
+    """The weights of a folder as Hugging Face writes it; None where it is none, or holds other checkpoints as well."""
+    names = {path.name for path in _files_of(folder)}
+    weights = [name for name in _SAVED if name in names]
+    others = [name for name in names.difference(_SAVED) if not _BESIDE.match(name)]
+    return folder / weights[0] if weights and not others else None
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The checkpoints among a folder's own files."""
+    paths = []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if path.is_file() and is_checkpoint(path):
+                    paths.append(path)
+    return paths
+
+
+def saved_run(folder: Path) -> list[Path]:
+    """The weights of a run that a Trainer of Hugging Face wrote, as people count; empty where none did.
+
+    They are those in its folders `checkpoint-500`, without what it leaves beside these in the end; of one such folder
+    its own, without the states of optimizer and chance.
+    """
+    saved = _saved_in(folder)
+    if saved is None and _files_of(folder):
+        return []
+    within = [weights for path in folder.iterdir() if path.is_dir() and (weights := _saved_in(path))]
+    return sorted_as_people_count(within or ([saved] if saved else []))
+
+
 def checkpoints_in(folder: str | Path) -> list[Path]:
-    """The checkpoints of a folder, as people count, judged by their content.
+    """The checkpoints of a folder, as people count, judged by their content; of a Trainer's, as `saved_run` says.
 
     Raises FileNotFoundError where there is no such folder, ValueError where it holds none.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    paths = []
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if path.is_file() and kind_of(path) is not None:
-                paths.append(path)
+    paths = saved_run(folder) or _files_of(folder)
     if not paths:
         raise ValueError(f"the folder {folder} holds no checkpoint")
     return sorted_as_people_count(paths)

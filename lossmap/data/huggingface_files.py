@@ -144,7 +144,9 @@ def data_files(name: str) -> list[Path]:
 
 
 def missing_library(name: str, error: ImportError) -> ImportError:
-    """The error of a library that is not installed, with the extra that installs it."""
+    """The error of a library that is not installed, with the extra that installs it or what transformers says."""
+    if error.name is None and str(error):  # a library that only this model needs, such as that of quantised weights
+        return ImportError(f"{name}: {str(error).strip().partition(chr(10))[0]}")
     return ImportError(f"{name} needs the library {error.name or 'transformers'}: {INSTALL}", name=error.name)
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from lossmap.curvature.autotune import prepare
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
-from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, load_into, sorted_as_people_count
+from lossmap.data.checkpoints import checkpoints_in, file_sha256, is_checkpoint, load_into, sorted_as_people_count
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
@@ -89,17 +89,30 @@ class RunDynamics(DrawnResult):
         return "\n".join([*lines, *(f"failed: {failure}" for failure in self.failures)])
 
 
-def _step(path: Path) -> float | None:
-    """The last whole number in a file's name; None without one."""
-    numbers = re.findall(WHOLE_NUMBER, path.stem)
+def _step(name: str) -> float | None:
+    """The last whole number in a name; None without one."""
+    numbers = re.findall(WHOLE_NUMBER, name)
     return float(numbers[-1]) if numbers else None
+
+
+def _steps(files: Sequence[Path]) -> list[float | None]:
+    """The steps that the names of files give, or, where no file's does, those of their folders."""
+    steps = [_step(path.stem) for path in files]
+    return steps if any(step is not None for step in steps) else [_step(path.parent.name) for path in files]
+
+
+def short_names(files: Iterable[Path]) -> list[str]:
+    """The files' names, with their folders where names alone are alike."""
+    paths = list(files)
+    is_alike = len({path.name for path in paths}) < len(paths)
+    return [f"{path.parent.name}/{path.name}" if is_alike else path.name for path in paths]
 
 
 def _numbered_in_order(files: Mapping[float, Path]) -> str:
     """A sentence where the names of checkpoints give no ascending steps; empty where they do."""
-    if len(files) == 1 or all(_step(path) == step for step, path in files.items()):
+    if len(files) == 1 or _steps(list(files.values())) == list(files):
         return ""
-    names = [path.name for path in files.values()]
+    names = short_names(files.values())
     some = ", ".join(names if len(names) <= 4 else [*names[:3], "...", names[-1]])
     return f"the names of the checkpoints give no ascending steps: they are numbered from 0 in the order {some}"
 
@@ -107,7 +120,8 @@ def _numbered_in_order(files: Mapping[float, Path]) -> str:
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
 
-    A step is the last whole number in a file's name, where all have one and they ascend; else they are numbered from 0.
+    A step is the last whole number in a file's name, or, where no file's has one, in its folder's, such as
+    `checkpoint-500/model.safetensors`; where not all have one, or they do not ascend, they are numbered from 0.
     Numbers with decimals, as in `epoch=3-acc=0.71`, are no steps.
 
     Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
@@ -120,13 +134,13 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
             continue
         if not path.exists():
             raise FileNotFoundError(f"there is no checkpoint {path}")
-        if kind_of(path) is None:
+        if not is_checkpoint(path):
             raise ValueError(f"{path} is not a checkpoint (judged by its content); leave it out")
         files.append(path)
     if not files:
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
-    steps = [step for step in map(_step, files) if step is not None]
+    steps = [step for step in _steps(files) if step is not None]
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
         steps = [float(i) for i in range(len(files))]
     return dict(zip(steps, files, strict=True))

@@ -84,7 +84,7 @@ def _size(tasks: SpectrumTasks, task: Task) -> int:
     subject = tasks.subjects[task.subject]
     if task.kind not in ("block", "block_ends", "leak"):
         return int(tasks.matrix(subject).size)
-    layout = tasks.matrix(subject, "all").layout
+    layout = tasks.matrix(subject, tasks.request.block_parameters).layout
     if task.kind == "block":
         return size_of(layout, subject.groups(tasks.request)[task.name])
     return int(layout.size)

@@ -108,7 +108,7 @@ class PriceList:
         if kind == "whole":
             return tasks.matrix(subject)
         if kind == "all":
-            return tasks.matrix(subject, "all")
+            return tasks.matrix(subject, tasks.request.block_parameters)
         problem = subject.problem
         if kind == "exact block":
             problem, _ = exact_problem(problem)
@@ -168,7 +168,8 @@ def size_of_task(tasks: SpectrumTasks, task: Task) -> int:
     subject = tasks.subjects[task.subject]
     if task.kind == "block":
         return block_size(subject, tasks.request, task.name)
-    parameters = "all" if task.kind in ("block_ends", "leak") else tasks.request.parameters
+    request = tasks.request
+    parameters = request.block_parameters if task.kind in ("block_ends", "leak") else request.parameters
     return rows_of(subject, parameters)
 
 
@@ -206,7 +207,9 @@ def price_of(
     fixed = 0.0
     if costs and prices.counts_solver:
         fixed = FIXED_SECONDS
-    sizes = [rows_of(s, "all" if tasks.request.layerwise else tasks.request.parameters) for s in tasks.subjects]
+    request = tasks.request
+    parameters = request.block_parameters if request.layerwise else request.parameters
+    sizes = [rows_of(s, parameters) for s in tasks.subjects]
     subject = tasks.subjects[0].problem
     itemsize = next(iter(subject.model.parameters())).element_size()
     most = max((c.products for c in costs), default=0)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lossmap.data.problem import Problem
-from lossmap.geometry.parameter_vector import Layout, movable_parameters
+from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected
 from lossmap.linalg.lanczos import Which, check_eigenvalue_request
 from lossmap.linalg.spectral_density import check_density_request
 from lossmap.linalg.trace import check_trace_request
@@ -78,6 +78,11 @@ class SpectrumRequest:
         return self.by is not None or bool(self.patterns)
 
     @property
+    def block_parameters(self) -> str:
+        """The parameters that blocks are cut from: all, biases too, unless some others than the weights were chosen."""
+        return "all" if self.parameters == "weights" else self.parameters
+
+    @property
     def cut(self) -> str:
         """How the blocks are cut: tensor, module or pattern."""
         return "pattern" if self.patterns else self.by or "tensor"
@@ -102,7 +107,8 @@ class Subject:
 
         Raises ValueError where a pattern matches no parameter.
         """
-        names = [name for name, p in movable_parameters(self.problem.model).items() if p.numel()]
+        chosen = selected(self.problem.model, request.block_parameters)
+        names = [name for name, p in chosen.items() if p.numel()]
         return groups_of(names, request.by or "tensor", request.patterns)
 
 

@@ -253,20 +253,20 @@ class SpectrumTasks:
     def _block(self, subject: Subject, name: str) -> Arrays:
         request, problem = self.request, subject.problem
         tensors = subject.groups(request)[name]
-        if size_of(self.matrix(subject, "all").layout, tensors) <= request.dense:
+        if size_of(self.matrix(subject, self.request.block_parameters).layout, tensors) <= request.dense:
             problem, _ = exact_problem(problem)
         own = block_matrix(problem, subject.matrix, tensors, self.total, check=self.check_of(subject))
         block = read_block(own, name, tensors, dense=request.dense, tol=request.tol, seed=request.seed)
         return task_arrays.of_block(block)
 
     def _leak(self, subject: Subject, name: str) -> Arrays:
-        matrix = self.matrix(subject, "all")
+        matrix = self.matrix(subject, self.request.block_parameters)
         indices = indices_of(matrix.layout, subject.groups(self.request)[name])
         inside, outside = block_leakage(matrix, name, indices, self.request.probes, self.request.seed)
         return {"inside": inside, "outside": outside}
 
     def _block_ends(self, subject: Subject, name: str) -> Arrays:
-        matrix, request = self.matrix(subject, "all"), self.request
+        matrix, request = self.matrix(subject, self.request.block_parameters), self.request
         pairs = extremes(matrix, "ends", tol=request.tol, seed=f"{request.seed}", certify=True)
         return task_arrays.of_block_ends(with_rounding_measured(matrix, pairs))
 

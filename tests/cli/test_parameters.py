@@ -98,6 +98,18 @@ def test_the_other_commands_take_the_same_names(folder):
     assert largest_of("e.h5") == pytest.approx(float(truth(["a", "b"])[-1]), rel=1e-3)
 
 
+def test_blocks_are_of_the_parameters_that_the_spectrum_is_of(folder):
+    flags = "--top 1 --bottom 1 --trace none --no-density --precision float64 --layers tensor --surf-file blocks.h5"
+    assert main(f"spectrum {COMMON} {flags} --parameters trainable".split()) == 0
+    with h5py.File("blocks.h5") as file:
+        blocks = {name: group["eigenvalues"][:] for name, group in file["tasks/train/block"].items()}
+        ends = file["tasks/train/block_ends/eigenvalues"][:]
+    assert set(blocks) == {"a", "b"}
+    for name, values in blocks.items():
+        assert values == pytest.approx(truth([name]).numpy(), abs=1e-9)
+    assert [ends.min(), ends.max()] == pytest.approx(truth(["a", "b"])[[0, -1]].tolist(), rel=1e-3)
+
+
 def test_frozen_parameters_are_moved_and_counted_by_default_and_that_is_said(folder, caplog):
     run("surface", "--surf-file s.h5")
     run("eigenmap", "--surf-file e.h5")

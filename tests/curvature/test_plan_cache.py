@@ -82,6 +82,16 @@ def test_a_damaged_entry_counts_as_none(cache, probes, text):
     assert len(probes) == 2 and json.loads(entry(cache).read_text())["plan"]["way"] == "linear"
 
 
+@pytest.mark.parametrize(("name", "value"), [("batch", float("inf")), ("tiled", float("inf")), ("rounding", [1])])
+def test_an_entry_with_an_impossible_value_counts_as_none(cache, probes, name, value):
+    prepare(problem(), check=False)
+    stored = json.loads(entry(cache).read_text())
+    stored["plan"][name] = value
+    entry(cache).write_text(json.dumps(stored))
+    prepare(problem(), check=False)
+    assert len(probes) == 2 and json.loads(entry(cache).read_text())["plan"].get(name) != value
+
+
 def test_a_folder_that_cannot_be_written_or_is_a_file_changes_nothing(tmp_path, probes, monkeypatch):
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         (tmp_path / "file").write_text("")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from lossmap.cli.load_model import run_files
+from lossmap.cli.setting_groups import ModelSettings
 from lossmap.curvature.operators import CurvatureOperator
-from lossmap.data.checkpoints import load_into
+from lossmap.data.checkpoints import load_into, load_state
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature
 from lossmap.dynamics.run import find_checkpoints, run_dynamics
@@ -232,6 +237,44 @@ def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):
         find_checkpoints([tmp_path / "epoch_3.pt"])
     with pytest.raises(ValueError, match="there are no checkpoints to measure"):
         find_checkpoints([])
+
+
+def test_a_folder_of_the_hugging_face_trainer_holds_the_weights_of_its_folders(tmp_path):
+    net = small().state_dict()
+    for step in (500, 1000, 1500):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+            torch.save({"state": {}}, folder / name)
+        save_file(net, folder / "model.safetensors")
+    save_file(net, tmp_path / "model.safetensors")  # as the Trainer leaves it in the end
+    torch.save({}, tmp_path / "training_args.bin")
+    found = find_checkpoints([tmp_path])
+    assert [(step, path.parent.name) for step, path in found.items()] == [
+        (step, f"checkpoint-{step}") for step in (500, 1000, 1500)
+    ]
+    assert found == find_checkpoints([path / "model.safetensors" for path in sorted(tmp_path.glob("checkpoint-*"))])
+    assert found == find_checkpoints(sorted(tmp_path.glob("checkpoint-*")))
+    assert run_files(ModelSettings(model_folder=str(tmp_path))) == list(found.values())
+    torch.save(net, tmp_path / "init.pt")  # files of a run itself: none of them is left out
+    assert [path.name for path in find_checkpoints([tmp_path]).values()] == [
+        "init.pt",
+        "model.safetensors",
+        "training_args.bin",
+    ]
+
+
+def test_an_index_of_shards_is_a_checkpoint_of_a_run(tmp_path):
+    for step in (2, 10):
+        folder = tmp_path / f"step{step}"
+        folder.mkdir()
+        for i, (name, tensor) in enumerate(small().state_dict().items()):
+            save_file({name: tensor}, folder / f"model-0000{i}-of-00004.safetensors")
+        names = {name: f"model-0000{i}-of-00004.safetensors" for i, name in enumerate(small().state_dict())}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    indices = sorted(tmp_path.glob("*/*.index.json"))
+    assert list(find_checkpoints(indices)) == list(find_checkpoints([tmp_path])) == [2, 10]
+    assert set(load_state(indices[0])) == set(small().state_dict())
 
 
 def test_files_without_numbers_are_counted(tmp_path):
