@@ -11,7 +11,9 @@ Full-batch steps are stable along a direction while the eigenvalue of M is below
 with rates of their own are part of P: sqrt(rate / largest rate) stands in D. A parameter that the optimizer does not
 move has D = 0, and so has one whose gradients were never more than rounding: a bias in front of batch norm, whose P
 would be eps, has curvature in evaluation mode only. The decoupled decay of AdamW, which is no part of the gradient, is
-left out, as in the source. Adam's P is that of the last step taken. Source: Cohen et al. (2022), arXiv:2207.14484.
+left out, as in the source. An entry whose gradients were all 0, such as the row of a token that did not occur or that
+pads, was not moved either: its P would be eps, until a gradient comes. Adam's P is that of the last step taken. Source:
+Cohen et al. (2022), arXiv:2207.14484.
 
 Symbols: n the parameters that the Hessian is of. Price: two vectors (n,) for Adam.
 """
@@ -157,7 +159,7 @@ def _root(optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any], sha
         if group["centered"]:
             mean_square = (mean_square - state["grad_avg"].detach().double().square()).clamp(min=0.0)
         scale: Tensor = (mean_square.sqrt() + float(group["eps"])).rsqrt()
-        return scale * sqrt(share)
+        return _where_moved(scale * sqrt(share), state["square_avg"])
     steps = float(state.get("step", 0.0))
     if "exp_avg_sq" not in state or steps <= 0.0:
         return 0.0
@@ -165,7 +167,12 @@ def _root(optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any], sha
     mean_square = state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach().double()
     root_mean_square = (mean_square / (1.0 - beta2**steps)).sqrt()
     root: Tensor = ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
-    return root * sqrt(share)
+    return _where_moved(root * sqrt(share), mean_square)
+
+
+def _where_moved(root: Tensor, mean_square: Tensor) -> Tensor:
+    """The part of D, 0 where no gradient ever came."""
+    return torch.where(mean_square == 0.0, 0.0, root)
 
 
 def _without_gradient(optimizer: Any, named: Mapping[str, nn.Parameter]) -> tuple[str, ...]:

@@ -195,6 +195,30 @@ def test_what_the_optimizer_has_not_moved_is_named():
     )
 
 
+@pytest.mark.parametrize("kind", ["Adam", "RMSprop", "centered"])
+def test_rows_of_tokens_that_training_has_not_met_stand_still(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 3, padding_idx=0), nn.Flatten(), nn.Linear(6, 3)).double()
+    x, y = torch.randint(6, (20, 2)), torch.arange(20) % 3
+    if kind == "Adam":
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    else:
+        optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-2, centered=kind == "centered")
+    for _ in range(5):
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(x.clamp(max=4)), y).backward()  # token 5 never comes, 0 pads
+        optimizer.step()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    own = preconditioner_of(optimizer, dict(model.named_parameters()))
+    squares = "exp_avg_sq" if kind == "Adam" else "square_avg"
+    is_moved = torch.cat([optimizer.state[p][squares].reshape(-1) != 0 for p in model.parameters()])
+    assert is_moved[:18].view(6, 3).any(1).tolist() == [False, True, True, True, True, False]
+    seen = build_matrix(with_preconditioner(problem, own, "all"), "preconditioned", "all")
+    matrix = seen @ torch.eye(seen.size, dtype=torch.float64)
+    assert not matrix[~is_moved].any() and not matrix[:, ~is_moved].any()
+    assert matrix[is_moved].any(1).sum() > 20 and matrix.abs().max() < 1e4  # with the rows: 1e6
+
+
 def test_names_with_a_wrappers_prefix_and_a_schedule_at_its_end_are_understood():
     problem, optimizer = trained("Adam")
     parameters = list(problem.model.named_parameters())
