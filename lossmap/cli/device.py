@@ -123,9 +123,11 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
 def _visible_gpus() -> dict[str, str]:
     """The GPUs that this process may use, by what tells them apart on its node: their names, in their order."""
     count = torch.cuda.device_count()
-    names = devices.visible_devices(os.environ, count)
-    uuids = [getattr(torch.cuda.get_device_properties(i), "uuid", None) for i in range(len(names))]
-    identities = devices.identities(names, [None if uuid is None else str(uuid) for uuid in uuids])
+    names = devices.visible_devices(os.environ, count, rocm=torch.version.hip is not None)
+    each = [torch.cuda.get_device_properties(i) for i in range(len(names))]
+    uuids = [getattr(properties, "uuid", None) for properties in each]
+    addresses = [devices.pci_address(properties) for properties in each]
+    identities = devices.identities(names, [None if uuid is None else str(uuid) for uuid in uuids], addresses)
     return dict(zip(identities, names, strict=True))
 
 

@@ -3,8 +3,13 @@
 A rank's number on its node comes from MPI's shared-memory split (`World.node_rank`), or from the launcher's
 variables where there is no MPI. CUDA_VISIBLE_DEVICES is respected: a launcher that hands one GPU to each task shows
 each a single one; a launcher that shows all GPUs to every task leaves it to the ranks to divide them. GPUs are told
-apart by their UUIDs: under `--gpus-per-task=1` with control groups each task sees another card as number 0, and "0" and
-"GPU-..." may be one card.
+apart by their UUIDs and PCI addresses: under `--gpus-per-task=1` with control groups each task sees another card as
+number 0, and "0" and "GPU-..." may be one card; AMD's cards without a serial number all have one UUID.
+
+AMD's GPUs, which are `cuda` to torch, have two masks: the driver leaves those of ROCR_VISIBLE_DEVICES, and of these, by
+their numbers among them, HIP those of HIP_VISIBLE_DEVICES, or of CUDA_VISIBLE_DEVICES where that is not set.
+
+Source: "GPU isolation techniques" in the documentation of ROCm.
 """
 
 from __future__ import annotations
@@ -41,32 +46,71 @@ def node_rank(environ: Mapping[str, str]) -> tuple[int, int]:
     return 0, 1
 
 
-def visible_devices(environ: Mapping[str, str], count: int) -> tuple[str, ...]:
+def visible_devices(environ: Mapping[str, str], count: int, *, rocm: bool = False) -> tuple[str, ...]:
     """The names of the devices that this rank may use, in the order of their numbers within it.
 
     environ  the process's variables
-    count    how many CUDA says there are, with CUDA_VISIBLE_DEVICES taken into account (torch.cuda.device_count())
+    count    how many torch says there are, with the masks taken into account (torch.cuda.device_count())
+    rocm     whether they are AMD's, which have masks of their own
     """
-    shown = environ.get("CUDA_VISIBLE_DEVICES")
+    shown = _listed(environ, "CUDA_VISIBLE_DEVICES")
+    if rocm:
+        below, above = _listed(environ, "ROCR_VISIBLE_DEVICES"), _listed(environ, "HIP_VISIBLE_DEVICES")
+        above = shown if above is None else above
+        shown = below if above is None else above
+        if below is not None and above is not None:  # numbers among those that the driver shows
+            shown = [below[int(i)] if i.isdigit() and int(i) < len(below) else i for i in above]
     if shown is None:
         return tuple(str(i) for i in range(count))
-    names = [name.strip() for name in shown.split(",") if name.strip()]
-    return tuple(names[:count])
+    return tuple(shown[:count])
 
 
-def identities(names: Sequence[str], uuids: Sequence[str | None]) -> tuple[str, ...]:
+def _listed(environ: Mapping[str, str], name: str) -> list[str] | None:
+    """The names that a mask lists; None where it is not set."""
+    if name not in environ:
+        return None
+    return [part.strip() for part in environ[name].split(",") if part.strip()]
+
+
+def pci_address(properties: object) -> str | None:
+    """Domain, bus and device of a GPU's slot, as `0000:c1:00`; None where torch does not say (before 2.8 or so).
+
+    properties  as of torch.cuda.get_device_properties
+    """
+    numbers = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    domain, bus, slot = numbers
+    return f"{domain:04x}:{bus:02x}:{slot:02x}"
+
+
+def identities(
+    names: Sequence[str], uuids: Sequence[str | None], addresses: Sequence[str | None] | None = None
+) -> tuple[str, ...]:
     """What tells each GPU that a rank sees from every other of its node.
 
-    names  as of `visible_devices`
-    uuids  what the driver says of each, or None where it says nothing: then the name has to do
+    names      as of `visible_devices`
+    uuids      what the driver says of each, or None where it says nothing
+    addresses  as of `pci_address`, by default unknown; where neither is known the name has to do
 
     A part of a card (MIG) goes by the name under which it was handed out, since drivers differ in whether such a part
     has a UUID of its own.
     """
+    places = [None] * len(names) if addresses is None else addresses
     return tuple(
-        name if uuid is None or name.startswith("MIG-") else f"GPU-{uuid.removeprefix('GPU-')}"
-        for name, uuid in zip(names, uuids, strict=True)
+        name if name.startswith("MIG-") else _identity(uuid, place) or name
+        for name, uuid, place in zip(names, uuids, places, strict=True)
     )
+
+
+def _identity(uuid: str | None, address: str | None) -> str:
+    """UUID and address, as far as they are known: two cards may have one UUID, parts of a card share the address."""
+    parts = []
+    if uuid is not None and set(uuid) - set("0-"):
+        parts.append(f"GPU-{uuid.removeprefix('GPU-')}")
+    if address is not None:
+        parts.append(f"PCI-{address}")
+    return " ".join(parts)
 
 
 def shown_names(seen: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -74,7 +118,8 @@ def shown_names(seen: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
     seen  for each rank the name of each GPU by its identity
 
-    By its number where that means the same card to all, else by the first 12 letters of the identity.
+    By its number where that means the same card to all, else by the first 12 letters of the identity, or by all of it
+    where these are the same of several.
     """
     meant: dict[str, set[str]] = {}
     called: dict[str, set[str]] = {}
@@ -83,7 +128,12 @@ def shown_names(seen: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
             meant.setdefault(name, set()).add(identity)
             called.setdefault(identity, set()).add(name)
     plain = all(len(cards) == 1 for cards in meant.values()) and all(len(names) == 1 for names in called.values())
-    return [{identity: name if plain else identity[:12] for identity, name in names.items()} for names in seen]
+    if plain:
+        return [dict(names) for names in seen]
+    short = {identity: identity[:12] for identity in called}
+    if len(set(short.values())) < len(short):
+        short = {identity: identity for identity in called}
+    return [{identity: short[identity] for identity in names} for names in seen]
 
 
 def assign_devices(masks: Sequence[tuple[str, ...]], per_gpu: int = 1) -> list[int]:
@@ -139,7 +189,8 @@ def device_for(masks: Sequence[tuple[str, ...]], rank: int, per_gpu: int = 1, de
         return "cpu"
     if not mask:
         raise ValueError(
-            f"--device {device}, but this rank sees no GPU: look at CUDA_VISIBLE_DEVICES, and whether torch has CUDA"
+            f"--device {device}, but this rank sees no GPU: look at CUDA_VISIBLE_DEVICES (AMD's: "
+            "ROCR_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES), and whether torch has CUDA or ROCm"
         )
     if number == "":
         return f"cuda:{assign_devices(masks, per_gpu)[rank]}"

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from lossmap.cli import device
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.surface import COMMAND
-from lossmap.parallel.devices import assign_devices, device_for, identities, node_rank, shown_names, visible_devices
+from lossmap.parallel.devices import (
+    assign_devices,
+    device_for,
+    identities,
+    node_rank,
+    pci_address,
+    shown_names,
+    visible_devices,
+)
 from lossmap.parallel.world import World
 
 ALL = ("0", "1", "2", "3")
@@ -45,6 +53,42 @@ def test_the_place_on_the_node_is_read_from_the_launcher_and_slurms_comes_last(e
 )
 def test_cuda_visible_devices_is_respected(environ, count, names):
     assert visible_devices(environ, count) == names
+
+
+@pytest.mark.parametrize(
+    ("environ", "count", "names"),
+    [
+        ({}, 2, ("0", "1")),
+        ({"ROCR_VISIBLE_DEVICES": "3"}, 1, ("3",)),
+        ({"HIP_VISIBLE_DEVICES": "2,1", "CUDA_VISIBLE_DEVICES": "0"}, 2, ("2", "1")),
+        ({"CUDA_VISIBLE_DEVICES": "5"}, 1, ("5",)),
+        ({"ROCR_VISIBLE_DEVICES": "4,6,7", "HIP_VISIBLE_DEVICES": "2,0"}, 2, ("7", "4")),
+        ({"ROCR_VISIBLE_DEVICES": "4,GPU-6a", "CUDA_VISIBLE_DEVICES": "1"}, 1, ("GPU-6a",)),
+        ({"ROCR_VISIBLE_DEVICES": "4", "HIP_VISIBLE_DEVICES": ""}, 0, ()),
+    ],
+)
+def test_the_two_masks_of_amds_gpus_are_read_one_within_the_other(environ, count, names):
+    assert visible_devices(environ, count, rocm=True) == names
+
+
+def test_masks_of_amds_gpus_say_nothing_of_nvidias():
+    assert visible_devices({"ROCR_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1"}, 2) == ("0", "1")
+
+
+def test_cards_of_one_uuid_are_told_apart_by_their_pci_addresses():
+    cards = [SimpleNamespace(pci_domain_id=0, pci_bus_id=bus, pci_device_id=0) for bus in (0xC1, 0xC6)]
+    addresses = [pci_address(card) for card in cards]
+    assert addresses == ["0000:c1:00", "0000:c6:00"] and pci_address(SimpleNamespace(uuid="5f00")) is None
+    for uuid in (None, "00000000-0000-0000", "58580000"):  # also that of all AMD's cards without a serial number
+        masks = [identities(("0",), (uuid,), (address,)) for address in addresses]
+        assert assign_devices(masks) == [0, 0]
+        assert (
+            len({name for names in shown_names([dict.fromkeys(m, "0") for m in masks]) for name in names.values()}) == 2
+        )
+        with pytest.raises(ValueError, match="it has 1 GPU"):
+            assign_devices([masks[0], masks[0]])
+    assert identities(("0",), (None,), (addresses[0],)) == ("PCI-0000:c1:00",)
+    assert identities(("MIG-1",), ("5f00",), (addresses[0],)) == ("MIG-1",)
 
 
 def test_a_gpu_is_told_by_its_uuid_whatever_a_rank_calls_it():
@@ -154,7 +198,7 @@ class Ranks:
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.current.__setitem__(self.here.rank, device))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[self.seen()[device.index]])
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=self.seen()[i]))
-        monkeypatch.setattr(device.devices, "visible_devices", lambda _, count: tuple(map(str, range(count))))
+        monkeypatch.setattr(device.devices, "visible_devices", lambda _, count, rocm: tuple(map(str, range(count))))
         monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
     def seen(self):
