@@ -51,6 +51,7 @@ from lossmap.data.batch_structure import strided_parts
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.device_errors import loses_gpu, out_of_memory
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import free_memory
 from lossmap.seeding import generator
@@ -351,6 +352,7 @@ class Probe:
         self.blocks = products is None
         self.samples = factory.problem.data.samples
         self.deadline = time.process_time() + MAX_PROBE_SECONDS
+        self.full_at: int | None = None  # samples of the batch with which memory ran out
         self.seconds: dict[str, float] = {}  # per sample and product, by the plan's label
         # of one thread, what it worked itself: others on the same cores do not count
         single_thread = torch.get_num_threads() == 1 and next(factory.problem.model.parameters()).device.type == "cpu"
@@ -370,7 +372,7 @@ class Probe:
                 runs += [found] if found else []
         runs = [run for run in runs if run.plan.backend in backends]
         if not runs:  # what was asked for does not run in the model's own precision
-            runs = [self.candidate(HvpPlan("double-backward", self.first_size))]  # type: ignore[list-item]
+            runs = [self.first_that_fits("double-backward")]  # type: ignore[list-item]
         winner = self.cheapest(runs)
         plan = winner.plan
         if plan.backend == "linearized" and self.blocks:
@@ -448,7 +450,7 @@ class Probe:
         backend = "retained-graph"
         if backend not in backends:
             backend = "double-backward" if self.factory.fallback else "linearized"
-        best = self.candidate(HvpPlan(backend, self.first_size))
+        best = self.first_that_fits(backend)
         if best is not None:
             self.limit_to_share(best)
         if best is None or self.samples == self.first_size:
@@ -474,10 +476,17 @@ class Probe:
             if size < MIN_BATCH_SIZE or size == best.plan.batch_size:
                 break
             scaled = self.candidate(replace(best.plan, batch_size=size))
+            if scaled is None and self.full_at == size:
+                return self.with_room(best)
             if scaled is None or self.cheaper(best, scaled, 0.97) is best:
                 break
             best = scaled
         return best
+
+    def with_room(self, best: Candidate) -> Candidate:
+        """With half the batch, after memory ran out with a larger one: this one may have left no room for all else."""
+        half = best.plan.batch_size // 2
+        return (self.candidate(replace(best.plan, batch_size=half)) if half else None) or best
 
     def with_channels_last(self, best: Candidate | None, plan: HvpPlan) -> Candidate | None:
         """The plan in channels-last format, if that runs and is cheaper, and its products are right."""
@@ -535,11 +544,24 @@ class Probe:
                 plan = replace(plan, graph_bytes=graph_bytes(few.problem, few.layout) // few.problem.data.samples)
             candidate = Candidate(self, plan)
             candidate.work()
-        except Exception:  # too large for the memory, in a format that an operation does not take, somebody's own code
-            if plan.backend == "double-backward":
+            return candidate
+        except Exception as error:  # too large, in a format that an operation does not take, somebody's own code
+            is_full = out_of_memory(error)
+            if loses_gpu(error) or (plan.backend == "double-backward" and not (is_full and plan.batch_size > 1)):
                 raise
-            return None
-        return candidate
+        if is_full:
+            self.full_at = plan.batch_size
+            torch.cuda.empty_cache()  # outside of the handler, whose error holds what was computed; no CUDA: nothing
+        return None
+
+    def first_that_fits(self, backend: str) -> Candidate | None:
+        """A backend with the first batch, or with as much of it as memory has room for; None where it does not run."""
+        size = self.first_size
+        found = self.candidate(HvpPlan(backend, size))
+        while found is None and self.full_at == size and size > 1:
+            size //= 2
+            found = self.candidate(HvpPlan(backend, size))
+        return found
 
     def cheaper(self, best: Candidate, other: Candidate, margin: float = 1.0) -> Candidate:
         """The cheaper per sample, both timed in turns; the first unless the second is cheaper by the margin."""

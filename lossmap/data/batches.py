@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
 from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
+from lossmap.data.copy_stream import copied_ahead, streams_of
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -281,8 +283,13 @@ class Streamed:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, self.samples, self.batch_size):
-            yield move_batch(self.fetch(self.indices[start : start + self.batch_size]), self.device, self.dtype)
+        starts = range(0, self.samples, self.batch_size)
+        batches = (self.fetch(self.indices[start : start + self.batch_size]) for start in starts)
+        move = partial(move_batch, device=self.device, dtype=self.dtype)
+        module = streams_of(self.device)
+        if self.device is None or module is None:
+            return map(move, batches)
+        return copied_ahead(batches, self.device, move, module)
 
     def rebatched(self, size: int) -> Streamed:
         return replace(self, batch_size=size)

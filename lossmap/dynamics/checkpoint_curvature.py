@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
@@ -159,6 +160,7 @@ class CheckpointCurvature:
         self.parameters, self.unsafe, self.stop, self.selection = parameters, unsafe, stop, selection
         self.noted: set[str] = set()  # what was said of checkpoints, which measures beside this one may share
         self.tol, self.seed, self.memory = tol, seed, memory
+        self.limit: int | None = None  # of a batch, after memory ran out
         self.settings = {
             **(settings or {}),
             "tol": tol,
@@ -202,6 +204,24 @@ class CheckpointCurvature:
         if plan is None:
             plan = probed(self.problem, self.parameters, memory=self.memory)
         return prepare(self.problem, self.parameters, plan=plan, memory=self.memory, check=self.check)
+
+    def smaller(self) -> str | None:
+        """Halve the batches and the kept values, after memory ran out; what was done, or None where that is no use."""
+        made = self.__dict__.get("factory")
+        samples = self.problem.data.samples
+        largest = max(self.problem.data.batch_size, 0 if made is None else made.batch)
+        now = self.limit or min(largest, samples)
+        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        fewer = None if made is None else made.smaller()
+        if now <= 1 and fewer is None:
+            return None
+        self.limit = max(1, now // 2)
+        self.problem = self.problem.rebatched(min(self.limit, self.problem.data.batch_size))
+        if fewer is not None:
+            self.__dict__["factory"] = fewer
+        elif self.plan is not None:  # memory ran out before there was one
+            self.plan = {**self.plan, "batch": min(self.limit, int(self.plan["batch"]))}
+        return f"batches of {self.limit} samples at most from here on"
 
     def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The reading of a checkpoint as an earlier version kept it: what it did not have is NaN."""

@@ -107,6 +107,11 @@ class ConnectionMap(LossMap):
             if way.curve is not None:
                 self.groups[BEND] = bend_group(way.plane)
 
+    def smaller(self) -> str | None:
+        """As of `LossMap`; the ways beside this one have plans of their own, which become smaller with it."""
+        made = [super().smaller(), *(way.smaller() for way in self._beside.values())]
+        return next((text for text in made if text is not None), None)
+
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point; the first time on a rank also each sample's at both ends."""
         if self._ends is None:

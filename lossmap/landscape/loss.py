@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap import memory
 from lossmap.curvature.operators import Total, made_by_all, single_rank
-from lossmap.data.batches import FixedBatches
+from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.moved_weights import stored_origin
 from lossmap.data.problem import Problem
+from lossmap.device_errors import loses_gpu, out_of_memory
 from lossmap.geometry.directions import Plane
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.fold_batchnorm import fold_batchnorm_modules
@@ -147,12 +149,19 @@ def probe_forward_plan(
         batch_size = problem.data.batch_size
     trial = _Trial(problem, plane, autocast)
     best = ForwardPlan(min(batch_size or 64, problem.data.samples))
-    fastest = trial.seconds(best)
+    fastest = trial.seconds_that_fit(best)
+    while fastest is None and best.batch_size > 1 and not isinstance(problem.data, FixedBatches):
+        best = replace(best, batch_size=best.batch_size // 2)
+        fastest = trial.seconds_that_fit(best)
+    if fastest is None:
+        fastest = trial.seconds(best)  # raises what it is
     for form in _forms(problem, trial, best):
-        taken = trial.seconds(form)
-        if taken < GAIN * fastest:
+        taken = trial.seconds_that_fit(form)
+        if taken is not None and taken < GAIN * fastest:
             best, fastest = form, taken
-    if batch_size is None:
+    if trial.full_at is not None:
+        best, fastest = _with_room(trial, best, fastest, best.batch_size)
+    elif batch_size is None:
         best, fastest = _with_best_batch_size(trial, best, fastest, deadline)
     logger.info("the probe chose %s, %.3g s a pass", best, fastest * problem.data.samples)
     return best
@@ -175,6 +184,7 @@ def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardP
     last, folded = replace(plain, channels_last=True), replace(plain, fold=True)
     foldable = problem.separable and fold_batchnorm_modules(problem.model) is not None and trial.agrees(folded, plain)
     forms = []
+    images = images and _has_room_for_copy(problem)
     if images:
         forms.append(last)
     if foldable:
@@ -184,6 +194,22 @@ def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardP
     return forms
 
 
+def _has_room_for_copy(problem: Problem) -> bool:
+    """Whether a second copy of the images, in another memory format, is within the memory for samples.
+
+    The data stay beside it, for measures that need them as they are. What is streamed is never there as a whole.
+    """
+    if not isinstance(problem.data, Resident):
+        return True
+    images = [t for t in pytree.tree_leaves(problem.data.tensors) if isinstance(t, Tensor) and t.dim() == 4]
+    copied = [t for t in images if not t.is_contiguous(memory_format=torch.channels_last)]
+    size = sum(t.nbytes for t in copied)
+    if not copied or size <= memory.sample_budget(copied[0].device):
+        return True
+    logger.info("the images stay in their memory format: a copy of %d MiB is too large", size // memory.MIB)
+    return False
+
+
 def _with_best_batch_size(
     trial: _Trial, best: ForwardPlan, fastest: float, deadline: float
 ) -> tuple[ForwardPlan, float]:
@@ -191,19 +217,32 @@ def _with_best_batch_size(
     first, samples = best.batch_size, trial.problem.data.samples
     sizes = {samples} | {2**i for i in range(3, 14) if 2**i < samples}
     for ladder in (sorted(s for s in sizes if s > first), sorted((s for s in sizes if s < first), reverse=True)):
-        slower = 0
+        slower, fitting = 0, first
         for size in ladder:
             if time.perf_counter() > deadline or slower == 2:
                 break
-            try:
-                taken = trial.seconds(replace(best, batch_size=size))
-            except (MemoryError, RuntimeError) as error:
-                logger.info("batches of %d samples do not fit: %s", size, error)
+            taken = trial.seconds_that_fit(replace(best, batch_size=size), "runs")
+            if taken is None and trial.full_at == size:
+                return _with_room(trial, best, fastest, fitting)
+            if taken is None:
                 break
+            fitting = size
             slower = 0 if taken < fastest else slower + 1
             if taken < GAIN * fastest:
                 best, fastest = replace(best, batch_size=size), taken
     return best, fastest
+
+
+def _with_room(trial: _Trial, best: ForwardPlan, fastest: float, fitting: int) -> tuple[ForwardPlan, float]:
+    """The plan with at most half of the largest batch that fitted, where memory ran out with a larger one.
+
+    That one may have left no room at all, and others allocate beside it.
+    """
+    size = max(1, fitting // 2)
+    if best.batch_size <= size or isinstance(trial.problem.data, FixedBatches):
+        return best, fastest
+    roomy = replace(best, batch_size=size)
+    return roomy, trial.seconds(roomy)
 
 
 class _Trial:
@@ -212,6 +251,7 @@ class _Trial:
     def __init__(self, problem: Problem, plane: Plane, autocast: torch.dtype | None) -> None:
         self.problem, self.plane, self.autocast = problem, plane, autocast
         self.origin = (0.0,) * len(plane.axes)
+        self.full_at: int | None = None  # samples of the batch with which memory ran out
 
     def measure(self, plan: ForwardPlan) -> LossMap:
         """The losses over about one batch of the data."""
@@ -237,6 +277,20 @@ class _Trial:
             if taken > 0.5:
                 break
         return smallest / samples
+
+    def seconds_that_fit(self, plan: ForwardPlan, needed: str = "fits") -> float | None:
+        """As `seconds`; None where memory does not suffice, and with `runs` also where a pass fails otherwise."""
+        try:
+            return self.seconds(plan)
+        except (MemoryError, RuntimeError) as error:
+            is_full = out_of_memory(error)
+            if loses_gpu(error) or not (is_full or needed == "runs"):
+                raise
+            logger.info("batches of %d samples do not fit: %s", plan.batch_size, error)
+        if is_full:
+            self.full_at = plan.batch_size
+            torch.cuda.empty_cache()  # outside of the handler, whose error holds what was computed; no CUDA: nothing
+        return None
 
     def agrees(self, plan: ForwardPlan, other: ForwardPlan) -> bool:
         """Whether two plans give the same loss to 1e-4, or both NaN."""

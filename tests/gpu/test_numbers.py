@@ -8,6 +8,7 @@ import torch
 
 import lossmap
 from lossmap.curvature.autotune import prepare
+from lossmap.data.batches import Resident, Streamed
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.numerics import use_tf32
 from tests.gpu.networks import NETWORKS, problem_on, resnet, true_eigenvalues
@@ -74,6 +75,20 @@ def test_a_map_holds_its_bars_away_from_the_centre_and_repeats_its_bits(gpu, nam
         state = {k: t.cpu() for k, t in plane.at(point).items()}
         truth = true_eigenvalues(name, state)
         assert within(truth, [one["max_eig"], one["min_eig"]], [one["max_eig_error"], one["min_eig_error"]])
+
+
+def test_streamed_samples_give_the_bits_of_those_on_the_card(gpu):
+    x, y = torch.randn(4096, 64), torch.arange(4096) % 3
+    model = torch.nn.Linear(64, 3).to(gpu)
+    plane = lossmap.random_plane(model, seed=1)
+    streamed = Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(4096), 128, device=gpu)
+    found = []
+    for data in (Resident((x.to(gpu), y.to(gpu)), 128), streamed, streamed):
+        measure = lossmap.losses(
+            lossmap.Problem.supervised(model, "crossentropy", data), plane, plan={"batch_size": 128}
+        )
+        found.append([measure(p)["train_loss"] for p in POINTS])
+    assert found[1] == found[2] == found[0]
 
 
 def test_products_have_the_same_bits_at_every_run(gpu):
