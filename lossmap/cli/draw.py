@@ -24,7 +24,7 @@ from lossmap.cli.setting_groups import DrawSettings
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.cli.whole_result import is_there, queue_sentences, read_whole
 from lossmap.geometry.grid import Grid
-from lossmap.io.read import Group, NotASurface, Surface, read, training_path
+from lossmap.io.read import Group, NotASurface, Surface, is_of_another_plane, training_path
 from lossmap.io.surface import TRAINING_PROCESS
 from lossmap.plotting.dispatch import figures_of
 from lossmap.plotting.figures import KINDS, draw, fitting_kind, save
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("draw needs a result file, such as lossmap draw surface.h5")
     surfaces = [read_any(f) for f in files]
     proj_file = settings.picture.proj_file
-    if proj_file and _is_of_another_plane(proj_file, surfaces[0]):
-        print(f"{proj_file} was projected onto another plane than that of {files[0]}")
+    if proj_file:
+        warn_of_another_plane(proj_file, surfaces[0], files[0])
     for path in _draw(settings, files, surfaces):
         print(f"picture: {path}")
     for file, surface in zip(files, surfaces, strict=True):
@@ -456,14 +456,11 @@ def _show(settings: Settings, written: Sequence[Path]) -> None:
         print(f"no viewer was found on this machine to show {pictures[-1]}")
 
 
-def _is_of_another_plane(path: str, surface: Surface) -> bool:
-    """Whether the training path in a file is known to belong to another plane than the surface."""
-    try:
-        groups = [s.groups.get("directions/x") for s in (read(path), surface)]
-    except NotASurface:  # a path of the original tool does not name its plane
-        return False
-    digests = {group.attributes["digest"] for group in groups if group is not None and "digest" in group.attributes}
-    return len(digests) == 2
+def warn_of_another_plane(path: str, surface: Surface, file: str | Path) -> None:
+    """Say where the training path in a file is of another plane than the surface that it is drawn on."""
+    axis = surface.groups.get("directions/x")
+    if axis is not None and is_of_another_plane(path, axis.attributes.get("digest")):
+        print(f"{path} was projected onto another plane than that of {file}")
 
 
 def _trajectory(settings: Settings) -> Group | bool | None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.cli.command_line import Command
+from lossmap.cli.draw import warn_of_another_plane
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.settings import Settings, UsageError, flag_of, setting
 from lossmap.geometry.grid import Field, Grid
@@ -197,6 +198,7 @@ def plot_2d(settings: Settings) -> list[Path]:
         return [save(draw(alone, "path"), Path(f"{files.proj_file}.pdf"))]
     surface = _plane(files.surf_file, "plot_2D")
     name = _field(surface, picture.surf_name)
+    warn_of_another_plane(files.proj_file, surface, files.surf_file)
     figure = draw(surface, "contour", name, trajectory=path, **levels)
     return [save(figure, Path(f"{files.proj_file}_{name}_2dcontour_proj.pdf"))]
 

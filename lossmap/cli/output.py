@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
 from lossmap.io.printable import printable
 from lossmap.io.provenance import provenance
-from lossmap.io.read import SurfaceFile, inspect_existing, read, training_path
+from lossmap.io.read import SurfaceFile, inspect_existing, is_of_another_plane, read, training_path
 from lossmap.io.refined import refinement_note
 from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import Group, Surface
@@ -36,6 +37,8 @@ from lossmap.parallel.world import World
 from lossmap.plotting.notes import noise_note
 
 Printer = Callable[[str], None]
+
+logger = logging.getLogger("lossmap")
 
 
 def rank_0_printer(world: World, notes: Sequence[str] = ()) -> Printer:
@@ -123,6 +126,9 @@ class OutputFile:
         product   whether that measure makes products
         """
         run: RunSettings = self.settings.run
+        path = self.settings.plane.proj_file
+        if path and self.trajectory is not None and is_of_another_plane(path, self.plane.digest):
+            logger.warning("%s was projected onto another plane: --dir-file %s takes that plane", path, path)
         estimates = stored_estimate(self.path) or {}
         cosine = self.plane.cosine
         identity: dict[str, Any] = self.file_settings

@@ -99,6 +99,16 @@ def training_path(path: PathLike, directions_file: PathLike | None = None) -> Gr
         return groups["trajectory"]
 
 
+def is_of_another_plane(path: PathLike, digest: str | None) -> bool:
+    """Whether the training path in a file is known to belong to another plane than that of this digest."""
+    try:
+        axis = read(path).groups.get("directions/x")
+    except NotASurface:  # a path of the original tool does not name its plane
+        return False
+    own = None if axis is None else axis.attributes.get("digest")
+    return own is not None and digest is not None and own != digest
+
+
 def read_group(path: PathLike, name: str) -> Group:
     """A group of a surface file with all its arrays, such as `directions/x`.
 

@@ -14,6 +14,7 @@ import pytest
 
 from lossmap.callbacks.history import History
 from lossmap.cli import draw as command
+from lossmap.cli import legacy
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface, SurfaceFile, read, write_surface
 from lossmap.io.surface import TRAINING_PROCESS
@@ -91,6 +92,9 @@ def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
     for name, is_reported in (("same", False), ("other", True)):
         words = [str(tmp_path / f"{name}.h5"), "--proj-file", str(tmp_path / "path.h5"), "-o", str(tmp_path / "a.png")]
         assert command.main(words) == 0
+        assert ("was projected onto another plane" in capsys.readouterr().out) is is_reported
+        words = ["plot_2D", "--surf_file", str(tmp_path / f"{name}.h5"), "--proj_file", str(tmp_path / "path.h5")]
+        assert legacy.main(words) == 0
         assert ("was projected onto another plane" in capsys.readouterr().out) is is_reported
 
 

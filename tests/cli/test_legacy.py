@@ -125,7 +125,7 @@ def test_a_refined_surface_goes_through_its_points_and_is_that_of_a_cubic():
         refined(lossmap.Surface(lossmap.Grid(x, y), {"train_loss": cubic}), "train_loss", 11)
 
 
-def test_plot_trajectory_projects_the_checkpoints_that_it_names(tmp_path, capsys):
+def test_plot_trajectory_projects_the_checkpoints_that_it_names(tmp_path, capsys, caplog):
     run = tmp_path / "run"
     run.mkdir()
     rng = np.random.default_rng(0)
@@ -145,6 +145,11 @@ def test_plot_trajectory_projects_the_checkpoints_that_it_names(tmp_path, capsys
     assert len(trajectory["x"]) == 3  # net0 is left out
     assert main(words) == 0
     assert "nothing is projected unless it is deleted" in capsys.readouterr().out
+    path, nets = str(run / name), ["--model-file", str(run / "net3.t7"), "--x=0:1:2", "--y=0:1:2", "--proj-file"]
+    for i, plane in enumerate(([], ["--dir-file", path])):
+        caplog.clear()
+        assert main(["surface", *words[2:6], *nets, path, *plane, "--surf-file", str(tmp_path / f"{i}.h5")]) == 0
+        assert ("was projected onto another plane" in caplog.text) is (not plane)
     assert main([*words, "--max_epoch", "5"]) == 2
     assert "there is no" in (text := capsys.readouterr().err) and "net4.t7" in text
 
