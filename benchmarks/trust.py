@@ -58,6 +58,7 @@ from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.spectra.spectrum import spectrum, spectrum_of
 
 STEP = 2e-5  # of the truth's differences; half of it is the second
+JUMP = 1e-6  # of the Hessian: what a third, far smaller step may differ by
 MAX_TRUTH_ERROR = 1e-2  # relative to the largest eigenvalue, above which a point has no truth: a kink lies between
 TOL = 1e-3  # of the searches
 WIDE = 30.0  # a bar over this many true errors is wide
@@ -696,12 +697,12 @@ def truth_at(case: Case, tensors: dict[str, Tensor] | None = None) -> Truth:
             [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(params, parts, strict=True)]
         )
 
-    coarse, fine = [], []
+    coarse, fine, finest = [], [], []
     for p in params:
         flat = p.data.view(-1)
         for i in range(len(flat)):
             before = float(flat[i])
-            for step, columns in ((STEP, coarse), (STEP / 2, fine)):
+            for step, columns in ((STEP, coarse), (STEP / 2, fine), (STEP / 50, finest)):
                 flat[i] = before + step
                 up, high = gradient(), float(flat[i])
                 flat[i] = before - step
@@ -711,6 +712,9 @@ def truth_at(case: Case, tensors: dict[str, Tensor] | None = None) -> Truth:
     h = (4 * b - a) / 3
     gap = a - b
     error = float(gap.norm() + (h - h.T).norm()) + 1e-300
+    # Where the second derivative jumps within both steps, as that of ELU at 0, they agree on a number in between.
+    jump = float((b - torch.stack(finest)).norm())
+    error += jump if jump > JUMP * float(h.norm()) else 0.0
     values = torch.linalg.eigvalsh((h + h.T) / 2).numpy()
     error += 1e-14 * float(np.abs(values).max())
     return Truth(values, float(h.trace()), error, float(gap.diagonal().abs().sum()) + error, size)
