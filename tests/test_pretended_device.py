@@ -60,6 +60,18 @@ def test_no_measure_waits_for_a_batch(told):
         assert 0 < of_5 == of_10 <= 12, (measure, of_5, of_10)
 
 
+def test_spectrum_and_connection_wait_as_often_for_twice_the_batches(told):
+    searches = told["pretended"]["searches"]
+    most = {"spectrum": 450, "connection": 120}  # with the checks and the probe before them
+    assert searches.keys() == most.keys()
+    for measure, (of_5, of_10) in searches.items():
+        assert 0 < of_5 == of_10 <= most[measure], (measure, of_5, of_10)
+
+
+def test_a_dense_matrix_waits_once_for_each_product_and_once_for_all_columns(told):
+    assert 1 <= told["pretended"]["dense"] <= 1.5
+
+
 def test_a_search_waits_at_most_three_times_for_each_product(told):
     assert 0 < told["pretended"]["search"] <= 3
 

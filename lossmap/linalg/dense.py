@@ -19,7 +19,7 @@ import torch
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.eigenpairs import EigenPairs, Which
 from lossmap.linalg.entry_sums import exact_sums
-from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
+from lossmap.linalg.operator import Rounding, SymmetricOperator, columns_of
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
 
@@ -72,10 +72,8 @@ class DenseMatrix:
     def _by_products(cls, operator: SymmetricOperator) -> DenseMatrix:
         n = operator.size
         measured = np.zeros((n, n))
-        for j in range(n):
-            unit = torch.zeros(n, dtype=operator.dtype, device=operator.device)
-            unit[j] = 1.0
-            measured[:, j] = finite_product(operator, unit).cpu().numpy()
+        for j, column in enumerate(columns_of(operator)):
+            measured[:, j] = column.numpy()
         asymmetry = float(np.linalg.norm(measured - measured.T)) / 2.0
         rounding = Rounding.of(operator)
         entries = 0.5 * (measured + measured.T)

@@ -12,7 +12,7 @@ multiplications for k vectors. Source of deflation: Saad, Numerical Methods for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import Protocol
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lossmap.interrupt import Interrupted
 
+COLUMNS_READ = 32  # columns of a matrix that the host reads from a device at once
 ROUNDING_EPSILONS = 64.0  # the allowance where rounding was not measured, in epsilons of the largest |eigenvalue|
 
 
@@ -198,6 +199,23 @@ def finite_product(operator: SymmetricOperator, v: Tensor, number: int | None = 
     image = (operator @ v).double()
     refuse_infinite(float(image.sum()), number)
     return image
+
+
+def columns_of(operator: SymmetricOperator) -> Iterator[Tensor]:
+    """The columns of the matrix in order, each (n,) float64 on the host, by n products with unit vectors.
+
+    Several are read at once, so that the host does not wait for each. Raises FloatingPointError as `finite_product`.
+    """
+    columns: list[Tensor] = []
+    for j in range(operator.size):
+        unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
+        unit[j] = 1.0
+        columns.append((operator @ unit).to(torch.float64, copy=True))  # an operator may use its memory again
+        if len(columns) == COLUMNS_READ or j + 1 == operator.size:
+            for column in torch.stack(columns).cpu():
+                refuse_infinite(float(column.sum()))
+                yield column
+            columns = []
 
 
 def refuse_infinite(total: float, number: int | None = None) -> None:

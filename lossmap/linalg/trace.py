@@ -36,7 +36,7 @@ from lossmap import seeding
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.entry_sums import EntrySums, Rows, entry_sums, half_width
 from lossmap.linalg.entry_sums import degrees_of_freedom as degrees_of_freedom
-from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
+from lossmap.linalg.operator import Rounding, SymmetricOperator, columns_of, finite_product
 from lossmap.report.estimates import trace_text
 from lossmap.values import Result
 
@@ -175,11 +175,8 @@ def by_unit_vectors(operator: SymmetricOperator, target: float = inf, spent: int
     """
     n = operator.size
     diagonal, squares = np.zeros(n), np.zeros(n)
-    for i in range(n):
-        unit = torch.zeros(n, dtype=operator.dtype, device=operator.device)
-        unit[i] = 1.0
-        column = finite_product(operator, unit)
-        diagonal[i], squares[i] = torch.stack([column[i], column.square().sum()]).tolist()
+    for i, column in enumerate(columns_of(operator)):
+        diagonal[i], squares[i] = float(column[i]), float(column.square().sum())
     rounding = Rounding.of(operator)
     # A measured rounding is of one product; the n errors on the diagonal add up, by sqrt(n) where they are independent.
     error = max(rounding.allowance(float(np.sqrt((diagonal**2).sum()))), sqrt(n) * (rounding.measured or 0.0))

@@ -25,6 +25,7 @@ from lossmap.diagnostics.label_noise import label_noise  # noqa: E402
 from lossmap.diagnostics.layer_signals import signals  # noqa: E402
 from lossmap.diagnostics.neural_collapse import neural_collapse  # noqa: E402
 from lossmap.landscape.eigenvalues import EigenvalueMap  # noqa: E402
+from lossmap.linalg.dense import DenseMatrix  # noqa: E402
 from tests.gpu.networks import network  # noqa: E402
 
 NETWORKS = ("dense", "conv", "words", "attention")  # recurrent ones call kernels of CUDA's that the CPU has not
@@ -162,10 +163,10 @@ def waits_of_a_search() -> float:
     return (waits() - before) / operator.products
 
 
-def waits_of_passes() -> dict[str, list[int]]:
+def waits_of_passes(measures: Any) -> dict[str, list[int]]:
     """By measure its waits over the same samples in 5 and in 10 batches."""
     found = {}
-    for measure in PASSES:
+    for measure in measures:
         counts = []
         for batch_size in (8, 4):
             p = dense(batch_size)
@@ -176,5 +177,23 @@ def waits_of_passes() -> dict[str, list[int]]:
     return found
 
 
-print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "passes": waits_of_passes(),
+def spectrum(p: lossmap.Problem) -> None:
+    lossmap.spectrum(p, top=1, bottom=1, density_error=0.3, trace_products=6, dense=1)
+
+
+def connection(p: lossmap.Problem) -> None:
+    lossmap.connect(p, dense().model, points=3)
+
+
+def waits_of_a_dense_matrix() -> float:
+    """Waits for each product by which a matrix is made whole."""
+    operator = Counting(prepare(dense(), "weights").at())
+    before = waits()
+    DenseMatrix.of(operator)
+    return (waits() - before) / operator.products
+
+
+print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "passes": waits_of_passes(PASSES),
+                  "searches": waits_of_passes((spectrum, connection) if WHERE == "pretended" else ()),
+                  "dense": waits_of_a_dense_matrix(),
                   "search": waits_of_a_search(), "refusal": refusal_of_products(spread())}))  # fmt: skip
