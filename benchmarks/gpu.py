@@ -1,21 +1,26 @@
 """Losses, products, eigenvalues and a large language model on one GPU, against the usual ways on the same card.
 
-    python benchmarks/gpu.py [--device cuda] [--tiny] [--minutes 8] [--only NAME ...]
+    python benchmarks/gpu.py [--device cuda] [--tiny] [--minutes 8] [--only NAME ...] [--folder F]
 
 surface   points per second over 10,000 images of 3x32x32, ResNet-20 and ResNet-56: classic (a DataLoader every time,
           batches of 128, `.item()` after each) against ours, and the share of the card's float32 matrix product
 products  a product on ResNet-20, 2,048 images: a gradient, double backward by hand, ours, and a block of four
 point     both ends at a point of ResNet-20's map, 2,048 images, to 1e-2: classic (two `eigsh`, double backward in
           batches of 128) against ours, which is warm from its neighbour
+map       both ends at 3x3 points of ResNet-20, 2,048 images, to 1e-2: seconds and products a point
 language  both ends of Llamas of 134 million and of a billion weights (random), 4 x 512 tokens, with bars
 
 Each row also names the most memory that it took on the card. Rows are printed as they come; what is not begun after
---minutes is left out, and said. --tiny runs everything in seconds, on a CPU too.
+--minutes is left out, and said. With --folder the rows of each finished part are kept there and printed again by
+the same command on the same card, not measured; a map goes on at its next point. --tiny runs everything in seconds, on
+a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import platform
 import statistics
 import sys
@@ -23,6 +28,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -48,10 +55,12 @@ class Bench:
 
     device  of everything
     tiny    a smoke test
+    folder  where the rows of finished parts are kept, if anywhere
     """
 
     device: torch.device
     tiny: bool
+    folder: Path | None = None
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
@@ -251,7 +260,58 @@ def language(bench: Bench, _: float) -> None:
         del model, problem, s
 
 
-PARTS = {"surface": surface, "products": products, "point": point, "language": language}
+def eigenmap(bench: Bench, _: float) -> None:
+    samples = 8 if bench.tiny else 2048
+    net = resnet(20, bench.device)
+    factory = prepare(Problem.supervised(net, "crossentropy", images(samples, bench.device)))
+    measure = EigenvalueMap({"train": factory}, random_plane(net), "ends", tol=1e-2)
+    grid = lossmap.Grid.square(-1, 1, 2 if bench.tiny else 3)
+    path = None if bench.folder is None else bench.folder / f"map{'-tiny' if bench.tiny else ''}.h5"
+    bench.fresh()
+    start = time.perf_counter()
+    found = lossmap.survey(measure, grid, path=path, progress=False)
+    bench.wait()
+    taken = time.perf_counter() - start
+    print("| points of ResNet-20 | seconds, now | products | largest | smallest | memory |\n|---|---|---|---|---|---|")
+    ends = f"{np.nanmax(found['max_eig']):.5g} | {np.nanmin(found['min_eig']):.5g}"
+    print(
+        f"| {found['max_eig'].size} | {taken:.2f} | {found['products'].sum():.0f} | {ends} | {bench.most()} |",
+        flush=True,
+    )
+
+
+PARTS = {"surface": surface, "products": products, "point": point, "map": eigenmap, "language": language}
+
+
+class Copied(io.TextIOBase):
+    """What is printed, and a copy of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.text = stream, ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def run_part(part: str, bench: Bench, speed: float, head: str) -> None:
+    """Measure a part and keep its rows, or print those of the same card, where they are kept."""
+    kept = None if bench.folder is None else bench.folder / f"{part}{'-tiny' if bench.tiny else ''}.md"
+    if kept is not None and kept.exists() and kept.read_text().partition("\n")[0] == head:
+        print(kept.read_text().partition("\n")[2] + "\n(kept from an earlier run)", flush=True)
+        return
+    copied = Copied(sys.stdout)
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(copied):
+        PARTS[part](bench, speed)
+        print(f"\n({time.perf_counter() - start:.0f} s)", flush=True)
+    if kept is not None:
+        new = kept.with_suffix(".new")
+        new.write_text(f"{head}\n{copied.text}")
+        new.replace(kept)
 
 
 def main() -> None:
@@ -260,22 +320,23 @@ def main() -> None:
     flags.add_argument("--tiny", "--quick", action="store_true", help="everything in seconds, as a smoke test")
     flags.add_argument("--minutes", type=float, default=8.0)
     flags.add_argument("--only", nargs="*", choices=tuple(PARTS), default=tuple(PARTS))
+    flags.add_argument("--folder", type=Path, help="where the rows of finished parts are kept")
     options = flags.parse_args()
-    bench = Bench(torch.device(options.device), options.tiny)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(torch.device(options.device), options.tiny, options.folder)
     if bench.device.type == "cpu" and not options.tiny:
         sys.exit("no CUDA device is here; --tiny runs everything small on the CPU")
     began = time.perf_counter()
     name = platform.processor() if bench.device.type == "cpu" else torch.cuda.get_device_name(bench.device)
-    speed = peak(bench)
+    speed, head = peak(bench), f"{name}, torch {torch.__version__}"
     print(f"{name}, float32 matrix product {speed:.1f} TFLOP/s, torch {torch.__version__}, {date.today().isoformat()}")
     for part in options.only:
         if time.perf_counter() - began > 60 * options.minutes:
             print(f"\n## {part}: left out, {options.minutes:g} minutes are over")
             continue
         print(f"\n## {part}\n", flush=True)
-        start = time.perf_counter()
-        PARTS[part](bench, speed)
-        print(f"\n({time.perf_counter() - start:.0f} s)", flush=True)
+        run_part(part, bench, speed, head)
 
 
 if __name__ == "__main__":
