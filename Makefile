@@ -52,7 +52,7 @@ test-oldest: $(READY)
 GPU_PYTHON ?= $(BIN)/python
 gpu: $(READY)
 	LOSSMAP_GPU_TESTS=1 $(GPU_PYTHON) -m pytest tests/gpu
-	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py --folder gpu
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py

@@ -12,14 +12,15 @@ language  both ends of Llamas of 134 million and of a billion weights (random), 
 
 Each row also names the most memory that it took on the card. Rows are printed as they come; what is not begun after
 --minutes is left out, and said. With --folder the rows of each finished part are kept there and printed again by
-the same command on the same card, not measured; a map goes on at its next point. --tiny runs everything in seconds, on
-a CPU too.
+the same command on the same card by the same code, not measured; a map goes on at its next point. --tiny runs
+everything in seconds, on a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import platform
 import statistics
@@ -297,11 +298,20 @@ class Copied(io.TextIOBase):
         self.stream.flush()
 
 
+def digest_of_code() -> str:
+    """Which code measures: rows of another are not those of this one."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted([*root.glob("lossmap/**/*.py"), *root.glob("benchmarks/*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def run_part(part: str, bench: Bench, speed: float, head: str) -> None:
-    """Measure a part and keep its rows, or print those of the same card, where they are kept."""
+    """Measure a part and keep its rows, or print those of the same card and code, where they are kept."""
     kept = None if bench.folder is None else bench.folder / f"{part}{'-tiny' if bench.tiny else ''}.md"
     if kept is not None and kept.exists() and kept.read_text().partition("\n")[0] == head:
-        print(kept.read_text().partition("\n")[2] + "\n(kept from an earlier run)", flush=True)
+        day = date.fromtimestamp(kept.stat().st_mtime).isoformat()
+        print(f"{kept.read_text().partition(chr(10))[2]}\n(kept from a run of {day})", flush=True)
         return
     copied = Copied(sys.stdout)
     start = time.perf_counter()
@@ -329,7 +339,7 @@ def main() -> None:
         sys.exit("no CUDA device is here; --tiny runs everything small on the CPU")
     began = time.perf_counter()
     name = platform.processor() if bench.device.type == "cpu" else torch.cuda.get_device_name(bench.device)
-    speed, head = peak(bench), f"{name}, torch {torch.__version__}"
+    speed, head = peak(bench), f"{name}, torch {torch.__version__}, code {digest_of_code()}"
     print(f"{name}, float32 matrix product {speed:.1f} TFLOP/s, torch {torch.__version__}, {date.today().isoformat()}")
     for part in options.only:
         if time.perf_counter() - began > 60 * options.minutes:
