@@ -160,7 +160,10 @@ def label_of(settings: Settings) -> str:
     """The name of the network in the report."""
     if settings.model.model_file:
         return Path(settings.model.model_file).name
-    return settings.data.problem or f"{settings.model.model}, untrained"
+    if settings.data.problem:
+        return settings.data.problem
+    name = settings.model.model
+    return name if ":" in name else f"{name}, untrained"  # a folder has its weights, and a factory may load some
 
 
 def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer, seconds: float) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lossmap import zoo
 from lossmap.cli.__main__ import main as command_line
-from lossmap.cli.health import main
+from lossmap.cli.health import COMMAND, label_of, main
 from lossmap.io.read import read
 from lossmap.plotting.health import draw_health, report_in
 
@@ -22,6 +22,17 @@ def ill(folder):
         model[3].bias.fill_(-1e3)
     torch.save(model.state_dict(), folder / "ill.pt")
     return str(folder / "ill.pt")
+
+
+def test_only_a_net_that_nothing_was_read_into_is_called_untrained():
+    for words, label in (
+        (["--model", "mlp"], "mlp, untrained"),
+        (["--model", "mlp", "--model-file", "a/b.pt"], "b.pt"),
+        (["--model", "hf:bert"], "hf:bert"),
+        (["--model", "mynet.py:net"], "mynet.py:net"),
+        (["--problem", "mine.py:problem"], "mine.py:problem"),
+    ):
+        assert label_of(COMMAND.parse(words)) == label
 
 
 def test_the_report_is_printed_drawn_written_and_kept(tmp_path, capsys):
