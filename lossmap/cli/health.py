@@ -160,9 +160,7 @@ def label_of(settings: Settings) -> str:
     """The name of the network in the report."""
     if settings.model.model_file:
         return Path(settings.model.model_file).name
-    if settings.data.problem:
-        return settings.data.problem
-    name = settings.model.model
+    name = str(settings.data.problem or settings.model.model)
     return name if ":" in name else f"{name}, untrained"  # a folder has its weights, and a factory may load some
 
 
