@@ -314,8 +314,8 @@ def _group_of(command: str, name: str) -> type:
     return next(group for group in GROUPS[command] if any(f.name == name for f in fields(group)))
 
 
-# Settings of the groups of a command that it does not take: the line between two checkpoints ends at `other`.
-_WITHOUT = {"connect": {"model_file2", "model_file3"}}
+# Settings of the groups of a command that it does not take: no plane is spanned there.
+_WITHOUT = {command: {"model_file2", "model_file3"} for command in ("connect", "spectrum", "health")}
 _FIELDS = {
     command: {f.name: f for group in groups for f in fields(group) if f.name not in _WITHOUT.get(command, ())}
     for command, groups in GROUPS.items()

@@ -25,6 +25,7 @@ from lossmap.cli.settings import (
     flag_of,
     former_names,
     group_name,
+    idle_settings,
     plain_type,
     renamed,
     spellings,
@@ -94,16 +95,15 @@ def parse(
     flags = vars(parser.parse_intermixed_args(line.tokens))
     values = {k: v for k, v in renamed(defaults or {}, groups).items() if k in home}
     config = flags.pop("config", None)
-    if config is not None:
-        values |= read_config(Path(config), home, former_names(groups))
-    values |= flags
+    given = flags if config is None else read_config(Path(config), home, former_names(groups)) | flags
+    values |= given
     if "--cuda" in line.retired and "device" in home and "device" not in flags:
         values["device"] = "cuda"
     made = {}
     for group in groups:
         own = {f.name: convert(f, group, values[f.name]) for f in fields(group) if f.name in values}
         made[group_name(group)] = group(**own)
-    return Settings(made, values, line.notes)
+    return Settings(made, values, [*line.notes, *idle_settings(made.values(), given)])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from lossmap.cli.announce import announce
 from lossmap.cli.budget import left_of
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded, launched_rank
-from lossmap.cli.measure_settings import GROUPS
+from lossmap.cli.measure_settings import GROUPS, HealthSettings
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.parallel.world import World
@@ -46,6 +46,7 @@ COMMAND = Command(
         "lossmap health --model mlp --model-file net.pt --examinations weights signals --json report.json",
         "lossmap health --model resnet20-w8 --model-file net.pt --figure health.pdf --fail-on-serious",
     ),
+    without=frozenset({"model_file2", "model_file3"}),
 )
 
 
@@ -96,8 +97,7 @@ def examined(settings: Settings, world: World) -> Examination:
     execution = RunSettings(precision=options.precision, device=options.device, threads=options.threads)
     machine = device.prepare_machine(execution, world)
     settings = load_problem.with_default_problem(settings, lambda text: print(text, file=sys.stderr))
-    standard_output = sys.stderr if options.json == "-" else sys.stdout  # of the notes on data and loss
-    with redirect_stdout(standard_output):
+    with beside_report(options):  # the notes on data and loss
         problem = load_problem.problem_and_files(settings, world, machine, (settings.data.split,))[settings.data.split]
     if options.batch_size:
         problem = problem.rebatched(options.batch_size)
@@ -107,6 +107,11 @@ def examined(settings: Settings, world: World) -> Examination:
     n = sum(p.numel() for p in selected(problem.model, options.parameters).values())
     few = subset(problem, options.hessian_samples, options.seed)
     return Examination(settings, problem, few, test, parts_of_examination(n, options.density_error))
+
+
+def beside_report(options: HealthSettings) -> AbstractContextManager[Any]:
+    """A context in which what is printed stands beside the report: on stderr, where stdout is for its JSON alone."""
+    return redirect_stdout(sys.stderr) if options.json == "-" else nullcontext()
 
 
 def run(settings: Settings, world: World | None = None) -> int:
@@ -121,7 +126,9 @@ def run(settings: Settings, world: World | None = None) -> int:
         if launched_rank() != 0:
             return 0
         world = World.start(mpi=False)
-    began = time.monotonic()
+    began, say = time.monotonic(), output.rank_0_printer(world)
+    with beside_report(settings.health):
+        output.rank_0_printer(world, settings.notes)
     examination = examined(settings, world)
     settings, options = examination.settings, settings.health
     if options.dry_run:
@@ -147,9 +154,9 @@ def run(settings: Settings, world: World | None = None) -> int:
         seed=options.seed,
         label=label_of(settings),
     )
-    say = output.rank_0_printer(world, settings.notes)
     say(diagnosis.to_json() if options.json == "-" else repr(diagnosis))
-    store(diagnosis, settings, say, seconds=time.monotonic() - began)
+    with beside_report(options):
+        store(diagnosis, settings, say, seconds=time.monotonic() - began)
     is_serious = any(finding.level == SERIOUS for finding in diagnosis.findings)
     if options.fail_on_serious and is_serious:
         return 3

@@ -59,7 +59,13 @@ class SpectrumSettings:
         "(preconditioned); both: the first two",
         choices=("hessian", "gauss-newton", "fisher", "mc-fisher", "preconditioned", "both"),
     )  # fmt: skip
-    fisher_draws: int = setting(1, "number of targets that mc-fisher draws for each sample", metavar="COUNT", minimum=1)
+    fisher_draws: int = setting(
+        1,
+        "number of targets that mc-fisher draws for each sample",
+        metavar="COUNT",
+        minimum=1,
+        needs=("matrix", "mc-fisher"),
+    )
     optimizer_state: str | None = setting(
         None, "file with the state dict of the optimizer that preconditioned is of; by default the checkpoint itself",
         metavar="FILE[:KEY]",
@@ -74,14 +80,28 @@ class SpectrumSettings:
         None, "number of Hessian-vector products at an end at most; by default unlimited", metavar="COUNT"
     )
     trace: str = setting("xtrace", "estimator of the trace", choices=("xtrace", "hutch++", "hutchinson", "none"))
-    trace_products: int = setting(60, "number of products of the trace, to begin with", metavar="COUNT")
-    trace_error: float | None = setting(None, "relative standard error of the trace to reach", metavar="ERROR")
+    trace_products: int = setting(
+        60, "number of products of the trace, to begin with", metavar="COUNT", needs=("trace",)
+    )
+    trace_error: float | None = setting(
+        None, "relative standard error of the trace to reach", metavar="ERROR", needs=("trace",)
+    )
     density: bool = setting(True, "spectral density of all eigenvalues")
-    density_error: float = setting(0.01, "error of the density to reach, as a share of the range", metavar="ERROR")
-    density_steps: int | None = setting(None, "number of Lanczos steps of a probe; by default chosen", metavar="STEPS")
-    density_probes: int | None = setting(None, "number of probe vectors; by default chosen", metavar="PROBES")
+    density_error: float = setting(
+        0.01, "error of the density to reach, as a share of the range", metavar="ERROR", needs=("density",)
+    )
+    density_steps: int | None = setting(
+        None, "number of Lanczos steps of a probe; by default chosen", metavar="STEPS", needs=("density",)
+    )
+    density_probes: int | None = setting(
+        None, "number of probe vectors; by default chosen", metavar="PROBES", needs=("density",)
+    )
     tail_mass: tuple[str, ...] = setting(
-        (), "thresholds T: shares of eigenvalues below -T and above T", metavar="T", former=("--mass-at",)
+        (),
+        "thresholds T: shares of eigenvalues below -T and above T",
+        metavar="T",
+        former=("--mass-at",),
+        needs=("density",),
     )
     dense_limit: int = setting(
         256, "size up to which matrices and blocks are computed entry by entry", metavar="SIZE", former=("--dense",)
@@ -97,9 +117,11 @@ class SpectrumSettings:
     vectors: bool = setting(False, "eigenvectors in the result")
     compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="MODEL")
     along: tuple[str, ...] = setting((), "checkpoints of a run: the command `lossmap dynamics` now", metavar="FILE")
-    full_spectrum: bool = setting(False, "of --along", former=("--whole",))
+    full_spectrum: bool = setting(False, "of --along", former=("--whole",), needs=("along",))
     l2: tuple[str, ...] = setting((), "strengths of an L2 path", metavar="STRENGTH")
-    l2_retrain: int | None = setting(None, "epochs of retraining with each strength; by default none", metavar="EPOCHS")
+    l2_retrain: int | None = setting(
+        None, "epochs of retraining with each strength; by default none", metavar="EPOCHS", needs=("l2",)
+    )
     seed: int = setting(0, "seed of probes, start vectors and drawn targets", metavar="SEED")
     hvp_backend: str = hvp_backend_setting()
 
@@ -158,7 +180,7 @@ class ConnectSettings:
     )  # fmt: skip
     bn_samples: int | None = setting(
         None, "number of training samples of which they are recomputed, the first ones; by default all",
-        metavar="N", minimum=2,
+        metavar="N", minimum=2, needs=("bn", "recompute"),
     )  # fmt: skip
     align: str = setting(
         "none", "permutation of the units of B before the line, its function unchanged, so that its weights, or the "
@@ -170,8 +192,20 @@ class ConnectSettings:
         "none", "curve of low loss between both, measured beside the line: a Bezier curve, or two straight pieces "
         "(polygon), through one bend that is trained on the data", choices=("none", "bezier", "polygon"),
     )  # fmt: skip
-    curve_steps: int = setting(1000, "steps of that training, by Adam over batches of 128", metavar="COUNT", minimum=1)
-    curve_rate: float = setting(1e-3, "its learning rate at the start; it falls to 0", metavar="RATE", above=0.0)
+    curve_steps: int = setting(
+        1000,
+        "steps of that training, by Adam over batches of 128",
+        metavar="COUNT",
+        minimum=1,
+        needs=("curve", "bezier", "polygon"),
+    )
+    curve_rate: float = setting(
+        1e-3,
+        "its learning rate at the start; it falls to 0",
+        metavar="RATE",
+        above=0.0,
+        needs=("curve", "bezier", "polygon"),
+    )
     save_bend: str | None = setting(None, "checkpoint of the bend, to write", metavar="FILE")
     seed: int = setting(0, "seed of the curve's training", metavar="SEED")
 
@@ -189,8 +223,8 @@ class HealthSettings:
     lr: float | None = setting(
         None, "learning rate, by which the edge of stability is judged", metavar="RATE", names=("--rate",)
     )
-    momentum: float = setting(0.0, "momentum of the steps taken with it", metavar="SHARE")
-    nesterov: bool = setting(False, "Nesterov's momentum, which `lossmap train` has by default")
+    momentum: float = setting(0.0, "momentum of the steps taken with it", metavar="SHARE", needs=("lr",))
+    nesterov: bool = setting(False, "Nesterov's momentum, which `lossmap train` has by default", needs=("lr",))
     held_out: bool = setting(True, "accuracy and labels on the test split too, where there is one")
     layer: str | None = setting(
         None, "layer whose input are the features; by default the last linear one", metavar="NAME"

@@ -42,6 +42,7 @@ def setting(
     positional: bool = False,
     minimum: float | None = None,
     above: float | None = None,
+    needs: Sequence[str] = (),
 ) -> Any:
     """A dataclass field that is also a flag.
 
@@ -52,6 +53,7 @@ def setting(
     former_values  values of version 0.1 and what they are called now
     minimum        the smallest valid number
     above          a bound that a valid number exceeds
+    needs          another setting without which it has no effect, and that one's values with which it has; any but none
     """
     metadata = {
         "help": help,
@@ -63,6 +65,7 @@ def setting(
         "positional": positional,
         "minimum": minimum,
         "above": above,
+        "needs": tuple(needs),
     }
     return field(default=default, metadata=metadata)
 
@@ -143,6 +146,20 @@ def renamed(values: Mapping[str, Any], groups: Iterable[type]) -> dict[str, Any]
 def decode_settings(stored: Any) -> dict[str, Any]:
     """The `settings` and the `folder` of a command as a result file holds them, in JSON or decoded already."""
     return dict(json.loads(stored) if isinstance(stored, str) else stored)
+
+
+def idle_settings(groups: Iterable[Any], names: Iterable[str]) -> list[str]:
+    """A sentence for each of these settings, which someone has set, that has no effect beside the others."""
+    groups, names = tuple(groups), frozenset(names)
+    values = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+    sentences = []
+    for f in (f for group in groups for f in fields(group) if f.name in names and f.metadata["needs"]):
+        other, *taken = f.metadata["needs"]
+        value = values.get(other)
+        if value not in taken if taken else value in (None, False, "none", ()):
+            needed = f"{flag_of(other)} {' or '.join(taken)}".rstrip()
+            sentences.append(f"{flag_of(f.name)} has no effect: it needs {needed}")
+    return sentences
 
 
 def plain_type(hint: Any) -> type:

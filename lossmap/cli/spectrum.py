@@ -57,6 +57,7 @@ COMMAND = Command(
         "lossmap spectrum --model mlp --model-file a.pt --compare second=b.pt --split both",
         "mpirun -n 4 lossmap spectrum --model resnet20-w8 --model-file net.pt --layers module --singular-values",
     ),
+    without=frozenset({"model_file2", "model_file3"}),
 )
 
 

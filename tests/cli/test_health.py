@@ -71,6 +71,14 @@ def problem():
 """
 
 
+def test_what_is_said_beside_json_is_kept_out_of_it(tmp_path, capsys):
+    words = ["--examinations", "weights", "--momentum", "0.9", "--json", "-", "--surf-file", str(tmp_path / "h.h5")]
+    assert main([*FEW, *words]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["samples"] == 200
+    assert "--momentum has no effect: it needs --lr" in err and "stored in" in err
+
+
 def test_what_was_made_of_the_loss_is_said_and_kept_out_of_json(tmp_path, capsys):
     Path(tmp_path, "noisy.py").write_text(RANDOM)
     command = ["--problem", f"{tmp_path / 'noisy.py'}:problem", "--examinations", "hessian"]

@@ -6,8 +6,10 @@ import pytest
 from lossmap.cli.command_line import parse
 from lossmap.cli.connect import COMMAND as CONNECT
 from lossmap.cli.entry_point import guarded
+from lossmap.cli.health import COMMAND as HEALTH
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
 from lossmap.cli.settings import UsageError
+from lossmap.cli.spectrum import COMMAND as SPECTRUM
 
 ALL = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
 
@@ -114,6 +116,36 @@ def test_mistakes_in_a_config_file_are_one_sentence_too(tmp_path, text, message)
     with pytest.raises(UsageError) as error:
         read(f"--config {config}")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "notes"),
+    [
+        (SPECTRUM, "--no-density --density-steps 8", ["--density-steps has no effect: it needs --density"]),
+        (SPECTRUM, "--fisher-draws 2", ["--fisher-draws has no effect: it needs --matrix mc-fisher"]),
+        (SPECTRUM, "--trace none --trace-error 0.1", ["--trace-error has no effect: it needs --trace"]),
+        (CONNECT, "a b --curve-steps 9", ["--curve-steps has no effect: it needs --curve bezier or polygon"]),
+        (
+            HEALTH,
+            "--momentum 0.9 --nesterov",
+            [f"--{n} has no effect: it needs --lr" for n in ("momentum", "nesterov")],
+        ),
+        (SPECTRUM, "--density-steps 8 --l2 0.1 --l2-retrain 2 --matrix mc-fisher --fisher-draws 2", []),
+        (CONNECT, "a b --curve polygon --curve-steps 9 --bn-samples 4", []),
+        (HEALTH, "--momentum 0.9 --nesterov --lr 0.1", []),
+    ],
+)
+def test_a_flag_that_changes_nothing_says_so(command, line, notes):
+    assert list(command.parse(line.split()).notes) == notes
+
+
+def test_what_a_file_or_a_default_sets_is_not_reported(tmp_path):
+    stored = SPECTRUM.parse(["--density-steps", "8"]).resolved()
+    assert SPECTRUM.parse(["--no-density"], stored).notes == ()
+    config = tmp_path / "c.toml"
+    config.write_text("density_steps = 8")
+    notes = SPECTRUM.parse(["--no-density", "--config", str(config)]).notes
+    assert notes == ("--density-steps has no effect: it needs --density",)
 
 
 def test_help_names_each_flag_and_its_default(capsys):
