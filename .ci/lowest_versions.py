@@ -11,6 +11,9 @@ from pathlib import Path
 
 import tomllib
 
+# What those versions need themselves: matplotlib 3.8 calls names that pyparsing deprecates from 3.3 on, and tests that
+# turn warnings into errors would meet them.
+BESIDE = {"pyparsing": "<3.3"}
 REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
 
 
@@ -30,3 +33,5 @@ if __name__ == "__main__":
     table = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
     for name, version in sorted(lowest(table, sys.argv[1:]).items()):
         print(f"{name}=={version}")
+    for name, bound in BESIDE.items():
+        print(f"{name}{bound}")
