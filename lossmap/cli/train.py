@@ -38,12 +38,15 @@ class TrainSettings:
     batch_size: int = setting(128, "samples in a batch", metavar="SAMPLES")
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adam"))
     lr: float = setting(0.1, "learning rate at the start", metavar="RATE", names=("--rate",))
-    momentum: float = setting(0.9, "momentum of sgd", metavar="SHARE")
-    nesterov: bool = setting(True, "Nesterov's momentum")
+    momentum: float = setting(0.9, "momentum of sgd", metavar="SHARE", needs=("optimizer", "sgd"))
+    nesterov: bool = setting(True, "Nesterov's momentum", needs=("optimizer", "sgd"))
     weight_decay: float = setting(5e-4, "weight decay", metavar="RATE")
     schedule: str = setting("cosine", "schedule of the learning rate", choices=("constant", "cosine", "step"))
     milestones: tuple[float, ...] = setting(
-        (0.5, 0.75, 0.9), "shares of the run at which --schedule step divides the rate by 10", metavar="SHARE"
+        (0.5, 0.75, 0.9),
+        "shares of the run at which --schedule step divides the rate by 10",
+        metavar="SHARE",
+        needs=("schedule", "step"),
     )
     augment: str = setting("none", "augmentation of images", choices=("none", "shift", "shift-flip"))
     seed: int = setting(0, "seed of the weights, of the order of the samples, of dropout", metavar="SEED")
@@ -74,21 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = COMMAND.parse(argv)
     if settings.data.split == "both":
         raise UsageError("a network is trained on one split; use --split train or --split test")
-    _refuse_unused(settings)
     if launched_rank() != 0:  # training is for one process; the other ranks of mpirun have nothing to do
         return 0
     return run(settings)
-
-
-def _refuse_unused(settings: Settings) -> None:
-    options = settings.train
-    for flags, taken, instead in (
-        (("milestones",), options.schedule == "step", "--schedule step"),
-        (("momentum", "nesterov"), options.optimizer == "sgd", "--optimizer sgd"),
-    ):
-        unused = sorted({*flags} & settings.explicit)
-        if unused and not taken:
-            raise UsageError(f"--{unused[0]} is for {instead} alone")
 
 
 def recipe_of(options: TrainSettings) -> Recipe:
@@ -116,6 +107,8 @@ def run(settings: Settings) -> int:
     from lossmap.training import readings, save, train
 
     options = settings.train
+    for note in settings.notes:
+        print(note)
     folder = options.folder or (None if options.final else "run")
     recipe = recipe_of(options)
     execution = RunSettings(device=options.device, threads=options.threads, precision=options.precision)

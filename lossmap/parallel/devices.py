@@ -73,7 +73,7 @@ def _listed(environ: Mapping[str, str], name: str) -> list[str] | None:
 
 
 def pci_address(properties: object) -> str | None:
-    """Domain, bus and device of a GPU's slot, as `0000:c1:00`; None where torch does not say (before 2.8 or so).
+    """Domain, bus and device of a GPU's slot, as `0000:c1:00`; None where this torch does not say.
 
     properties  as of torch.cuda.get_device_properties
     """

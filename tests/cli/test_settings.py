@@ -10,6 +10,7 @@ from lossmap.cli.health import COMMAND as HEALTH
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
 from lossmap.cli.settings import UsageError
 from lossmap.cli.spectrum import COMMAND as SPECTRUM
+from lossmap.cli.train import COMMAND as TRAIN
 
 ALL = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
 
@@ -133,6 +134,9 @@ def test_mistakes_in_a_config_file_are_one_sentence_too(tmp_path, text, message)
         (SPECTRUM, "--density-steps 8 --l2 0.1 --l2-retrain 2 --matrix mc-fisher --fisher-draws 2", []),
         (CONNECT, "a b --curve polygon --curve-steps 9 --bn-samples 4", []),
         (HEALTH, "--momentum 0.9 --nesterov --lr 0.1", []),
+        (TRAIN, "--milestones 0.5", ["--milestones has no effect: it needs --schedule step"]),
+        (TRAIN, "--optimizer adam --momentum 0.5", ["--momentum has no effect: it needs --optimizer sgd"]),
+        (TRAIN, "--schedule step --milestones 0.5 --momentum 0.5", []),
     ],
 )
 def test_a_flag_that_changes_nothing_says_so(command, line, notes):

@@ -74,8 +74,6 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         (["--device", "cuda:7"], "this rank sees no GPU"),
         (["--dataset", "digits32"], "does the data set fit the model?"),
         (["--model", "mlp", "--model-args", '{"widths": [64, 7]}'], "the targets run from 0 to 9; the model has 7"),
-        (["--milestones", "0.5"], "--milestones is for --schedule step alone"),
-        (["--optimizer", "adam", "--momentum", "0.5"], "--momentum is for --optimizer sgd alone"),
         (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
     ],
 )
