@@ -12,14 +12,20 @@ from __future__ import annotations
 from math import inf, isfinite
 
 from lossmap.curvature.culprits import custom_functions
-from lossmap.curvature.differences import FewSamples, random_part
+from lossmap.curvature.differences import FewSamples, Parts, random_part
 from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision, refuse_overwritten
 from lossmap.curvature.operators import hessian
-from lossmap.curvature.product_check import ASIDE, SAMPLES, LossAlong, refuse_changing_loss
+from lossmap.curvature.product_check import (
+    ASIDE,
+    SAMPLES,
+    LossAlong,
+    as_long,
+    is_of_one_side,
+    refuse_changing_loss,
+)
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import selected
 from lossmap.memory import return_freed_memory
-from lossmap.sums import norm
 
 FEW_SAMPLES = 2  # of a model of more parameters than that
 LARGE = 1_000_000
@@ -50,7 +56,7 @@ def check_gradient(problem: Problem, parameters: str = "weights") -> None:
     refuse_changing_loss(few.repeated(REPEATS))
     # at a kink a difference is the mean of both sides; beside it the loss has a gradient
     beside = few.moved(lambda i, _, t: t + ASIDE * random_part(t, "beside a kink", i))
-    if error == inf or _error(beside):
+    if error == inf or (_error(beside) and not is_of_one_side(few, [_whole(few)])):
         refuse_gradient(few, error)
 
 
@@ -67,11 +73,15 @@ def has_custom_functions(problem: Problem, parameters: str = "weights") -> bool:
         return True  # it is the check that says what is wrong
 
 
+def _whole(few: FewSamples) -> Parts:
+    """A random vector over all of theta."""
+    return few.parts(lambda i, t: random_part(t, "whole", i))
+
+
 def _error(few: FewSamples) -> float:
     """The relative error of the gradient along itself and along a vector at random, the larger; 0 for none."""
     loss, gradient = few.loss_and_gradient()
     if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
         return 0.0
-    steepest = few.parts(lambda i, t: gradient[i] * ((norm(t) or 1.0) / (norm(gradient[i]) or 1.0)))
-    along = (steepest, few.parts(lambda i, t: random_part(t, "whole", i)))
+    along = (few.parts(lambda i, t: as_long(gradient[i], t)), _whole(few))
     return max(LossAlong.along(few, v, gradient, loss).judge_gradient() or 0.0 for v in along)

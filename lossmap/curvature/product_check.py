@@ -56,6 +56,7 @@ MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
 MAX_UNDECIDED = 0.01  # of a verdict over more samples that is taken in the place of a refusal
 RESOLVED = 0.1  # two steps that differ by less than this share of the result say what it is
+SIDE_STEPS = (1e-6, 1e-7, 1e-8)  # of differences of the loss to one side; kinks of deep nets may lie nearer than 1e-7
 NOISE_STEPS = (1e-9, 3e-9)  # shares of theta, so small that a second difference of the gradient is its rounding alone
 NOISE_SAFETY = 8.0  # the rounding seen is taken so many times
 KINK_STEP = 1e-6  # share of theta by which products on both sides of a kink are apart from it
@@ -254,6 +255,20 @@ class Reference:
         jumps = [2 * h * abs(slopes[h] - self.slope) for h in sorted(STEPS)[:3]]
         # what does not shrink with the step is a jump of the loss itself; at a kink it has none
         return inf if min(jumps) > max(0.5 * max(jumps), 1e-6 * abs(self.loss)) else 0.0
+
+    def is_right_on_one_side(self) -> bool:
+        """Whether the gradient is that of the loss ahead of here, or behind: then a kink explains what it differs by.
+
+        By (4 L(h) - L(2h) - 3 L(0)) / 2h, with steps of which rounding leaves as much as is asked for.
+        """
+        largest = MAX_GRADIENT_ERROR * (abs(self.slope) + self.usual)
+        for h in SIDE_STEPS:
+            rounding = 4 * ROUNDING * abs(self.loss) / h
+            for step in (h, -h) if rounding <= largest else ():
+                slope = (4 * self.few.loss(self.v, step) - self.few.loss(self.v, 2 * step) - 3 * self.loss) / (2 * step)
+                if abs(slope - self.slope) <= largest + rounding:
+                    return True
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -568,10 +583,7 @@ class _Judge:
             raise ValueError(f"the gradient that PyTorch gives is not that of the loss: {rescaled}")
         kink = None
         if error:
-            kink, beside = few, self.beside(few)
-            if error == inf or beside is None:
-                refuse_gradient(few, error)
-            few, references = beside
+            kink, (few, references) = self.settle(few, references, error)
         self.points.append((few, references))
         for backend in self.backends:
             if backend not in self.rejected:
@@ -587,6 +599,20 @@ class _Judge:
                 if "linearized" not in self.rejected:
                     self.compare_backend("linearized", *point)
 
+    def settle(
+        self, few: FewSamples, references: list[Reference], error: float
+    ) -> tuple[FewSamples | None, tuple[FewSamples, list[Reference]]]:
+        """(the point with a kink that is left for one beside it, or None; what is compared), where the gradient is off.
+
+        Raises ValueError where no kink explains by how much.
+        """
+        beside = self.beside(few) if error < inf else None
+        if beside is not None:
+            return few, beside
+        if error == inf or not is_of_one_side(few, [r.v for r in references]):
+            refuse_gradient(few, error)
+        return None, (few, references)
+
     def references(self, few: FewSamples, known: tuple[float, Parts] | None = None) -> tuple[list[Reference], float]:
         """(differences along each vector, the largest error of the gradient along any); none where it is not finite."""
         loss, gradient = known or few.loss_and_gradient()
@@ -594,7 +620,7 @@ class _Judge:
             return [], 0.0
         references = [Reference.along(few, v, gradient, loss) for v in self.vectors(few)]
         # along the gradient itself first, which is another copy of a large model's weights
-        steepest = few.parts(lambda i, t: gradient[i] * ((norm(t) or 1.0) / (norm(gradient[i]) or 1.0)))
+        steepest = few.parts(lambda i, t: as_long(gradient[i], t))
         errors = [LossAlong.along(few, steepest, gradient, loss).judge_gradient()]
         gradient, steepest = [], []
         errors += [r.judge_gradient() for r in references]
@@ -835,6 +861,24 @@ class LossAlong(Reference):
         if h not in self.made:
             self.made[h] = ([], self.few.slope(self.v, h))
         return self.made[h]
+
+
+def as_long(v: Tensor, theta: Tensor) -> Tensor:
+    """A tensor made as long as one of theta's, or of length one where that is zero."""
+    return v * ((norm(theta) or 1.0) / (norm(v) or 1.0))
+
+
+def is_of_one_side(few: FewSamples, vectors: Sequence[Parts]) -> bool:
+    """Whether the gradient is the loss's along itself and these vectors, ahead of here or behind where not on both.
+
+    A deep network has kinks of the loss (max-pooling, ReLU) within any step of nearly every point, and beside it too.
+    """
+    loss, gradient = few.loss_and_gradient()
+    for v in (few.parts(lambda i, t: as_long(gradient[i], t)), *vectors):
+        along = LossAlong.along(few, v, gradient, loss)
+        if along.judge_gradient() and not along.is_right_on_one_side():
+            return False
+    return True
 
 
 class _Products:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossmap.callbacks.measurement import Measurement
+from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem
@@ -91,3 +92,34 @@ def test_kinks_and_fits_are_not_refused(model, loss, targets):
         model[0].weight.data.zero_()
         model[0].bias.data.zero_()
     check_gradient(Problem.supervised(model, loss, (x, y)))
+
+
+class Zigzag(nn.Module):
+    """w^2 with straight pieces of slope +-0.01 put on: of 5e-6 each, with a kink 3e-9 behind the point and all like it.
+
+    A further multiple of w may be cut off the gradient, which then is not that of the loss on any side.
+    """
+
+    def __init__(self, cut=0.0):
+        super().__init__()
+        self.weight, self.cut = nn.Parameter(torch.ones(1, 1)), cut
+
+    def forward(self, x):
+        along = (self.weight - 1 + 3e-9) / 5e-6
+        place = along.detach().floor()
+        wave = torch.where(place % 2 == 0, along - place, 1 - (along - place))
+        return x * (self.weight**2 + 0.01 * 5e-6 * wave + self.cut * self.weight.detach())
+
+
+def test_a_gradient_with_kinks_beside_each_point_is_that_of_one_side():
+    def zigzag(cut=0.0):
+        return Problem.supervised(
+            Zigzag(cut), lambda outputs, _: outputs.mean(), (torch.ones(24, 1), torch.zeros(24, 1))
+        )
+
+    check_gradient(zigzag())
+    product = build_operator(zigzag(), "hessian", "weights") @ torch.ones(1)
+    torch.testing.assert_close(float(product), 2.0, rtol=1e-6, atol=0.0)
+    for cut in (0.005, 0.03):  # smaller than the jump of the gradient, and larger
+        with pytest.raises(ValueError, match="is not that of the loss"):
+            check_gradient(zigzag(cut))
