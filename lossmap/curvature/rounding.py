@@ -217,6 +217,15 @@ def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> 
     return error, scale, relative
 
 
+def extrapolated_rounding(single: SymmetricOperator, double: SymmetricOperator) -> float:
+    """How far rounding may move the eigenvalues of products in float64, by what it does to those of another precision.
+
+    Their difference times the ratio of the precisions: all that is known of a matrix that is 0 but for rounding.
+    """
+    ratio = float(torch.finfo(double.dtype).eps / torch.finfo(single.dtype).eps)
+    return EXTRAPOLATED_SAFETY * ratio * largest_difference(single, double)[0]
+
+
 def first_samples(problem: Problem, samples: int = MAX_SAMPLES, batch: int | None = None) -> tuple[Problem, bool]:
     """The problem over its first samples, about so many in whole batches of this size, and whether these are all."""
     data = problem.data
@@ -267,4 +276,4 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     return twin
 
 
-__all__ = ["MeasuredRounding", "RoundingProbe", "in_precision", "problem_in"]
+__all__ = ["MeasuredRounding", "RoundingProbe", "extrapolated_rounding", "in_precision", "problem_in"]

@@ -31,6 +31,7 @@ from torch import Tensor
 from lossmap.curvature.autotune import prepare, realization_factories, with_check
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import OperatorFactory as CurvatureFactory
+from lossmap.curvature.rounding import extrapolated_rounding
 from lossmap.data.loss_check import check_loss
 from lossmap.data.noise import mean_and_error, mean_over, realizations
 from lossmap.data.problem import Problem
@@ -42,7 +43,7 @@ from lossmap.keywords import checked_init
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
 from lossmap.linalg.lanczos import extremes
-from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.operator import SymmetricOperator, noisy
 from lossmap.linalg.trace import Trace, trace
 from lossmap.report.eigenmap import MEASURED, ROUNDING
 
@@ -420,7 +421,10 @@ class EigenvalueMap:
         products = self.solver_options["max_products"] or MAX_TRACE_PRODUCTS
         if matrix.size <= products and matrix.dtype != torch.float64:
             try:
-                return trace(matrix.in_float64(), products=products, seed=seed, sums=False)
+                double = matrix.in_float64()
+                # where all terms cancel, those in float64 are noise as well, of which their own size says nothing
+                noise = extrapolated_rounding(matrix, double)
+                return trace(noisy(double, noise), products=products, seed=seed, sums=False)
             except Exception as failure:  # somebody's own forward may raise anything in another precision
                 logger.info("the trace is not computed in float64 at this point: %s", failure)
         return trace(matrix, products=products, seed=seed, sums=False)

@@ -33,7 +33,7 @@ from lossmap.interrupt import Interrupted
 from lossmap.linalg.arpack import eigsh
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
 from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
-from lossmap.linalg.operator import Rounding, SymmetricOperator
+from lossmap.linalg.operator import Rounding, SymmetricOperator, noisy
 from lossmap.linalg.probabilistic_bounds import least_component
 from lossmap.linalg.stopping import AsymmetricProducts, Criteria, Search, decide, tightened
 
@@ -43,6 +43,8 @@ logger = logging.getLogger("lossmap")
 
 SOLVERS = ("auto", "lanczos", "eigsh")
 WARM_NOISE = 0.1  # length of the random part of a warm start, beside a warm part of length one
+MAX_SHRUNK = 100.0  # rounding in float64 is at most so many times what the ratio of the precisions makes of float32's
+NOISE_SAFETY = 10.0  # the noise seen is taken so many times, its entries being one draw
 MAX_SAVED_BYTES = 1 << 28  # of a search space that is saved to be resumed; of a larger one its best vectors are kept
 
 
@@ -86,7 +88,8 @@ def extremes(
 def repeated_in_float64(search: Callable[[SymmetricOperator], EigenPairs], operator: SymmetricOperator) -> EigenPairs:
     """What a search finds; begun anew with products in float64 where those in float32 are not symmetric.
 
-    Such products may be noise, as where all terms cancel. Every rank of a team comes to the same decision, since their
+    Such products may be noise, as where all terms cancel; where those in float64 are noise too, the eigenvalues are 0
+    within a bar that holds it. Every rank of a team comes to the same decision, since their
     products are one sum.
 
     Raises what the search raises, AsymmetricProducts where products in float64 cannot be had, or are not symmetric.
@@ -106,15 +109,39 @@ def _by_float64(
     """The same search with products in float64; None where they cannot be had, or are not symmetric either."""
     if operator.dtype == torch.float64 or not hasattr(operator, "in_float64"):
         return None
+    spent = refusal.products
     try:
-        pairs = search(operator.in_float64())
+        double = operator.in_float64()
+        try:
+            pairs = search(double)
+        except AsymmetricProducts as second:
+            noise = noise_of(refusal, second)
+            if noise is None:
+                raise
+            logger.info("products in float64 are noise too, up to %.2g", noise)
+            spent += second.products
+            pairs = search(noisy(double, noise))
     except (Interrupted, KeyboardInterrupt):
         raise
     except Exception as failure:  # user code may raise any exception in another precision
         logger.info("the search is not repeated in float64: %s", failure)
         return None
     logger.info("products in float32 are noise here, and the search was repeated in float64: %s", refusal)
-    return replace(pairs, vectors=pairs.vectors.to(operator.dtype), products=pairs.products + refusal.products)
+    return replace(pairs, vectors=pairs.vectors.to(operator.dtype), products=pairs.products + spent)
+
+
+def noise_of(single: AsymmetricProducts, double: AsymmetricProducts) -> float | None:
+    """How far rounding moves products in float64, of a matrix that is not symmetric there nor in float32.
+
+    None where the asymmetry does not shrink by about the ratio of the precisions: then it is the operator's own. What
+    shrinks so is rounding, be it the asymmetry alone or all entries, as those of a matrix that is 0.
+    """
+    ratio = MAX_SHRUNK * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    if not double.asymmetry <= ratio * single.asymmetry:
+        return None
+    if double.scale <= ratio * single.scale:
+        return NOISE_SAFETY * max(double.asymmetry, double.scale)
+    return NOISE_SAFETY * double.asymmetry
 
 
 def check_solver(solver: str) -> None:

@@ -4,6 +4,7 @@
     Rounding           how far rounding in the products may move an eigenvalue: the one place where that is decided
     MappedOperator     an operator made of another one by a function of the operator and the vector
     interruptible      raises `Interrupted` before a product where the caller is to stop
+    noisy              the same operator, with a rounding that was measured from without
     deflated           B = (1 - V V^T) A (1 - V V^T) + sigma V V^T
 
 Symbols: n the dimension; A in the unit of its eigenvalues. Price: that of the inner product; `deflated` adds 8 n k
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
+from operator import matmul
 from typing import Protocol
 
 import torch
@@ -141,6 +143,25 @@ class MappedOperator:
         return self.product(self.inner, v)
 
 
+@dataclass(frozen=True, eq=False)
+class NoisyOperator(MappedOperator):
+    """An operator whose rounding was measured from without, in the unit of the eigenvalues."""
+
+    noise: float = 0.0
+
+    @property
+    def rounding(self) -> float:
+        """What was measured from without, or by the inner operator where that is more."""
+        return max(self.noise, getattr(self.inner, "rounding", None) or 0.0)
+
+    @property
+    def rounding_ratio(self) -> float:
+        """The inner operator's, or what is assumed where it measured nothing."""
+        if getattr(self.inner, "rounding", None) is None:
+            return ROUNDING_EPSILONS * float(torch.finfo(self.dtype).eps)
+        return getattr(self.inner, "rounding_ratio", None) or 0.0
+
+
 @dataclass(frozen=True)
 class InterruptibleProduct:
     """The product of `interruptible`."""
@@ -180,6 +201,11 @@ class DeflatedProduct:
 def interruptible(operator: SymmetricOperator, stop: Callable[[], bool]) -> MappedOperator:
     """The same operator, but for asking `stop` before every product; where it is true, Interrupted is raised."""
     return MappedOperator(operator, InterruptibleProduct(stop))
+
+
+def noisy(operator: SymmetricOperator, noise: float) -> NoisyOperator:
+    """The same operator, whose products are known to be off by as much as `noise`, in the unit of its eigenvalues."""
+    return NoisyOperator(operator, matmul, noise)
 
 
 def deflated(operator: SymmetricOperator, vectors: Tensor, sigma: float) -> MappedOperator:

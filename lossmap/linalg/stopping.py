@@ -234,12 +234,14 @@ def without_history(search: Search) -> Search:
 class AsymmetricProducts(FloatingPointError):
     """The whole space was used, and the products are not those of a symmetric matrix.
 
-    products  that were spent
+    products   that were spent
+    asymmetry  the spectral norm of A - A^T
+    scale      the largest entry of A as the space has it
     """
 
-    def __init__(self, text: str, products: int) -> None:
+    def __init__(self, text: str, products: int, asymmetry: float, scale: float) -> None:
         super().__init__(text)
-        self.products = products
+        self.products, self.asymmetry, self.scale = products, asymmetry, scale
 
 
 def refuse_asymmetry(space: KrylovSpace, allowance: float) -> None:
@@ -250,4 +252,6 @@ def refuse_asymmetry(space: KrylovSpace, allowance: float) -> None:
         f"rounding explains {allowance:.2g} (largest entry {scale:.2g}); check the operator, or use another backend "
         "for its products",
         space.products,
+        asymmetry,
+        scale,
     )

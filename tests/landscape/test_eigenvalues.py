@@ -400,6 +400,17 @@ def test_an_exact_trace_of_a_small_map_is_that_of_the_dense_hessian_in_float64()
     assert abs(reading["trace"] - dense) <= 2 * reading["trace_error"] + 1e-14 * abs(dense)
 
 
+def test_a_hessian_that_is_zero_but_for_rounding_is_so_within_its_bars():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5, elementwise_affine=False))
+    problem = Problem.supervised(net, lambda o, _: o.sum(1).mean(), (torch.randn(40, 6), torch.zeros(40)))
+    measure = EigenvalueMap(problem, random_plane(net, axes=1, seed=1), "ends,trace", tol=1e-3)
+    for point in (0.0, 0.5):
+        reading = measure((point,))
+        for name in ("max_eig", "min_eig", "trace"):  # the outputs' sum is 0 whatever the weights
+            assert abs(reading[name]) <= reading[f"{name}_error"] < 1e-5
+
+
 def test_rounding_that_is_not_looked_at_counts_ten_times_in_bars_and_limits():
     problem = fitted()
     plane = random_plane(problem.model, axes=1, seed=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -400,3 +402,24 @@ def test_what_is_not_symmetric_in_float64_either_is_refused():
         extremes(Noise(entries, 1.0), "ends", tol=1e-3, certify=True)
     with pytest.raises(FloatingPointError, match="the products are not symmetric"):
         successive_eigenpairs(Noise(entries, 1.0), "top:3")
+
+
+class ZeroButForRounding(Noise):
+    """A matrix whose entries are noise in both precisions, in float64 as much smaller as that is finer."""
+
+    def __init__(self, entries, noise, finer):
+        super().__init__(entries, noise)
+        self.finer = finer
+
+    def in_float64(self):
+        return Dense(self.exact + (self.noise.double() * self.finer).flip(0))
+
+
+@pytest.mark.parametrize("search", [partial(extremes, which="ends"), partial(successive_eigenpairs, which="top:2")])
+def test_a_matrix_that_is_noise_in_float64_too_is_zero_within_a_bar_that_holds_it(search):
+    zero = torch.zeros(12, 12, dtype=torch.float64)
+    pairs = search(ZeroButForRounding(zero, 1e-9, 1e-9), tol=1e-3)
+    assert pairs.products > 24
+    assert (np.abs(pairs.values) <= pairs.residuals).all() and float(pairs.residuals.max()) < 1e-15
+    with pytest.raises(FloatingPointError, match="the products are not symmetric"):
+        search(ZeroButForRounding(zero, 1e-9, 1e-5), tol=1e-3)  # it does not shrink as rounding does
