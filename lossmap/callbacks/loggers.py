@@ -70,6 +70,9 @@ class CsvLog:
     """A table with one row a step, flushed with each. Raises ValueError where the file does not end in .csv.
 
     path  of the file, which is begun anew
+
+    It is written anew, and appears whole, where a reading has a number that those before it had not (a threshold, once
+    the learning rate is no longer 0), and after a row that could not be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,15 +80,34 @@ class CsvLog:
             raise ValueError(f"the file of a logger must end in .csv; got {str(path)!r}")
         self.path = path
         self.columns: list[str] = []
+        self.rows: list[dict[str, float]] = []
+        self.is_whole = False  # whether the file holds all rows before the next one
 
     def __call__(self, numbers: Mapping[str, float], step: int) -> None:
-        """Add a row; a number that the first row had not is left out."""
-        is_first = not self.columns
-        if is_first:
-            self.columns = ["step", *numbers]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w" if is_first else "a", newline="") as file:
-            rows = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="nan")
-            if is_first:
-                rows.writeheader()
-            rows.writerow({"step": step, **numbers})
+        """Add a row; a number that it has not is `nan`."""
+        self.rows.append({"step": step, **numbers})
+        added = [name for name in self.rows[-1] if name not in self.columns]
+        self.columns += added
+        is_appended = self.is_whole and not added
+        self.is_whole = False
+        if is_appended:
+            with self.path.open("a", newline="") as file:
+                self._table(file).writerow(self.rows[-1])
+        else:
+            self._write_anew()
+        self.is_whole = True
+
+    def _write_anew(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with beside.open("w", newline="") as file:
+                table = self._table(file)
+                table.writeheader()
+                table.writerows(self.rows)
+            os.replace(beside, self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _table(self, file: Any) -> csv.DictWriter[str]:
+        return csv.DictWriter(file, self.columns, restval="nan")

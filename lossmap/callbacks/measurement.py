@@ -100,6 +100,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     device = next(model.parameters()).device
     with ExitStack() as stack:
         stack.enter_context(preserved_random_state())
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(own_forward(model))
         yield

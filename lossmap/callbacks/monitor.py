@@ -176,9 +176,13 @@ class CurvatureMonitor:
 
         """
         before, self.steps = self.steps, self.steps + 1 if step is None else step
-        self._watched += max(0, self.steps - before) if self._watched else 1  # a resumed training begins beyond 0
-        if self.steps % self.every or self.steps == self._last or self.steps <= 0:
+        is_first = not self._watched
+        self._watched += 1 if is_first else max(0, self.steps - before)  # a resumed training begins beyond 0
+        is_passed = not is_first and self.steps // self.every > before // self.every  # by steps of 2 for two optimizers
+        if not (is_passed or self.steps % self.every == 0) or self.steps == self._last or self.steps <= 0:
             return None
+        if self._last is not None and self.steps < self._last:
+            self._report(f"step {self.steps} comes after step {self._last}: steps are counted over the whole training")
         self._last = self.steps
         self._wait()
         if self._refusal or not self._is_prepared() or not self.overhead.fits():
@@ -241,7 +245,10 @@ class CurvatureMonitor:
     def close(self) -> None:
         """End the file, which says no more that the training goes on; report missing readings and too much time."""
         if self.path is not None and self.history.steps:
-            self.history.write(self.path, is_last=True)
+            try:
+                self.history.write(self.path, is_last=True)
+            except OSError as error:  # the trained network is still to be saved
+                self._report(f"the readings could not be written: {error}")
         excess = self.overhead.excess()
         if not self.history.steps and self.overhead.skipped and not self._refusal:
             self._report(

@@ -1,5 +1,6 @@
 """Trainings that change on the way, or wrap their optimizer, and numbers out of range."""
 
+import csv
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 import lossmap
 from lossmap.callbacks import CurvatureMonitor
+from lossmap.callbacks.loggers import CsvLog
 from lossmap.diagnostics.step_rule import step_rule
 
 X = torch.linspace(-1, 1, 36, dtype=torch.float64).reshape(12, 3).sin()
@@ -97,3 +99,80 @@ def test_what_is_no_optimizer_is_refused(kind):
     schedule = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(model.parameters(), lr=0.1), 3)
     with pytest.raises(TypeError, match="optimizer must be one of PyTorch's kind"):
         monitor_of(model, {"name": "sgd", "schedule": schedule}[kind])
+
+
+def trained(model, optimizer, monitor, steps, rates=()):
+    for k, step in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rates[k] if rates else 0.1
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        monitor.step(step)
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_has_a_threshold_that_the_first_reading_had_not(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    monitor = monitor_of(model, optimizer, trace_products=0, loggers=tmp_path / "readings.csv")
+    trained(model, optimizer, monitor, range(1, 4), rates=[0.0, 0.1, 0.2])
+    rows = rows_of(tmp_path / "readings.csv")
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["stability_threshold"]) for row in rows] == pytest.approx([math.nan, 20.0, 10.0], nan_ok=True)
+    assert [float(row["max_eig"]) for row in rows] == monitor.surface["max_eig"].tolist()
+
+
+def test_a_full_disk_leaves_no_half_row_and_does_not_end_a_training(tmp_path, caplog, monkeypatch):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    table = CsvLog(tmp_path / "readings.csv")
+    monitor = monitor_of(model, optimizer, trace_products=0, loggers=[table], path=tmp_path / "training.h5")
+    trained(model, optimizer, monitor, [1])
+
+    class Full(csv.DictWriter):
+        def writerow(self, row):
+            half = ",".join(map(str, row.values()))
+            table.path.write_text(table.path.read_text() + half[: len(half) // 2])
+            raise OSError(28, "No space left on device")
+
+    def refuse(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lossmap.callbacks.loggers.csv.DictWriter", Full)
+        patch.setattr("lossmap.callbacks.history.write_surface", refuse)
+        trained(model, optimizer, monitor, [2])
+    trained(model, optimizer, monitor, [3])
+    assert [row["step"] for row in rows_of(table.path)] == ["1", "2", "3"]
+    assert [float(row["max_eig"]) for row in rows_of(table.path)] == monitor.surface["max_eig"].tolist()
+    assert "a logger of curvature fails: OSError" in caplog.text and "step 2: the readings could not" in caplog.text
+    monkeypatch.setattr("lossmap.callbacks.history.write_surface", refuse)
+    caplog.clear()
+    monitor.close()
+    assert "the readings could not be written: [Errno 28]" in caplog.text
+
+
+def test_steps_that_are_counted_by_twos_or_begin_anew(caplog):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    monitor = CurvatureMonitor(problem, optimizer, every=5, max_overhead=None, trace_products=0)
+    trained(model, optimizer, monitor, range(102, 122, 2))  # resumed; Lightning counts the steps of both optimizers
+    assert monitor.surface.grid.x.tolist() == [106, 110, 116, 120]
+    assert "comes after step" not in caplog.text
+    trained(model, optimizer, monitor, range(1, 6))
+    assert "step 5 comes after step 120: steps are counted over the whole training" in caplog.text
+
+
+def test_a_reading_inside_inference_mode_is_that_outside():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = monitor_of(model, optimizer)
+    expected = monitor.measure()["max_eig"]
+    with torch.inference_mode():
+        assert monitor.measure()["max_eig"] == pytest.approx(expected, rel=1e-6)
