@@ -433,15 +433,40 @@ def _refuse_special(path: Path) -> None:
         raise ValueError(f"{path} {reason}")
 
 
-def _count(path: str | os.PathLike[str]) -> tuple[tuple[int, int, str], ...]:
-    """A key by which epoch 2 stands before epoch 10."""
-    parts = re.split(r"(\d+)", os.fspath(path))
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+def is_last(stem: str) -> bool:
+    """Whether a name, without its ending, is that of a run's last checkpoint, as Lightning writes it."""
+    return re.fullmatch(r"last(-v\d+)?", stem) is not None
+
+
+def _count(path: Path) -> tuple[Any, ...]:
+    """A key by which epoch 2 stands before epoch 10, and `last` behind all beside it."""
+    folder, name = (
+        tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text))
+        for text in (os.fspath(path.parent), path.name)
+    )
+    return folder, is_last(path.stem), name
 
 
 def sorted_as_people_count(paths: Iterable[str | Path]) -> list[Path]:
-    """Paths in the order in which people count: epoch 2 before epoch 10."""
+    """Paths in the order in which people count: epoch 2 before epoch 10, and `last` behind all beside it."""
     return sorted((Path(path) for path in paths), key=_count)
+
+
+def step_in(path: str | Path) -> float | None:
+    """The step that stands in a checkpoint beside its tensors, as Lightning and others keep it; None without one."""
+    path = Path(path)
+    kind = kind_of(path)
+    if kind is None or kind == "safetensors":
+        return None
+    try:
+        content = _content(path, kind, unsafe=False)
+    except (OSError, ValueError):  # said where its tensors are read
+        return None
+    for key in ("global_step", "step"):
+        value = content.get(key) if isinstance(content, Mapping) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    return None
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +23,11 @@ import numpy as np
 from lossmap.curvature.autotune import prepare
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
-from lossmap.data.checkpoints import checkpoints_in, file_sha256, is_checkpoint, load_into, sorted_as_people_count
+from lossmap.data.checkpoints import file_sha256, load_into
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
+from lossmap.dynamics.checkpoint_steps import found_checkpoints, numbered_in_order
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
 from lossmap.dynamics.nulls import InformedNull, NullMeasure
 from lossmap.dynamics.price import fitted_effort, price_of_run, stored_effort
@@ -51,7 +51,6 @@ from lossmap.report.text import WIDTH, filled
 from lossmap.values import DrawnResult
 
 log = logging.getLogger("lossmap")
-WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
 
 
 @dataclass(frozen=True)
@@ -89,61 +88,10 @@ class RunDynamics(DrawnResult):
         return "\n".join([*lines, *(f"failed: {failure}" for failure in self.failures)])
 
 
-def _step(name: str) -> float | None:
-    """The last whole number in a name; None without one."""
-    numbers = re.findall(WHOLE_NUMBER, name)
-    return float(numbers[-1]) if numbers else None
-
-
-def _steps(files: Sequence[Path]) -> list[float | None]:
-    """The steps that the names of files give, or, where no file's does, those of their folders."""
-    steps = [_step(path.stem) for path in files]
-    return steps if any(step is not None for step in steps) else [_step(path.parent.name) for path in files]
-
-
-def short_names(files: Iterable[Path]) -> list[str]:
-    """The files' names, with their folders where names alone are alike."""
-    paths = list(files)
-    is_alike = len({path.name for path in paths}) < len(paths)
-    return [f"{path.parent.name}/{path.name}" if is_alike else path.name for path in paths]
-
-
-def _numbered_in_order(files: Mapping[float, Path]) -> str:
-    """A sentence where the names of checkpoints give no ascending steps; empty where they do."""
-    if len(files) == 1 or _steps(list(files.values())) == list(files):
-        return ""
-    names = short_names(files.values())
-    some = ", ".join(names if len(names) <= 4 else [*names[:3], "...", names[-1]])
-    return f"the names of the checkpoints give no ascending steps: they are numbered from 0 in the order {some}"
-
-
-def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
-    """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
-
-    A step is the last whole number in a file's name, or, where no file's has one, in its folder's, such as
-    `checkpoint-500/model.safetensors`; where not all have one, or they do not ascend, they are numbered from 0.
-    Numbers with decimals, as in `epoch=3-acc=0.71`, are no steps.
-
-    Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
-    its content, and where there is none.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += checkpoints_in(path)
-            continue
-        if not path.exists():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
-        if not is_checkpoint(path):
-            raise ValueError(f"{path} is not a checkpoint (judged by its content); leave it out")
-        files.append(path)
-    if not files:
-        raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
-    files = sorted_as_people_count(dict.fromkeys(files))
-    steps = [step for step in _steps(files) if step is not None]
-    if len(steps) < len(files) or (np.diff(steps) <= 0).any():
-        steps = [float(i) for i in range(len(files))]
-    return dict(zip(steps, files, strict=True))
+def _warn_of_order(files: Mapping[float, Path], doubled: Sequence[str]) -> None:
+    for note in (*doubled, numbered_in_order(files)):
+        if note:
+            log.warning("%s", note)
 
 
 @checked_keywords
@@ -238,11 +186,10 @@ def run_dynamics(
     if settings is None:
         settings = settings_of({"train": problem})
     path = Path(path)
-    files = world.together(lambda: find_checkpoints(checkpoints))
+    files, doubled = world.together(lambda: found_checkpoints(checkpoints))
     other = world.together(lambda: _checked_other_seed(other_seed, null, files, problem, unsafe, selection))
-    order = _numbered_in_order(files)
-    if order and world.rank == 0:
-        log.warning("%s", order)
+    if world.rank == 0:
+        _warn_of_order(files, doubled)
     folder = VectorFolder.beside(path)
     stop = as_stop(stop)
     device = next(problem.model.parameters()).device

@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from lossmap.data.checkpoints import load_into
-from lossmap.dynamics.run import find_checkpoints
+from lossmap.dynamics.checkpoint_steps import find_checkpoints
 from lossmap.geometry.parameter_vector import selected
 
 Array = np.ndarray

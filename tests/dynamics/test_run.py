@@ -16,7 +16,8 @@ from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.checkpoints import load_into, load_state
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature
-from lossmap.dynamics.run import find_checkpoints, run_dynamics
+from lossmap.dynamics.checkpoint_steps import find_checkpoints, numbered_in_order
+from lossmap.dynamics.run import run_dynamics
 from lossmap.io.eigenvector_store import VectorFolder, read_vectors, results_of
 from lossmap.io.read import read
 from lossmap.linalg.operator import InterruptibleProduct
@@ -262,6 +263,35 @@ def test_a_folder_of_the_hugging_face_trainer_holds_the_weights_of_its_folders(t
         "model.safetensors",
         "training_args.bin",
     ]
+
+
+def lightning(path, step, **beside):
+    torch.save({"state_dict": small().state_dict(), "epoch": step // 4, **beside}, path)
+
+
+@pytest.mark.parametrize("name", ["epoch={epoch}-step={step}.ckpt", "step={step}.ckpt", "a-{epoch}.ckpt"])
+@pytest.mark.parametrize("last", [12, 14])
+def test_the_last_checkpoint_of_lightning_has_the_step_that_stands_in_it(tmp_path, name, last):
+    for step in (4, 8, 12):
+        lightning(tmp_path / name.format(epoch=step // 4 - 1, step=step), step, global_step=step)
+    lightning(tmp_path / "last.ckpt", last, global_step=last)
+    found = find_checkpoints([tmp_path])
+    if name.startswith("a") and last == 12:
+        assert list(found) == [0, 1, 2]  # nothing but epochs is left, by which the names count
+    else:
+        assert list(found) == [4, 8, 12, 14][: 3 + (last > 12)]
+    assert ("last.ckpt" in {path.name for path in found.values()}) == (last > 12)
+    assert numbered_in_order(found) == ""
+    assert [path.name for path in run_files(ModelSettings(model_folder=str(tmp_path)))][-1] == "last.ckpt"
+
+
+def test_a_last_checkpoint_that_says_no_step_is_numbered_behind_the_others(tmp_path):
+    for step in (4, 8):
+        lightning(tmp_path / f"step={step}.ckpt", step, global_step=step)
+    lightning(tmp_path / "last-v1.ckpt", 9)
+    found = find_checkpoints([tmp_path])
+    assert {step: path.name for step, path in found.items()} == {0: "step=4.ckpt", 1: "step=8.ckpt", 2: "last-v1.ckpt"}
+    assert "numbered from 0 in the order step=4.ckpt, step=8.ckpt, last-v1.ckpt" in numbered_in_order(found)
 
 
 def test_an_index_of_shards_is_a_checkpoint_of_a_run(tmp_path):

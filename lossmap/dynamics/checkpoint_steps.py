@@ -1,0 +1,105 @@
+"""The checkpoints of a training run by their steps: from their names, and where these say none from inside the files.
+
+Lightning writes `epoch=3-step=400.ckpt` and, beside them, `last.ckpt`, whose step stands in it as `global_step`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lossmap.data.checkpoints import checkpoints_in, is_checkpoint, is_last, sorted_as_people_count, step_in
+
+WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
+VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
+
+
+def _step(name: str) -> float | None:
+    """The last whole number in a name; None without one, and of `last-v1`."""
+    numbers = [] if is_last(name) else re.findall(WHOLE_NUMBER, re.sub(VERSION, "", name))
+    return float(numbers[-1]) if numbers else None
+
+
+def _steps(files: Sequence[Path]) -> list[float | None]:
+    """The steps that the names of files give, or, where no file's does, those of their folders."""
+    steps = [_step(path.stem) for path in files]
+    return steps if any(step is not None for step in steps) else [_step(path.parent.name) for path in files]
+
+
+def short_names(files: Iterable[Path]) -> list[str]:
+    """The files' names, with their folders where names alone are alike."""
+    paths = list(files)
+    is_alike = len({path.name for path in paths}) < len(paths)
+    return [f"{path.parent.name}/{path.name}" if is_alike else path.name for path in paths]
+
+
+def numbered_in_order(files: Mapping[float, Path]) -> str:
+    """A sentence where neither names nor checkpoints give ascending steps; empty where they do."""
+    if len(files) == 1 or _known(list(files.values())) == list(files):
+        return ""
+    names = short_names(files.values())
+    some = ", ".join(names if len(names) <= 4 else [*names[:3], "...", names[-1]])
+    return f"the names of the checkpoints give no ascending steps: they are numbered from 0 in the order {some}"
+
+
+def _known(files: Sequence[Path]) -> list[float | None]:
+    """The steps by name; those that have none there from inside the files, where these count as the names do."""
+    steps = _steps(files)
+    if all(step is not None for step in steps):
+        return steps
+    inside = [step_in(path) if step is None else None for path, step in zip(files, steps, strict=True)]
+    if all(step is None for step in inside):
+        return steps
+    named = [i for i, step in enumerate(steps) if step is not None]
+    if named and step_in(files[named[-1]]) != steps[named[-1]]:  # names count epochs, say
+        return [step_in(path) for path in files]
+    return [own if step is None else step for step, own in zip(steps, inside, strict=True)]
+
+
+def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], list[str]]:
+    """As `find_checkpoints`, with a sentence on each file that was left out, since another one is of the same step."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += checkpoints_in(path)
+            continue
+        if not path.exists():
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        if not is_checkpoint(path):
+            raise ValueError(f"{path} is not a checkpoint (judged by its content); leave it out")
+        files.append(path)
+    if not files:
+        raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
+    files = sorted_as_people_count(dict.fromkeys(files))
+    known, notes = _known(files), []
+    if all(step is not None for step in known):
+        of_step = {step: path for step, path in zip(known, files, strict=True) if not is_last(path.stem)}
+        for step, path in zip(known, list(files), strict=True):
+            if is_last(path.stem) and of_step.setdefault(step, path) != path:
+                files.remove(path)
+                notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
+        known = _known(files) if notes else known
+    steps = [step for step in known if step is not None]
+    if len(steps) == len(files) and len(set(steps)) == len(steps) and None in _steps(files):
+        order = np.argsort(steps)
+        steps, files = [steps[i] for i in order], [files[i] for i in order]
+    if len(steps) < len(files) or (np.diff(steps) <= 0).any():
+        steps = [float(i) for i in range(len(files))]
+    return dict(zip(steps, files, strict=True)), notes
+
+
+def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
+    """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
+
+    A step is the last whole number in a file's name, or, where no file's has one, in its folder's, such as
+    `checkpoint-500/model.safetensors`; of a file without one that which stands in it (`global_step`, `step`), where
+    the others count alike. Where not all have one, or they do not ascend, they are numbered from 0. Numbers with
+    decimals, as in `epoch=3-acc=0.71`, are no steps. Lightning's `last.ckpt` is left out beside another of its step.
+
+    Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
+    its content, and where there is none.
+    """
+    return found_checkpoints(paths)[0]
