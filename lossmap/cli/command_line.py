@@ -129,7 +129,9 @@ class _Parser(argparse.ArgumentParser):
         shown = [s for a in self._actions if a.help != argparse.SUPPRESS for s in a.option_strings]
         names = {name.removeprefix("--").replace("-", "_"): name for name in shown}
         here = ELSEWHERE.get(flag.removeprefix("--").replace("-", "_"))
-        nearest = [names[here]] if here in names else difflib.get_close_matches(flag, shown, 3, 0.6)
+        # without the dashes, which all have: `--yes` is not like `--abs`
+        like = difflib.get_close_matches(flag.removeprefix("--").replace("-", "_"), names, 3, 0.7)
+        nearest = [names[here]] if here in names else [names[name] for name in like]
         if flag in self.without and here not in names:
             return f"unknown flag {flag}: other commands have it, {self.prog} has not; see --help"
         if nearest:

@@ -38,7 +38,7 @@ from lossmap.report.singular_values import (
     singular_values_report,
     summaries_text,
 )
-from lossmap.report.stored import REPORT_VERSION, StoredReport
+from lossmap.report.stored import REPORT_VERSION, StoredReport, names_in_file
 from lossmap.report.text import number
 from lossmap.values import Result
 
@@ -145,7 +145,8 @@ class SingularValueTable(Result):
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """What a file keeps of it: the singular values of each weight, by its name, and the report's attributes."""
-        arrays = {layer.name.replace("/", "_"): layer.values for layer in self.layers}
+        own = names_in_file(layer.name for layer in self.layers)
+        arrays = {own[layer.name]: layer.values for layer in self.layers}
         return arrays, {**self._report().attributes, "report": repr(self)}
 
     def _report(self) -> StoredReport:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 
@@ -253,11 +253,13 @@ def _clustered(run: EigenspaceDynamics, jumps: list[int], limits: Thresholds) ->
     share, chance = picture_share(run)
     numbers = {"phases": float(phase[-1] + 1), "picture_share": share, "picture_probability": chance}
     picture = (
-        f"in the plane of the first two components steps explain {100 * share:.0f} % of the variance of eigenvectors "
+        f"; in the plane of the first two components steps explain {100 * share:.0f} % of the variance of eigenvectors "
         f"(p = {chance:.2g} by permutation)"
     )
+    if isnan(share):  # one eigenvector a step
+        picture = ""
     if not jumps:
-        return Answer("clustered", "no", f"not clustered by step: no jump divides the run; {picture}", numbers)
+        return Answer("clustered", "no", f"not clustered by step: no jump divides the run{picture}", numbers)
     pairs = np.triu_indices(s, 1)
     same = phase[pairs[0]] == phase[pairs[1]]
     within, between = nan, float(run.overlaps[pairs][~same].mean())
@@ -266,9 +268,7 @@ def _clustered(run: EigenspaceDynamics, jumps: list[int], limits: Thresholds) ->
     numbers |= {"within": within, "between": between}
     answer = _yes_no(within - between > limits.phases)
     opening = {"yes": "clustered", "no": "not clustered"}[answer]
-    sentence = (
-        f"{opening} by step: {phase[-1] + 1} phases, overlap {within:.3g} within, {between:.3g} between; {picture}"
-    )
+    sentence = f"{opening} by step: {phase[-1] + 1} phases, overlap {within:.3g} within, {between:.3g} between{picture}"
     return Answer("clustered", answer, sentence, numbers)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from lossmap.io.hdf5_open import Damaged
 from lossmap.io.surface import Group, Surface
 from lossmap.report.connection import STATISTICS
+from lossmap.report.stored import names_in_file
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {  # by kind: shapes of arrays of numbers
     "spectrum": {
@@ -230,8 +231,9 @@ def _check_spectrum(group: Group) -> Iterator[str]:
 
 def _check_layers(group: Group) -> Iterator[str]:
     """Each block that is not zero has its eigenvalues, and as many weights as nodes."""
+    names = names_in_file(map(str, group["block"]))
     for block, kind in zip(group["block"], group["kind"], strict=False):
-        own = str(block).replace("/", "_")
+        own = names[str(block)]
         if str(kind) != "zero":
             yield from _numbers(group, f"eigenvalues:{own}")
         if f"nodes:{own}" in group:

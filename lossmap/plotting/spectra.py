@@ -39,6 +39,7 @@ from lossmap.plotting.style import (
 )
 from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name, set_titles
 from lossmap.plotting.unfinished_spectra import MISSING
+from lossmap.report.stored import names_in_file
 
 PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
 NAME_LETTERS, SHARE_OF_NAME = 18, 0.2  # of a line of a spectrum's name at its row; of the figure's width, at most
@@ -276,8 +277,8 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
         floor = float(np.max(group["floor"], initial=0.0))
         reach = float(np.max(np.abs([group["largest"], group["smallest"]])))
         linear = max(floor, reach * 1e-4, 1e-300)
-        for row, name in enumerate(names):
-            _block(left, group, name, row, linear)
+        for row, key in enumerate(names_in_file(names).values()):
+            _block(left, group, key, row, linear)
         left.axvline(0.0, color=DARK, linewidth=0.6)
         left.set_xscale("asinh", linear_width=linear)
         asinh_ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))],
@@ -320,9 +321,8 @@ def grow_by_label(figure: Figure, axes: Axes) -> None:
     figure.set_figheight(figure.get_figheight() + 1.25 * type_size(8) * more / 72)
 
 
-def _block(axes: Axes, group: Group, name: str, row: int, linear: float) -> None:
+def _block(axes: Axes, group: Group, key: str, row: int, linear: float) -> None:
     """One block's eigenvalues: a tick each, or the nodes of its density, darker where more weight is."""
-    key = name.replace("/", "_")
     if str(group["kind"][row]) == "zero":
         axes.text(linear * 1.3, row, "zero", va="center", color=DARK, fontsize=7)
         return

@@ -14,7 +14,7 @@ from math import isfinite, nan
 from lossmap.report.estimates import energy_text
 from lossmap.report.layer_hessian import layer_hessian_lines
 from lossmap.report.signals import signal_lines
-from lossmap.report.stored import StoredReport, array_names, rows_of
+from lossmap.report.stored import StoredReport, array_names, names_in_file, rows_of
 from lossmap.report.text import (
     FISHER,
     MATRICES,
@@ -232,9 +232,10 @@ def blocks_report(stored: StoredReport, *, matrices: int = 6) -> str:
     lines = [titled(head, stored.text("label")), ""]
     lines += table(rows, right=range(1, 12), breaks=[HEAD.index("+")])
     lines += ["", *(f"  {line}" for line in filled(LEGEND, WIDTH - 2))]
+    own = names_in_file(b.name for b in blocks)
     for b in blocks:
         if b.size <= matrices:
-            lines += _matrix_lines(stored, b)
+            lines += _matrix_lines(stored, b, own[b.name])
     lines.append("")
     indent = max(14, min(26, max(len(b.name) for b in blocks) + 4))
     for b in blocks:
@@ -272,9 +273,8 @@ def _row(b: BlockSummary) -> tuple[str, ...]:
     return (b.name, f"{b.size:,}", *cells, number(b.condition), beyond, f"{b.error:.0e}", *signs, gradient, kind)
 
 
-def _matrix_lines(stored: StoredReport, b: BlockSummary) -> list[str]:
-    """A small block's entries and eigenvalues, where it was computed in full."""
-    own = b.name.replace("/", "_")
+def _matrix_lines(stored: StoredReport, b: BlockSummary, own: str) -> list[str]:
+    """A small block's entries and eigenvalues, where it was computed in full; own: its name in those of arrays."""
     if f"matrix:{own}" not in stored:
         return []
     lines = ["", f"  {b.name}: matrix and eigenvalues"]

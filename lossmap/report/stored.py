@@ -6,8 +6,9 @@ and a file is reported again without torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from itertools import count
 from math import nan
 from typing import Any, TypeVar
 
@@ -16,6 +17,23 @@ import numpy as np
 Row = TypeVar("Row")
 
 REPORT_VERSION = 2  # attribute `report_version` of groups from which the report can be rendered; 0.1 wrote none
+
+
+def names_in_file(names: Iterable[str]) -> dict[str, str]:
+    """The names of arrays by those of what they are of, no two alike: a slash would open a group within a file.
+
+    >>> names_in_file(["a/b", "a_b", "c"])
+    {'a/b': 'a_b', 'a_b': 'a_b~2', 'c': 'c'}
+
+    """
+    own: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        plain = name.replace("/", "_")
+        free = (plain if i == 1 else f"{plain}~{i}" for i in count(1))
+        own[name] = next(candidate for candidate in free if candidate not in taken)
+        taken.add(own[name])
+    return own
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from lossmap.linalg.lanczos import EigenPairs
 from lossmap.report import blocks as report_blocks
 from lossmap.report import layer_hessian as report_layer_hessian
 from lossmap.report import signals as report_signals
-from lossmap.report.stored import REPORT_VERSION, StoredReport, columns_of
+from lossmap.report.stored import REPORT_VERSION, StoredReport, columns_of, names_in_file
 from lossmap.spectra.block import Block
 from lossmap.spectra.layer_hessian import LayerHessian
 from lossmap.values import DrawnResult
@@ -94,15 +94,16 @@ def stored_layers(spectra: BlockSpectra) -> tuple[dict[str, np.ndarray], dict[st
     report = _report_of(spectra)
     arrays, attributes = dict(report.arrays), dict(report.attributes)
     arrays["verdict"] = np.array([b.verdict for b in spectra.blocks], dtype=object)
+    own = names_in_file(b.name for b in spectra.blocks)
     for b in spectra.blocks:
         if b.density is not None:
-            own = b.name.replace("/", "_")
-            arrays[f"nodes:{own}"], arrays[f"weights:{own}"] = b.density.nodes
+            arrays[f"nodes:{own[b.name]}"], arrays[f"weights:{own[b.name]}"] = b.density.nodes
     if spectra.off_diagonal_energy is not None:
         arrays["outside"] = np.array([spectra.off_diagonal_energy.by_block[b.name] for b in spectra.blocks])
+    pieces = names_in_file(dict.fromkeys(p.name for p in spectra.layer_hessians))
     for p in spectra.layer_hessians:
         if not p.skipped:
-            arrays[f"piece_{p.at}:{p.name}"] = p.values
+            arrays[f"piece_{p.at}:{pieces[p.name]}"] = p.values
     attributes |= {
         "by": spectra.by,
         "notes": "; ".join(spectra.notes),
@@ -118,11 +119,11 @@ def _report_of(spectra: BlockSpectra) -> StoredReport:
     arrays |= columns_of([p.summary() for p in spectra.layer_hessians], report_layer_hessian.ARRAYS)
     arrays |= columns_of([s.summary() for s in spectra.signals.values()], report_signals.ARRAYS)
     arrays["note"] = np.array(spectra.notes, dtype=object)
+    own = names_in_file(b.name for b in spectra.blocks)
     for b in spectra.blocks:
-        own = b.name.replace("/", "_")
-        arrays[f"eigenvalues:{own}"] = b.values
+        arrays[f"eigenvalues:{own[b.name]}"] = b.values
         if b.entries is not None:
-            arrays[f"matrix:{own}"] = b.entries
+            arrays[f"matrix:{own[b.name]}"] = b.entries
     attributes: dict[str, object] = {
         "label": spectra.label, "matrix": spectra.matrix, "products": spectra.products, "seconds": spectra.seconds,
         "report_version": REPORT_VERSION,

@@ -72,6 +72,7 @@ def test_settings_make_themselves_again_from_what_a_file_holds():
     ("line", "text"),
     [
         ("--modle a", "unknown flag --modle; did you mean --model"),
+        ("--yas", "unknown flag --yas; see --help"),  # `--abs` is as like it as dashes make it
         ("--seed one", "--seed must be a whole number; got 'one'"),
         ("--split all", "--split must be one of train, test, both; got 'all'"),
         ("--model", "--model needs a value"),

@@ -11,7 +11,9 @@ from torch import nn
 
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals
+from lossmap.diagnostics.singular_values import singular_values
 from lossmap.geometry.parameter_vector import Layout
+from lossmap.io.spectrum_layout import layers_in
 from lossmap.linalg.block_norms import energy_from_leakage, off_diagonal_energy
 from lossmap.spectra.block_groups import groups_of, indices_of
 from lossmap.spectra.blocks import block_matrix, exact_problem, layer_spectra, verdicts_of
@@ -489,3 +491,29 @@ def test_a_parameter_without_entries_has_no_block():
     again = layer_spectra(Problem.supervised(net, "crossentropy", data), probes=0)
     assert [b.name for b in again.blocks] == [b.name for b in blocks.blocks] == ["0.weight", "0.bias"]
     assert again["0.weight"].values == pytest.approx(blocks["0.weight"].values)
+
+
+def test_blocks_whose_names_are_alike_but_for_a_slash_keep_their_own_arrays(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.d = nn.ModuleDict({"a/b": nn.Linear(6, 2), "a_b": nn.Linear(2, 3)})
+
+        def forward(self, x):
+            return self.d["a_b"](torch.tanh(self.d["a/b"](x)))
+
+    model = Named().double()
+    x, y = data()
+    problem = Problem.supervised(model, "crossentropy", (x.double(), y))
+    whole, _ = dense(model)
+    spectra = layer_spectra(problem, "module", whole=False)
+    spectra.save(tmp_path / "a.h5")
+    (group,) = layers_in(tmp_path / "a.h5").values()
+    wanted = {"a_b": torch.linalg.eigvalsh(whole[:14, :14]), "a_b~2": torch.linalg.eigvalsh(whole[14:, 14:])}
+    for name, values in wanted.items():
+        np.testing.assert_allclose(np.sort(group[f"eigenvalues:d.{name}"]), values, atol=1e-12)
+    values = singular_values(model).stored()[0]
+    for own, name in (("a_b", "a/b"), ("a_b~2", "a_b")):
+        (key,) = (key for key in values if key.startswith("d.a_b") and key.endswith("~2") == own.endswith("~2"))
+        np.testing.assert_allclose(values[key], torch.linalg.svdvals(model.d[name].weight.detach()), rtol=1e-12)
