@@ -317,6 +317,11 @@ def _as_problem(value: Any, name: str) -> Problem:
     elif isinstance(value, tuple) and len(value) >= 3:
         network, batches, loss, *metrics = value
         value = Problem.custom(network, loss, batches)
+        if metrics and not isinstance(metrics[0], Mapping):
+            raise UsageError(
+                f"--problem {name} returned {3 + len(metrics)} values: (model, batches, loss), and a dict of "
+                f"metrics behind them; the fourth is {type(metrics[0]).__name__}"
+            )
         if metrics:
             value = replace(value, metrics=metrics[0])
     if not isinstance(value, Problem):

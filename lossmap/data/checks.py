@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch, FixedBatches, Resident, samples_in
-from lossmap.data.criteria import SupervisedLoss, takes_class_labels
+from lossmap.data.criteria import SupervisedLoss, looks_like_loss_of_model, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import state_tensors
@@ -44,7 +44,7 @@ def tried_on_samples(problem: Problem, split: str) -> Problem:
         with temporary_parameters(problem.model, {}):
             value = _total_of_a_sample(problem)
     except Exception as error:  # user code may raise any exception
-        raise _misfit(error, f"one {split} sample", next(iter(problem.data.rebatched(1)))) from error
+        raise _misfit(error, f"one {split} sample", next(iter(problem.data.rebatched(1))), problem) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise ValueError(f"the loss must return one number per batch; got {_described(value)}")
     if problem.data.samples < 2 or isinstance(problem.data, FixedBatches):
@@ -54,7 +54,7 @@ def tried_on_samples(problem: Problem, split: str) -> Problem:
         with temporary_parameters(problem.model, {}):
             problem.total(copied(few))
     except Exception as error:  # where shapes of one sample alone can be broadcast
-        raise _misfit(error, f"{samples_in(few)} {split} samples, and not on one", few) from error
+        raise _misfit(error, f"{samples_in(few)} {split} samples, and not on one", few, problem) from error
     return problem
 
 
@@ -92,12 +92,17 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
 
 
-def _misfit(error: Exception, samples: str, batch: Batch) -> ValueError:
+def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> ValueError:
     """What is raised where model or loss fail on some samples."""
     shapes = [tuple(t.shape) for t in _tensors(batch)]
+    guess = "does the data set fit the model?"
+    if shapes and len(shapes[0]) == 4 and shapes[0][3] in (1, 3) and shapes[0][1] not in (1, 3):
+        guess = "are these images whose channels come last? x.permute(0, 3, 1, 2) puts them first"
+    if isinstance(problem.loss, SupervisedLoss) and looks_like_loss_of_model(problem.loss.loss):
+        guess = "the loss is called with outputs and targets; one of model and batch is for Problem.custom (--problem)"
     return ValueError(
         f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: "
-        f"{_first_line(error)}; does the data set fit the model?"
+        f"{_first_line(error)}; {guess}"
     )
 
 

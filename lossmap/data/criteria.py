@@ -8,6 +8,7 @@ PyTorch's criteria are means over a batch; their sums here give the same L for a
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -174,6 +175,36 @@ def refuse_class(function: Any, what: str) -> None:
             f"the {what} {function.__name__} is a class, which outputs and targets would be arguments of; give an "
             f"instance, such as {what} = {function.__name__}()"
         )
+
+
+def refuse_no_module(model: Any) -> None:
+    """Raise ValueError where no network stands in a network's place, such as its class or a function that makes it."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        raise ValueError(f"the model {model.__name__} is a class; give an instance, such as {model.__name__}()")
+    name = getattr(model, "__name__", "")
+    called = f"; is it {name}(), what it returns?" if callable(model) and name else ""
+    raise ValueError(f"the model must be a torch.nn.Module; got {type(model).__name__}{called}")
+
+
+def refuse_criterion(loss: Any) -> None:
+    """Raise ValueError where a loss of outputs and targets stands for one of model and batch."""
+    if isinstance(loss, (str, nn.modules.loss._Loss)) or not callable(loss):
+        name = repr(loss) if isinstance(loss, str) else type(loss).__name__
+        raise ValueError(
+            f"the loss must be a function (model, batch); got {name}: a loss by name, or of outputs and targets, is "
+            "for Problem.supervised(model, loss, data)"
+        )
+
+
+def looks_like_loss_of_model(loss: Any) -> bool:
+    """Whether the first argument of a function is called as a network is."""
+    try:
+        first = next(iter(inspect.signature(loss).parameters), "")
+    except (TypeError, ValueError):
+        return False
+    return first in ("model", "net", "network", "module")
 
 
 def criterion_and_unit(loss: str | Criterion) -> tuple[Criterion, str]:

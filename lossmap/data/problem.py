@@ -33,6 +33,8 @@ from lossmap.data.criteria import (
     ignored_target,
     metric_of,
     module_form,
+    refuse_criterion,
+    refuse_no_module,
     summed_criterion,
     with_class_targets,
 )
@@ -263,6 +265,7 @@ class Problem:
             20
 
         """
+        refuse_no_module(model)
         model, loss = within_ddp(model), module_form(loss)
         criterion, unit = criterion_and_unit(loss)
         read = as_batches(collated(data), batch_size, prepare=entries_of(model))
@@ -316,6 +319,8 @@ class Problem:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum'; got {reduction!r}")
 
+        refuse_no_module(model)
+        refuse_criterion(loss)
         model = within_ddp(model)
         check_no_pair(data)
         data = _on_device_of(model, as_batches(data, batch_size))
