@@ -12,14 +12,15 @@ among them; and a batch as large as the loader's against two parts.
     a sum over the batch in place of a mean     divided by the samples
     a batch is no sum over its samples          the loader's own batches, uncut (contrastive losses, weighted means,
                                                 batch norm without running statistics, a regulariser in a sum)
+    it differs where gradients are recorded     gradients are recorded everywhere
     the loss draws at random                    the same random numbers at every evaluation, own batches, uncut
     neither helps                               ValueError
 
 The ranks of a team, each with its share of the samples, do the same: what the most cautious of them would do.
 
-Price: some fifteen passes over at most 16 samples; and a second set of weights, moved at random, but for a model whose
-origin is read again from its file (`moved_weights.stored_origin`): that one is moved itself, anew for each pass, and
-put back. Nothing of the model changes, nor any generator's state.
+Price: some seventeen passes over at most 16 samples; and a second set of weights, moved at random, but for a model
+whose origin is read again from its file (`moved_weights.stored_origin`): that one is moved itself, anew for each pass,
+and put back. Nothing of the model changes, nor any generator's state.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import LabelsWithin, labels_within
 from lossmap.data.first_batch import set_by_first_batch
+from lossmap.data.gradient_mode import with_gradients_recorded
 from lossmap.data.held_model import holds
 from lossmap.data.kept_graphs import with_nothing_kept
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
@@ -170,6 +172,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     problem = uncut_where_parts_fail(problem)
     problem = with_copied_batches(problem, few_samples(problem))
     find_merged_layers(problem, few_samples(problem))
+    problem = with_gradients_recorded(problem, few_samples(problem), 5 * rounding_of(problem.model))
     probe = _Probe(problem)
     _refuse_stale_memo(problem)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
@@ -653,7 +656,7 @@ def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     note = (
         "the loss of a batch is not a mean over its samples (" + _measured(probe) + "): it is evaluated on the "
         f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by its samples"
-        + _advice(problem)
+        + _advice(problem, probe)
     )
     fixed = replace(problem, data=data, notes=(*problem.notes, note))
     _evaluate_smallest(fixed)
@@ -691,10 +694,13 @@ def _evaluate_smallest(problem: Problem) -> None:
         ) from error
 
 
-def _advice(problem: Problem) -> str:
-    """What would let the batches be cut, where a function may hold class weights or ignore targets."""
+def _advice(problem: Problem, probe: _Probe) -> str:
+    """What would let the batches be cut, where a function of class labels may weigh classes or ignore targets."""
     function = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else None
     if function is None or isinstance(function, (str, torch.nn.Module)):
+        return ""
+    targets = targets_of(probe.own_batch)
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
         return ""
     return "; class weights and ignored targets may be cut where they are given by nn.CrossEntropyLoss"
 
