@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.copies import lazy_copies, lazy_copy, same_memory
+from lossmap.data.one_precision import origin
 from lossmap.data.outside_state import (
     accompany_as,
     at,
@@ -72,6 +73,7 @@ Named = Mapping[str, Tensor]
 _MISSING = object()
 _borrowed: WeakKeyDictionary[nn.Module, _Loan] = WeakKeyDictionary()
 _precisions: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of copies in another one
+_origins: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of which these are copies
 _in_training: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()  # modules to evaluate in that mode
 
 
@@ -294,7 +296,11 @@ def temporary_parameters(
     device = next((t.device for t in own.values()), torch.device("cpu"))
     recurrent = device.type == "cuda" and differentiable and is_recurrent(model)
     with numerics(device, recurrent), shortcuts_off(), _borrowed_with(model, own, tensors, taken, left):
-        yield model
+        token = origin.set(_origins.get(model))
+        try:
+            yield model
+        finally:
+            origin.reset(token)
 
 
 def is_recurrent(model: nn.Module) -> bool:
@@ -477,6 +483,7 @@ def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | st
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     if own != dtype:
         _precisions[model] = dtype
+        _origins.setdefault(model, own)
         for module in model.modules():
             if isinstance(module, nn.RMSNorm) and module.eps is None:
                 module.eps = torch.finfo(own).eps

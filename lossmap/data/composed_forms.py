@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, finfo
 
 from lossmap.data.stable_losses import (
     is_covered,
@@ -81,7 +81,7 @@ class Origin:
         if self.kind == "sigmoid":
             return log_sigmoid_form(-self.after_steps(self.x))
         mask, differences, others = leading(self.x, self.dim)
-        smallest = torch.finfo(others.dtype).tiny
+        smallest = finfo(others.dtype).tiny
         largest = others.clamp(min=smallest).log() - others.log1p()
         return self.after_steps(torch.where(mask, largest, torch.log1p(-differences.exp() / (1.0 + others))))
 

@@ -9,20 +9,25 @@ Checks and error bars compare the model with a copy of it in float64. What a los
 its buffers, stays in the model's own precision there, and some of PyTorch's functions refuse a mixture of the two: a
 call that fails is made once more, with its floating-point tensors in the widest of their precisions. Many models and
 losses cast to float32 within, before a softmax or a norm; differences over small steps would drown in its rounding, so
-that a model in float64 stays in float64. Price: a few microseconds for every operation of such a model.
+that a model in float64 stays in float64. What they ask of the precision, `torch.finfo(x.dtype).eps` in a norm or in the
+probabilities of `torch.distributions`, is answered as for the model that was copied. Price: a few microseconds for
+every operation of such a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, finfo
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
+origin: ContextVar[torch.dtype | None] = ContextVar("origin", default=None)  # of which the model in use is a copy
 CASTS = ("to", "type", "type_as")  # of a tensor, to a precision or like another tensor
 
 
@@ -38,7 +43,7 @@ class OnePrecision(TorchFunctionMode):
             precisions = floating_dtypes((args, kwargs))
             if len(precisions) < 2:
                 raise
-        widest = max(precisions, key=lambda dtype: torch.finfo(dtype).bits)
+        widest = max(precisions, key=lambda dtype: finfo(dtype).bits)
         args, kwargs = pytree.tree_map(lambda leaf: _converted(leaf, widest), (args, kwargs))
         return func(*args, **kwargs)
 
@@ -79,6 +84,28 @@ def _converted(leaf: Any, dtype: torch.dtype) -> Any:
     return leaf
 
 
+@contextmanager
+def limits_of(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, `torch.finfo` of float64 is that of another precision; None: as it is.
+
+    A model that adds its precision's epsilon is another function in float64, and a copy of it would not be the model.
+    """
+    before = torch.finfo
+    if dtype is None or before is not finfo:  # inside another one it is done already
+        yield
+        return
+
+    def shown(asked: torch.dtype | None = None) -> torch.finfo:
+        asked = torch.get_default_dtype() if asked is None else asked
+        return finfo(dtype if asked is torch.float64 else asked)
+
+    torch.finfo = shown  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.finfo = before  # type: ignore[misc]
+
+
 def in_one_precision(function: Callable[..., T], double: bool, *args: Any) -> T:
     """The function's value; where `double` says that its model is in float64, computed in float64 throughout.
 
@@ -87,7 +114,7 @@ def in_one_precision(function: Callable[..., T], double: bool, *args: Any) -> T:
     if not double:
         return function(*args)
     try:
-        with KeepFloat64():
+        with KeepFloat64(), limits_of(origin.get()):
             return function(*args)
     except RuntimeError:
         return function(*args)

@@ -1,5 +1,7 @@
 """Models and losses that cast to float32 within are evaluated in float64 where their model is in float64."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from torch.func import functional_call
 from lossmap import Problem, spectrum
 from lossmap.curvature.operators import hessian
 from lossmap.curvature.product_check import check_product
+from lossmap.curvature.rounding import problem_in
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.one_precision import in_one_precision
 
 X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
@@ -70,3 +74,37 @@ def test_a_function_that_fails_in_float64_runs_as_it_is():
     assert in_one_precision(in_float32_only, True, x).dtype == torch.float32
     assert in_one_precision(lambda t: t.float(), False, x).dtype == torch.float32
     assert in_one_precision(lambda t: t.float(), True, x).dtype == torch.float64
+
+
+class ByItsEpsilon(nn.Module):
+    """Divides by a length and a thousand epsilons of its precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h / (h.norm(dim=1, keepdim=True) + 1e6 * torch.finfo(h.dtype).eps))
+
+
+def by_probabilities(outputs, targets):
+    return -torch.distributions.Categorical(probs=(40 * outputs).softmax(1)).log_prob(targets).mean()
+
+
+@pytest.mark.parametrize("kind", ["model", "loss"])
+def test_what_takes_the_epsilon_of_its_precision_is_the_same_function_in_float64(kind):
+    torch.manual_seed(0)
+    model = ByItsEpsilon() if kind == "model" else nn.Linear(4, 3)
+    loss = nn.CrossEntropyLoss() if kind == "model" else by_probabilities
+    data = torch.randn(24, 4), torch.randint(3, (24,))
+    problem = Problem.supervised(model, loss, data)
+    twin = problem_in(problem, torch.float64)
+    native = Problem.supervised(copy.deepcopy(model).double(), loss, (data[0].double(), data[1]))
+    values = []
+    for one in (problem, twin, native):
+        with temporary_parameters(one.model, {}), torch.no_grad():
+            values.append(float(one.total(next(iter(one.data)))))
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert abs(values[2] - values[0]) > 1e-4 * values[0]  # a model of the user's own in float64 has float64's
+    assert torch.finfo(torch.float64).eps < 1e-15
