@@ -16,6 +16,7 @@ from lossmap.data import checkpoints, datasets
 from lossmap.data.drawn_loss import Draws
 from lossmap.io.read import read
 from lossmap.parallel.world import World
+from lossmap.report.stored import refuse_alike
 from lossmap.spectra.budget import settings_of
 from lossmap.spectra.request import Subject
 
@@ -39,8 +40,10 @@ def models_of(settings: Settings, compare: Sequence[str]) -> dict[str, ModelSett
         name, at_sign, file = source.rpartition("@")
         if not label or not file:
             raise UsageError(f"--compare must be LABEL=FILE or LABEL=MODEL@FILE; got {text!r}")
-        if label in models:
-            raise UsageError(f"--compare: two checkpoints are called {label!r}; give one another label")
+        try:
+            refuse_alike([*models, label], "--compare: two checkpoints")
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         if not at_sign:
             name = model.model
         models[label] = replace(model, model=name, model_file=file)

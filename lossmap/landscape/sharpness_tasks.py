@@ -46,6 +46,7 @@ from lossmap.landscape.shifted_loss import ShiftedLoss
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import with_rounding_measured
 from lossmap.linalg.trace import trace
+from lossmap.report.stored import refuse_alike
 from lossmap.sums import norm
 
 Arrays = Mapping[str, Any]
@@ -263,10 +264,7 @@ def make_sharpness_tasks(
     that is no repeatable mean, or whose gradient is another function's, before anything long begins.
     """
     request.check()
-    labels = [subject.label for subject in subjects]
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise ValueError(f"two subjects are called {twice!r}; each must have a label of its own")
+    refuse_alike([subject.label for subject in subjects], "two subjects")
     checked = []
     for subject in subjects:
         named = selected(subject.problem.model, request.parameters)

@@ -36,6 +36,22 @@ def names_in_file(names: Iterable[str]) -> dict[str, str]:
     return own
 
 
+def refuse_alike(labels: Sequence[str], what: str) -> None:
+    """Raise ValueError where two labels would be one name in a file: the same, or different in a slash alone.
+
+    what  is called so, such as `two subjects`
+    """
+    known: dict[str, str] = {}
+    for label in labels:
+        own = label.replace("/", "_")
+        if own in known:
+            both = repr(label)
+            if known[own] != label:
+                both = f"{known[own]!r} and {label!r}, which a file does not tell apart"
+            raise ValueError(f"{what} are called {both}; each must have a label of its own")
+        known[own] = label
+
+
 @dataclass(frozen=True, eq=False)
 class StoredReport:
     """The arrays and attributes of one result.

@@ -33,6 +33,7 @@ from lossmap.linalg.operator import Rounding
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
 from lossmap.linalg.spectral_density import spectral_density
 from lossmap.linalg.trace import trace
+from lossmap.report.stored import refuse_alike
 from lossmap.spectra import task_arrays
 from lossmap.spectra.block_groups import indices_of, size_of
 from lossmap.spectra.block_spectra import BlockSpectra
@@ -345,10 +346,7 @@ def make_tasks(
     Raises ValueError as `spectrum` and `layers` do, before anything long begins.
     """
     subjects = list(subjects)
-    labels = [s.label for s in subjects]
-    if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise ValueError(f"two subjects are called {twice!r}; each must have a label of its own")
+    refuse_alike([s.label for s in subjects], "two subjects")
     tasks: list[tuple[Task, int]] = []
     each: list[bool | ProductCheck] = []
     for i, subject in enumerate(subjects):

@@ -134,6 +134,7 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--mass-at=-1"], "--tail-mass must be numbers >= 0"),
         (["--compare", "=x"], "--compare must be LABEL=FILE or LABEL=MODEL@FILE; got '=x'"),
         (["--compare", "mlp=x.pt"], "two checkpoints are called 'mlp'"),
+        (["--compare", "a/b=x.pt", "a_b=y.pt"], "--compare: two checkpoints are called 'a/b' and 'a_b', which a file"),
         (["--precision", "bfloat16"], "must be float32 or float64"),
         (["--page"], "--page and --vtk are for surfaces"),
         (["--shard", "1/2"], "--shard is for surveys of a grid"),

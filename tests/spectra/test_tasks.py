@@ -9,6 +9,7 @@ from lossmap.curvature.autotune import prepare
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.run_survey import survey
+from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessSubject, make_sharpness_tasks
 from lossmap.spectra.blocks import layer_spectra
 from lossmap.spectra.request import SpectrumRequest, Subject, Task, group_names
 from lossmap.spectra.spectrum import spectrum
@@ -151,6 +152,11 @@ def test_invalid_requests_are_refused_before_anything_long_begins(asked, text):
 def test_two_subjects_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two subjects are called 'net'"):
         make_tasks([Subject("net", problem()), Subject("net", problem())], SpectrumRequest())
+    alike = "two subjects are called 'a/b' and 'a_b', which a file does not tell apart"  # one's were the other's
+    with pytest.raises(ValueError, match=alike):
+        make_tasks([Subject("a/b", problem()), Subject("a_b", problem())], SpectrumRequest())
+    with pytest.raises(ValueError, match=alike):
+        make_sharpness_tasks([SharpnessSubject(n, problem()) for n in ("a/b", "a_b")], SharpnessRequest())
 
 
 class Scarce(nn.Sequential):
