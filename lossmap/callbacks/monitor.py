@@ -27,7 +27,7 @@ from lossmap.callbacks.history import History, known, now
 from lossmap.callbacks.loggers import logs_of
 from lossmap.callbacks.measurement import OTHER_PRODUCTS, Measurement, Reading
 from lossmap.callbacks.overhead import Overhead
-from lossmap.data.checkpoints import finite_or_named
+from lossmap.data.checkpoints import finite_or_named, sorted_as_people_count
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.step_rule import RATE_IS_0, step_rule
 from lossmap.geometry.parameter_vector import selected, state_tensors
@@ -137,6 +137,7 @@ class CurvatureMonitor:
         self._watched = 0  # steps of the training since the monitor was made
         self._last: int | None = None  # the last step that was due
         self._reported: set[str] = set()
+        self._has_saved = False  # whether a checkpoint of this training was written
         self._refusal = ""  # why nothing can be measured, where that was found while training
         self._product_seconds: float | None = None  # of a reading, by its products; None before the first one
         self.overhead = Overhead(max_overhead, clock)
@@ -312,7 +313,21 @@ class CurvatureMonitor:
         if self.checkpoints is not None:
             self._save_weights(self.checkpoints, loss)
 
+    def _report_others(self, folder: Path) -> None:
+        """Name the checkpoints of a folder that are of another training: `lossmap dynamics` would take them, too."""
+        begun_at = 0 if self._watched >= self.steps else self.steps  # a resumed training goes on behind its own
+        others = [p.name for p in sorted_as_people_count(folder.glob("step_*.pt")) if _step_of(p) > begun_at]
+        if others:
+            some = ", ".join(others if len(others) <= 3 else [others[0], "...", others[-1]])
+            self._report(
+                f"{folder} holds checkpoints of another training ({some}), which lossmap dynamics would take for "
+                "those of this one: name another folder, or delete them"
+            )
+
     def _save_weights(self, folder: Path, loss: float) -> None:
+        if not self._has_saved:
+            self._has_saved = True
+            self._report_others(folder)
         state = {name: t.detach().clone() for name, t in state_tensors(self.measurement.problem.model).items()}
         try:
             finite_or_named(state, f"the model at step {self.steps}")
@@ -335,6 +350,12 @@ class CurvatureMonitor:
         if sentence not in self._reported:
             self._reported.add(sentence)
             logger.warning("%s", sentence)
+
+
+def _step_of(path: Path) -> int:
+    """The step of a checkpoint's name, `step_000100.pt`; 0 where it has another."""
+    digits = path.stem.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _name_of(device: torch.device) -> str:

@@ -176,3 +176,17 @@ def test_a_reading_inside_inference_mode_is_that_outside():
     expected = monitor.measure()["max_eig"]
     with torch.inference_mode():
         assert monitor.measure()["max_eig"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_checkpoints_of_another_training_are_named(tmp_path, caplog):
+    def run(steps):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        caplog.clear()
+        trained(model, optimizer, monitor_of(model, optimizer, trace_products=0, checkpoints=tmp_path), steps)
+        return "holds checkpoints of another training" in caplog.text
+
+    assert not run([1, 2])
+    assert not run([3, 4])  # resumed
+    assert run([1]) and "(step_000001.pt, ..., step_000004.pt)" in caplog.text
+    assert run([3]) and "(step_000004.pt)" in caplog.text
