@@ -211,7 +211,14 @@ def problems_of(
                 problems[name] = huggingface(network, batches)
             else:
                 problems[name] = Problem.supervised(network, loss, batches)
-    network = to_precision(next(iter(problems.values())).model, machine.dtype, machine.device)
+    network = next(iter(problems.values())).model
+    if (
+        notes is not None
+        and machine.dtype == torch.float32
+        and any(p.dtype == torch.float64 for p in network.parameters())
+    ):
+        notes.append("the model is in float64, and is measured in float32: --precision float64 keeps it as it is")
+    network = to_precision(network, machine.dtype, machine.device)
     problems = {name: p.over(network).to(machine.device, machine.dtype) for name, p in problems.items()}
     problems = {name: tried_on_samples(problem, name) for name, problem in problems.items()}
     if notes is not None and len({datasets.digest(problem.data) for problem in problems.values()}) < len(problems):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from lossmap.cli.device import Machine, prepare_machine
-from lossmap.cli.load_problem import problem_and_files
+from lossmap.cli.load_problem import _as_problem, problem_and_files, problems_of
+from lossmap.cli.setting_groups import DataSettings, ModelSettings
+from lossmap.cli.settings import UsageError
 from lossmap.cli.surface import COMMAND
 from lossmap.parallel.world import World
 
@@ -53,3 +55,24 @@ def test_what_is_left_out_of_the_batches_is_said_once_by_all_ranks_and_for_all_s
     assert [p.data.samples for p in problems.values()] == [5, 5]
     assert caplog.text.count("does not take it: path") == times
     assert logging.getLogger("lossmap").level == logging.NOTSET
+
+
+@pytest.mark.parametrize(("dtype", "precision", "is_said"), [(64, 32, True), (64, 64, False), (32, 32, False)])
+def test_a_model_in_float64_that_is_measured_in_float32_is_reported(tmp_path, dtype, precision, is_said):
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        f"def model(): return torch.nn.Linear(3, 2).to(torch.float{dtype})\n"
+        "def data(split): return torch.arange(18.).reshape(6, 3), torch.arange(6) % 2\n"
+    )
+    own, notes = str(tmp_path / "own.py"), []
+    machine = Machine(torch.device("cpu"), getattr(torch, f"float{precision}"), None, 1, ())
+    model, data = ModelSettings(model=f"{own}:model"), DataSettings(dataset=f"{own}:data")
+    problem = problems_of(model, data, machine, splits=("train",), notes=notes)["train"]
+    assert next(problem.model.parameters()).dtype == getattr(torch, f"float{precision}")
+    assert ("the model is in float64, and is measured in float32" in " ".join(notes)) == is_said
+
+
+def test_a_problem_by_a_tuple_of_too_many():
+    parts = (torch.nn.Linear(3, 2), [(torch.ones(2, 3), torch.arange(2))], lambda model, batch: 0.0, print)
+    with pytest.raises(UsageError, match=r"returned 4 values: .* dict of metrics behind them; the fourth is builtin"):
+        _as_problem(parts, "own.py:problem")

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.cli.load_problem import _as_problem
-from lossmap.cli.settings import UsageError
 from lossmap.data.checks import tried_on_samples
 from lossmap.data.problem import Problem
 
@@ -39,11 +37,6 @@ def of_outputs(outputs, targets):
 def test_what_is_no_model_or_no_loss_of_one(model, loss, words):
     with pytest.raises(ValueError, match=words):
         Problem.custom(model, loss, [(X, Y)])
-
-
-def test_a_problem_by_a_tuple_of_too_many():
-    with pytest.raises(UsageError, match=r"returned 4 values: .* dict of metrics behind them; the fourth is function"):
-        _as_problem((net(), [(X, Y)], by_batch, of_outputs), "own.py:problem")
 
 
 def test_a_loss_of_model_and_batch_among_outputs_and_targets():
