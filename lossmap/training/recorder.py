@@ -68,7 +68,8 @@ class Recorder:
             save({"state_dict": state, "step": self.step, "loss": record["loss"]}, self._path())
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "record.csv").open("w", newline="") as file:
-            rows = csv.DictWriter(file, list(self.records[0]))
+            columns = dict.fromkeys(name for record in self.records for name in record)  # not every one has all
+            rows = csv.DictWriter(file, list(columns), restval="nan")
             rows.writeheader()
             rows.writerows({**row, "step": int(row["step"])} for row in self.records)
 

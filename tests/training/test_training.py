@@ -309,6 +309,15 @@ def test_a_recorder_reads_curvature_and_leaves_no_trace(tmp_path):
         assert next(csv.reader(file)) == ["step", "loss", "max_eig", "min_eig", "condition"]
 
 
+def test_a_record_has_the_numbers_that_the_first_one_had_not(tmp_path):
+    numbers = iter([{}, {"max_eig": 2.0}, {"max_eig": 3.0}])
+    recorder = Recorder(tmp_path, every=1, curvature=lambda model: next(numbers))
+    for loss in (3.0, 2.0, 1.0):
+        recorder(nn.Linear(1, 1), loss)
+    with (tmp_path / "record.csv").open() as file:
+        assert [row["max_eig"] for row in csv.DictReader(file)] == ["nan", "2.0", "3.0"]
+
+
 def test_the_recorded_ends_are_those_of_a_dense_hessian():
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double().eval()
     torch.manual_seed(0)
