@@ -112,6 +112,10 @@ class LightningCurvature(Callback):  # type: ignore[misc]
         if self.monitor is not None:
             self.monitor.step(int(trainer.global_step))
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the monitor of a training that was interrupted: its file no longer says that it goes on."""
+        self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the monitor."""
         if self.monitor is not None:

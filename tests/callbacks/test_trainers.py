@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lossmap
+from lossmap.io.surface import TRAINING_PROCESS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -77,6 +78,25 @@ def test_lightning_trains_to_the_same_bits(lightning, tmp_path):
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert "curvature/max_eig" in metrics.read_text()
     assert [f.name for f in sorted((tmp_path / "run").iterdir())] == [f"step_00000{i}.pt" for i in (3, 6, 9)]
+
+
+def test_a_training_that_ends_early_ends_its_file_too(lightning, tmp_path):
+    from lossmap.callbacks import LightningCurvature
+
+    class Ends(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 4:
+                raise RuntimeError("enough")
+
+    def watched(model):
+        problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+        options = {"every": 3, "path": tmp_path / "training.h5", "max_overhead": None, "trace_products": 0}
+        return [LightningCurvature(problem, **options), Ends()]
+
+    with pytest.raises(RuntimeError, match="enough"):
+        lightning_run(lightning, watched, tmp_path)
+    surface = lossmap.read(tmp_path / "training.h5")
+    assert surface.grid.x.tolist() == [3] and TRAINING_PROCESS not in surface.attributes
 
 
 def test_a_problem_of_another_model_is_refused_when_training_begins(lightning, tmp_path):
