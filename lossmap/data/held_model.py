@@ -4,7 +4,8 @@
 
 At points of a survey that is right, since the model itself is moved. Over a copy (in another precision, at a
 checkpoint) such a loss is that of the copy in part or not at all, and so are its derivatives.
-Price: one sample forward and back, or a batch where the loss does not run on one; nothing for PyTorch's own losses.
+So it is where the loss reads what the last pass left in the model, `MODEL.aux`. Price: one sample forward and back and
+four passes more, or a batch where the loss does not run on one; nothing for PyTorch's own losses.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
-from lossmap.data.batches import Batch
+from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
+
+MAX_MOVED = 50_000_000  # parameters of a model that is run at other weights between two evaluations of its copy
+SAME = 1e-12  # relative difference of two evaluations of one loss in float64
 
 HELD = (
     "the loss holds the model itself, beside the one that it is given, so that it cannot be evaluated over a copy; "
@@ -58,12 +62,36 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
             for p in own:
                 p.requires_grad_(True)
             value = _first_total(twin, tried)
-            if not value.requires_grad:
-                return False
-            return any(g is not None for g in torch.autograd.grad(value, own, allow_unused=True))
+            if value.requires_grad and any(g is not None for g in torch.autograd.grad(value, own, allow_unused=True)):
+                return True
+            return _reads_what_the_model_keeps(twin, model, tried)
         finally:
             for p, before in zip(own, required, strict=True):
                 p.requires_grad_(before)
+
+
+def _reads_what_the_model_keeps(twin: Problem, model: nn.Module, tried: Sequence[Iterable[Batch]]) -> bool:
+    """Whether the copy's loss follows what a pass leaves in the model itself, as `MODEL.aux` in an auxiliary loss.
+
+    That is looked for by a pass of the model, at other weights, between two evaluations of the copy.
+    """
+    own = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    if not own or sum(p.numel() for p in own.values()) > MAX_MOVED:
+        return False
+    dtype = next(iter(own.values())).dtype
+    moved = {name: 1.5 * p.detach() + 0.1 for name, p in own.items()}
+    try:
+        with torch.no_grad(), temporary_parameters(model, moved):
+            values = []
+            for is_between in (False, False, True):
+                if is_between:
+                    twin.forward(model, move_batch(copied(next(iter(tried[-1]))), None, dtype))
+                with same_random_state(0):
+                    values.append(float(_first_total(twin, tried)))
+    except Exception:  # user code may raise any exception, where gradients are not recorded or at other weights
+        return False
+    before, again, after = values
+    return abs(again - before) <= SAME * abs(before) and abs(after - before) > 1e3 * SAME * abs(before)
 
 
 def _first_total(problem: Problem, tried: Sequence[Iterable[Batch]]) -> Tensor:

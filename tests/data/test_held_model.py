@@ -1,6 +1,7 @@
 """A loss that holds the model itself is not evaluated over copies, which it does not follow."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -84,3 +85,28 @@ def test_a_loss_that_fails_on_one_sample_is_asked_with_a_batch_of_its_own():
     for loss, is_held in ((centred, False), (partial(centred, held=model), True)):
         twin = Problem.supervised(model, loss, (x, y), batch_size=8).over(copy.deepcopy(model))
         assert holds(twin, model) is is_held
+
+
+class KeepsItsBalance(nn.Module):
+    """Leaves a term of its loss in an attribute, as a mixture of experts does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.balance = nn.Linear(4, 3), 0
+
+    def forward(self, x):
+        outputs = self.net(x)
+        self.balance = outputs.softmax(1).square().sum(1).mean()
+        return outputs
+
+
+@pytest.mark.parametrize("place", ["closure", "argument"])
+def test_a_loss_that_reads_what_the_models_last_pass_left_holds_it(place):
+    torch.manual_seed(0)
+    model, data = KeepsItsBalance(), (torch.randn(20, 4), torch.arange(20) % 3)
+    if place == "closure":
+        problem = Problem.supervised(model, lambda o, t: F.cross_entropy(o, t) + model.balance, data)
+    else:
+        problem = Problem.custom(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]) + m.balance, data)
+    twin = replace(problem, model=copy.deepcopy(model).double(), data=problem.data.to(dtype=torch.float64))
+    assert holds(twin, model) is (place == "closure")
