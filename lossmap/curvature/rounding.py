@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from lossmap.copies import lazy_copy
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
+from lossmap.curvature.same_function import refuse_other_function
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
 from lossmap.data.held_model import refuse_held
@@ -255,7 +256,8 @@ def in_precision(
 def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None) -> Problem:
     """The same problem in another precision, over a copy of its model.
 
-    Raises what the model's forward raises there, and ValueError for a loss that holds the model itself.
+    Raises what the model's forward raises there, and ValueError for a loss that holds the model itself, and for a model
+    that is another function in the other precision.
     """
     own = next(p.dtype for p in problem.model.parameters() if p.is_floating_point())
 
@@ -273,6 +275,7 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(twin.model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
     refuse_held(twin, problem.model)
+    refuse_other_function(twin, problem, state)
     return twin
 
 

@@ -71,10 +71,7 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
 
 
 def _reads_what_the_model_keeps(twin: Problem, model: nn.Module, tried: Sequence[Iterable[Batch]]) -> bool:
-    """Whether the copy's loss follows what a pass leaves in the model itself, as `MODEL.aux` in an auxiliary loss.
-
-    That is looked for by a pass of the model, at other weights, between two evaluations of the copy.
-    """
+    """Whether the copy's loss follows a pass of the model itself, at other weights, between two evaluations."""
     own = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     if not own or sum(p.numel() for p in own.values()) > MAX_MOVED:
         return False

@@ -86,10 +86,7 @@ def _converted(leaf: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def limits_of(dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, `torch.finfo` of float64 is that of another precision; None: as it is.
-
-    A model that adds its precision's epsilon is another function in float64, and a copy of it would not be the model.
-    """
+    """Inside, `torch.finfo` of float64 is that of another precision; None: as it is."""
     before = torch.finfo
     if dtype is None or before is not finfo:  # inside another one it is done already
         yield

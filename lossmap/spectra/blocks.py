@@ -30,8 +30,9 @@ import torch
 from lossmap.curvature.build import build_matrix, notes_of, product_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
-from lossmap.curvature.operators import Product, Total, single_rank
+from lossmap.curvature.operators import Product, Total, made_by_all, single_rank
 from lossmap.curvature.product_check import check_product, kink_of_block
+from lossmap.curvature.same_function import refuse_other_function
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
@@ -156,15 +157,17 @@ def doubled(problem: Problem) -> Problem:
     with temporary_parameters(model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
     refuse_held(twin, problem.model)
+    refuse_other_function(twin, problem)
     return twin
 
 
-def exact_problem(problem: Problem) -> tuple[Problem, tuple[str, ...]]:
-    """The problem in float64, or as it is with a note where its model or loss does not bear that."""
+def exact_problem(problem: Problem, total: Total = single_rank) -> tuple[Problem, tuple[str, ...]]:
+    """The problem in float64, or as it is with a note where its model or loss does not bear that on some rank."""
     if next(p for p in problem.model.parameters() if p.is_floating_point()).dtype == torch.float64:
         return problem, ()
     try:
-        return doubled(problem), ()
+        device = next(problem.model.parameters()).device
+        return made_by_all(total, device, lambda: doubled(problem), "problem in float64"), ()
     except Exception as error:  # user code may raise any exception
         text = next(iter(str(error).splitlines()), type(error).__name__)
         return problem, (f"computed in the model's own precision, since it does not run in float64 ({text})",)
@@ -237,7 +240,7 @@ def layer_spectra(
     )
     sizes = zip(everything.layout.names, everything.layout.sizes, strict=True)
     groups = groups_of([name for name, size in sizes if size], by, patterns)  # a tensor without entries has no block
-    twin, notes = exact_problem(problem)
+    twin, notes = exact_problem(problem, total)
     # Small blocks are computed in float64, where that is possible; for large ones it would cost too much.
     blocks = [
         read_block(

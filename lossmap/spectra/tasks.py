@@ -255,7 +255,7 @@ class SpectrumTasks:
         request, problem = self.request, subject.problem
         tensors = subject.groups(request)[name]
         if size_of(self.matrix(subject, self.request.block_parameters).layout, tensors) <= request.dense:
-            problem, _ = exact_problem(problem)
+            problem, _ = exact_problem(problem, self.total)
         own = block_matrix(problem, subject.matrix, tensors, self.total, check=self.check_of(subject))
         block = read_block(own, name, tensors, dense=request.dense, tol=request.tol, seed=request.seed)
         return task_arrays.of_block(block)
