@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -205,7 +205,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     with style_context(), width_context(width):
         if "spectrum" in kinds:
             spectra = spectra_of(surface)
-            figures = {f"_{_safe(label)}": draw_spectrum(spectra, label) for label in spectra}
+            figures = {f"_{name}": draw_spectrum(spectra, label) for label, name in _file_names(spectra).items()}
             if len(spectra) > 1:
                 figures["_compared"] = draw_comparison(spectra)
             for rest, pair in train_and_test(spectra).items():
@@ -213,7 +213,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
         figures |= {f"_{_safe(label)}": draw_l2_path(group) for label, group in _l2_paths(surface).items()}
         if "layers" in kinds:
             layers = labelled(surface, "layers")
-            figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
+            figures |= {f"_layers_{name}": draw_layers(layers, label) for label, name in _file_names(layers).items()}
     for kind in ("sharpness", "connection", "topology", "evolution", "health", "path"):
         if kind in kinds:
             with style_context(), width_context(width):
@@ -247,6 +247,17 @@ def _merged(spectra_by_file: Sequence[Mapping[str, Group]], titles: Sequence[str
 
 def _safe(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", label)
+
+
+def _file_names(labels: Iterable[str]) -> dict[str, str]:
+    """By label its part of a picture's file name, no two alike: `a b` and `a-b` are drawn both."""
+    names: dict[str, str] = {}
+    for label in labels:
+        safe, number = _safe(label), 1
+        while (name := safe if number == 1 else f"{safe}-{number}") in names.values():
+            number += 1
+        names[label] = name
+    return names
 
 
 def draw_path(surface: Surface) -> Figure:

@@ -117,6 +117,13 @@ def test_several_contents_of_one_file_have_a_name_each(files):
     assert list(figures_of(Surface(Grid(np.zeros(1)), {}, groups=held))) == ["_train", "_layers_train", "_path"]
 
 
+def test_labels_that_differ_in_a_space_or_a_dash_have_a_picture_each(files):
+    held = lossmap.read(files / "spectrum.h5", Surface).groups
+    groups = {f"layers/{label}": held["layers/train"] for label in ("a b", "a-b", "c")}
+    figures = figures_of(Surface(Grid(np.zeros(1)), {}, groups=groups))
+    assert list(figures) == ["_layers_a-b", "_layers_a-b-2", "_layers_c"]
+
+
 def test_the_loss_in_the_plane_and_drops_of_the_learning_rate_stand_in_the_legend():
     columns = {"x": np.arange(6.0), "step": np.arange(6), "loss": np.arange(6.0, 0.0, -1), "plane_loss": np.ones(6)}
     columns["learning_rate"] = np.array([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
