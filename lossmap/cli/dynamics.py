@@ -135,8 +135,8 @@ def run(settings: Settings, world: World) -> int:
     """Measure every checkpoint, report how the leading eigenspace changes, and draw it; the exit code."""
     from lossmap.cli import device, load_problem
     from lossmap.cli.load_model import selection_of
-    from lossmap.dynamics.checkpoint_steps import find_checkpoints
     from lossmap.dynamics.run import run_dynamics
+    from lossmap.landscape.checkpoint_steps import find_checkpoints
 
     execution, options = settings.run, settings.dynamics
     say = output.rank_0_printer(world, settings.notes)
@@ -198,7 +198,7 @@ def run(settings: Settings, world: World) -> int:
 
 def dry_run(files: Mapping[float, Path], top: int, path: Path, problems: Mapping[str, Problem]) -> str:
     """What the command would do."""
-    from lossmap.dynamics.checkpoint_steps import short_names
+    from lossmap.landscape.checkpoint_steps import short_names
 
     names = ", ".join(short_names(files.values()))
     return (

@@ -21,7 +21,7 @@ def estimate_run(settings: Settings, world: World, per_node: int, clock: Callabl
     """The estimate of `lossmap dynamics`: a point is a checkpoint."""
     from lossmap.cli import device, load_problem
     from lossmap.cli.dynamics import checkpoints_of, measure_of
-    from lossmap.dynamics.checkpoint_steps import find_checkpoints
+    from lossmap.landscape.checkpoint_steps import find_checkpoints
     from lossmap.memory import free_memory, memory_now
 
     began = clock()

@@ -27,7 +27,6 @@ from lossmap.data.checkpoints import file_sha256, load_into
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
-from lossmap.dynamics.checkpoint_steps import found_checkpoints, numbered_in_order
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
 from lossmap.dynamics.nulls import InformedNull, NullMeasure
 from lossmap.dynamics.price import fitted_effort, price_of_run, stored_effort
@@ -40,6 +39,7 @@ from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, 
 from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.keywords import checked_keywords
+from lossmap.landscape.checkpoint_steps import found_checkpoints, numbered_in_order
 from lossmap.landscape.fingerprint import code_of
 from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_file import settings_of

@@ -11,7 +11,6 @@ The price is two passes over the data for each checkpoint, and a gradient.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import nan
@@ -27,6 +26,7 @@ from lossmap.geometry.directions import Named, Plane, difference, origin_of
 from lossmap.geometry.grid import Grid, window_around
 from lossmap.geometry.training_path import trajectory
 from lossmap.io.surface import Group
+from lossmap.landscape.checkpoint_steps import known_steps
 from lossmap.landscape.loss import losses, plain_forward
 
 PASSES = 4  # over the data at a checkpoint: two of losses, and a gradient, which takes about two
@@ -52,7 +52,7 @@ def project_run(
     Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), loss, plane_loss,
     cosine, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine.
     """
-    arrays = dict(trajectory(plane, states, [_step(f, i) for i, f in enumerate(files)]))
+    arrays = dict(trajectory(plane, states, _steps(files)))
     plan = plain_forward(problem)
     whole = origin_of(problem.model, states=True)  # running statistics too, which need not move with the plane
     lines = [Plane(whole, (difference(whole, state),), ({},)) for state in states]
@@ -88,10 +88,10 @@ def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters
     return cosines
 
 
-def _step(file: Path, position: int) -> float:
-    """The last number in a checkpoint's name, or its position in the run."""
-    numbers = re.findall(r"\d+", file.stem)
-    return float(numbers[-1]) if numbers else float(position)
+def _steps(files: Sequence[Path]) -> list[float]:
+    """The steps of a run's checkpoints; their positions in it where not all are known."""
+    steps = [step for step in known_steps(files) if step is not None]
+    return steps if len(steps) == len(files) else [float(i) for i in range(len(files))]
 
 
 def grid_around(arrays: Mapping[str, np.ndarray]) -> Grid:

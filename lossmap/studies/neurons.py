@@ -17,8 +17,8 @@ import numpy as np
 from torch import nn
 
 from lossmap.data.checkpoints import load_into
-from lossmap.dynamics.checkpoint_steps import find_checkpoints
 from lossmap.geometry.parameter_vector import selected
+from lossmap.landscape.checkpoint_steps import find_checkpoints
 
 Array = np.ndarray
 

@@ -16,10 +16,10 @@ from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.checkpoints import load_into, load_state
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature
-from lossmap.dynamics.checkpoint_steps import find_checkpoints, numbered_in_order
 from lossmap.dynamics.run import run_dynamics
 from lossmap.io.eigenvector_store import VectorFolder, read_vectors, results_of
 from lossmap.io.read import read
+from lossmap.landscape.checkpoint_steps import find_checkpoints, numbered_in_order
 from lossmap.linalg.operator import InterruptibleProduct
 
 PLAIN = "double-backward"

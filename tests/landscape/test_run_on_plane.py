@@ -116,3 +116,23 @@ def test_a_rate_that_falls_all_the_time_has_no_drops():
     arrays = {"loss": np.ones(9), "cosine": np.full(9, np.nan), "step": np.arange(9.0), "residual": np.zeros(9)}
     arrays |= {"explained_variance_ratio": np.array([1.0]), "x": np.zeros(9), "learning_rate": 0.8 ** np.arange(9)}
     assert "drops" not in path_report(arrays, (0.8, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"], [4, 8, 8]),  # of the step that stands in it
+        (["checkpoint-500/model.safetensors", "checkpoint-1000/model.safetensors"], [500, 1000]),
+        (["epoch=1-acc=0.71.ckpt", "epoch=2-acc=0.65.ckpt"], [1, 2]),
+        (["init.pt", "epoch_3.pt"], [0, 1]),
+    ],
+)
+def test_steps_are_those_of_the_run(tmp_path, names, steps):
+    path = descent([1.0, 3.0], [1.0, 1.0], 0.3, len(names))
+    for name, state in zip(names, path, strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        torch.save(state | ({"global_step": 8} if "ckpt" in name else {}), tmp_path / name)
+    problem = quadratic([1.0, 3.0])
+    problem.model.load_state_dict(path[-1])
+    plane = lossmap.Plane(path[-1], ({"weight": torch.tensor([[1.0, 0.0]], dtype=torch.float64)},), ({},))
+    assert project_run(plane, problem, [tmp_path / name for name in names], path)["step"].tolist() == steps

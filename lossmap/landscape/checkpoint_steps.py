@@ -38,14 +38,14 @@ def short_names(files: Iterable[Path]) -> list[str]:
 
 def numbered_in_order(files: Mapping[float, Path]) -> str:
     """A sentence where neither names nor checkpoints give ascending steps; empty where they do."""
-    if len(files) == 1 or _known(list(files.values())) == list(files):
+    if len(files) == 1 or known_steps(list(files.values())) == list(files):
         return ""
     names = short_names(files.values())
     some = ", ".join(names if len(names) <= 4 else [*names[:3], "...", names[-1]])
     return f"the names of the checkpoints give no ascending steps: they are numbered from 0 in the order {some}"
 
 
-def _known(files: Sequence[Path]) -> list[float | None]:
+def known_steps(files: Sequence[Path]) -> list[float | None]:
     """The steps by name; those that have none there from inside the files, where these count as the names do."""
     steps = _steps(files)
     if all(step is not None for step in steps):
@@ -74,14 +74,14 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
     if not files:
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
-    known, notes = _known(files), []
+    known, notes = known_steps(files), []
     if all(step is not None for step in known):
         of_step = {step: path for step, path in zip(known, files, strict=True) if not is_last(path.stem)}
         for step, path in zip(known, list(files), strict=True):
             if is_last(path.stem) and of_step.setdefault(step, path) != path:
                 files.remove(path)
                 notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
-        known = _known(files) if notes else known
+        known = known_steps(files) if notes else known
     steps = [step for step in known if step is not None]
     if len(steps) == len(files) and len(set(steps)) == len(steps) and None in _steps(files):
         order = np.argsort(steps)
