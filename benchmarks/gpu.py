@@ -63,6 +63,11 @@ class Bench:
     tiny: bool
     folder: Path | None = None
 
+    @property
+    def tol(self) -> float:
+        """Of eigenvalues, relative to the largest."""
+        return 0.3 if self.tiny else 1e-2
+
     def wait(self) -> None:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":
@@ -204,12 +209,12 @@ def point(bench: Bench, _: float) -> None:
         return double(torch.from_numpy(v.astype(np.float32).ravel()).to(bench.device)).cpu().numpy()
 
     def classic() -> tuple[float, float]:
-        top = eigsh(LinearOperator((n, n), matvec=times, dtype=np.float32), k=1, tol=1e-2)[0][0]
+        top = eigsh(LinearOperator((n, n), matvec=times, dtype=np.float32), k=1, tol=bench.tol)[0][0]
         other = LinearOperator((n, n), matvec=lambda v: times(v) - top * v.ravel(), dtype=np.float32)
-        return float(top), float(eigsh(other, k=1, tol=1e-2)[0][0] + top)
+        return float(top), float(eigsh(other, k=1, tol=bench.tol)[0][0] + top)
 
     factory = prepare(Problem.supervised(net, "crossentropy", data))
-    measure = EigenvalueMap({"train": factory}, random_plane(net, axes=1), "ends", tol=1e-2)
+    measure = EigenvalueMap({"train": factory}, random_plane(net, axes=1), "ends", tol=bench.tol)
     measure((0.0,))
     bench.wait()
     start = time.perf_counter()
@@ -265,7 +270,7 @@ def eigenmap(bench: Bench, _: float) -> None:
     samples = 8 if bench.tiny else 2048
     net = resnet(20, bench.device)
     factory = prepare(Problem.supervised(net, "crossentropy", images(samples, bench.device)))
-    measure = EigenvalueMap({"train": factory}, random_plane(net), "ends", tol=1e-2)
+    measure = EigenvalueMap({"train": factory}, random_plane(net), "ends", tol=bench.tol)
     grid = lossmap.Grid.square(-1, 1, 2 if bench.tiny else 3)
     path = None if bench.folder is None else bench.folder / f"map{'-tiny' if bench.tiny else ''}.h5"
     bench.fresh()

@@ -60,12 +60,13 @@ def test_no_measure_waits_for_a_batch(told):
         assert 0 < of_5 == of_10 <= 12, (measure, of_5, of_10)
 
 
-def test_spectrum_and_connection_wait_as_often_for_twice_the_batches(told):
+def test_searches_wait_as_often_for_twice_the_batches(told):
     searches = told["pretended"]["searches"]
-    most = {"spectrum": 450, "connection": 120}  # with the checks and the probe before them
+    most = {"spectrum": 450, "connection": 120, "sharpness": 410}  # with the checks and the probe before them
     assert searches.keys() == most.keys()
-    for measure, (of_5, of_10) in searches.items():
-        assert 0 < of_5 == of_10 <= most[measure], (measure, of_5, of_10)
+    for measure, (once, twice) in searches.items():
+        # rounding may make a search one product longer; a wait for each batch would make hundreds
+        assert 0 < once <= most[measure] and abs(twice - once) <= 3, (measure, once, twice)
 
 
 def test_a_dense_matrix_waits_once_for_each_product_and_once_for_all_columns(told):

@@ -46,11 +46,12 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     # gradient, loss, samples and whether this rank failed travel together, so that all ranks raise as one
     message = torch.zeros(layout.size + 3, dtype=torch.float64, device=next(iter(named.values())).device)
     message = total_or_raise(total, message, partial(_add_local_sums, problem, list(named.values())), "gradient")
-    loss_sum, samples, _ = message[-3:].tolist()
+    is_finite = message[:-3].isfinite().all()
+    loss_sum, samples, _, finite = torch.cat([message[-3:], is_finite.to(message)[None]]).tolist()  # one wait
     if samples == 0:
         raise ValueError("the data hold no sample; the gradient is a mean over samples")
     loss, gradient = loss_sum / samples, message[:-3] / samples
-    if isfinite(loss) and not bool(gradient.isfinite().all()):
+    if isfinite(loss) and not finite:
         raise FloatingPointError(f"the loss is {loss:g}, but its gradient is not finite at these parameters")
     return LossAndGradient(loss, gradient, layout)
 

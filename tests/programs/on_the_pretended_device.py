@@ -163,12 +163,12 @@ def waits_of_a_search() -> float:
     return (waits() - before) / operator.products
 
 
-def waits_of_passes(measures: Any) -> dict[str, list[int]]:
-    """By measure its waits over the same samples in 5 and in 10 batches."""
+def waits_of_passes(measures: Any, batch_sizes: tuple[int, int] = (8, 4)) -> dict[str, list[int]]:
+    """By measure its waits over the same samples in so many batches, and in twice as many."""
     found = {}
     for measure in measures:
         counts = []
-        for batch_size in (8, 4):
+        for batch_size in batch_sizes:
             p = dense(batch_size)
             before = waits()
             measure(p)
@@ -185,6 +185,17 @@ def connection(p: lossmap.Problem) -> None:
     lossmap.connect(p, dense().model, points=3)
 
 
+def sharpness(p: lossmap.Problem) -> None:
+    lossmap.sharpness(p, draws=2, ascent_steps=1, starts=1)
+
+
+def waits_of_searches() -> dict[str, list[int]]:
+    """As of passes."""
+    if WHERE != "pretended":
+        return {}
+    return waits_of_passes((spectrum, connection)) | waits_of_passes((sharpness,), (20, 10))
+
+
 def waits_of_a_dense_matrix() -> float:
     """Waits for each product by which a matrix is made whole."""
     operator = Counting(prepare(dense(), "weights").at())
@@ -194,6 +205,6 @@ def waits_of_a_dense_matrix() -> float:
 
 
 print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "passes": waits_of_passes(PASSES),
-                  "searches": waits_of_passes((spectrum, connection) if WHERE == "pretended" else ()),
+                  "searches": waits_of_searches(),
                   "dense": waits_of_a_dense_matrix(),
                   "search": waits_of_a_search(), "refusal": refusal_of_products(spread())}))  # fmt: skip
