@@ -611,6 +611,7 @@ class _Judge:
             return few, beside
         if error == inf or not is_of_one_side(few, [r.v for r in references]):
             refuse_gradient(few, error)
+        refuse_changing_loss(few.repeated(REPEATS))  # of which one look may be right by chance
         return None, (few, references)
 
     def references(self, few: FewSamples, known: tuple[float, Parts] | None = None) -> tuple[list[Reference], float]:

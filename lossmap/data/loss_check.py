@@ -320,7 +320,8 @@ def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
         return problem
     note = (
         f"rounding shows in the loss: over {probe.samples} samples it is {value:.6g} in the model's precision and "
-        f"{exact:.6g} in float64; --precision float64 reads it right"
+        f"{exact:.6g} in float64; --precision float64 reads it right, unless the model compares inputs with rounded "
+        "numbers (x == -9.9) or asks for its precision"
     )
     return replace(problem, notes=(*problem.notes, note))
 

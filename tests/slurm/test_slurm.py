@@ -156,7 +156,7 @@ def test_a_signaled_job_is_requeued_and_completes_as_if_undisturbed(farm, undist
 
 def test_eigenvalues_agree_within_their_bounds_after_a_requeue(farm):
     (farm.folder / "slow loss.py").write_text(LOSS.replace("= 0.1", "= 0.01 if again else 0.05"))
-    work = ["eigenmap", *farm.survey("e.h5", 5)[1:-2], "--way", "double", "--certify", "none"]
+    work = ["eigenmap", *farm.survey("e.h5", 5)[1:-2], "--way", "double", "--certify", "each"]
     farm.lossmap(*work, "--surf-file", "alone.h5")
     (job,) = farm.submit("--nodes", "2", "--requeue", work=[*work, "--surf-file", "e.h5"])
     farm.until_begun("e.h5", measure="eigen")
