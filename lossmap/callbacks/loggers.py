@@ -72,7 +72,7 @@ class CsvLog:
     path  of the file, which is begun anew
 
     It is written anew, and appears whole, where a reading has a number that those before it had not (a threshold, once
-    the learning rate is no longer 0), and after a row that could not be written.
+    the learning rate is no longer 0), after a row that could not be written, and where the file is gone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,10 +85,10 @@ class CsvLog:
 
     def __call__(self, numbers: Mapping[str, float], step: int) -> None:
         """Add a row; a number that it has not is `nan`."""
-        self.rows.append({"step": step, **numbers})
+        self.rows.append({"step": step} | {name: value for name, value in numbers.items() if name != "step"})
         added = [name for name in self.rows[-1] if name not in self.columns]
         self.columns += added
-        is_appended = self.is_whole and not added
+        is_appended = self.is_whole and not added and self.path.exists()
         self.is_whole = False
         if is_appended:
             with self.path.open("a", newline="") as file:

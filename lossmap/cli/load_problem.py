@@ -286,7 +286,8 @@ def _user_problems(
         takes_split = "split" in inspect.signature(factory).parameters
         for name in names:
             with same_random_state():  # a loader draws its order when it is read
-                problems[name] = _as_problem(factory(split=name) if takes_split else factory(), str(data.problem))
+                given = _returned_by(factory, str(data.problem), {"split": name} if takes_split else {})
+                problems[name] = _as_problem(given, str(data.problem))
             if not takes_split and len(names) > 1:
                 raise UsageError(
                     f"--problem {data.problem} has one split only; give it a parameter `split`, or use --split train"
@@ -309,6 +310,21 @@ def _user_problems(
     }
 
 
+def _returned_by(factory: Callable[..., Any], name: str, keywords: Mapping[str, str]) -> Any:
+    """What a factory returns. Raises UsageError where it does not take these keywords, or fails."""
+    try:
+        inspect.signature(factory).bind(**keywords)
+    except TypeError as error:
+        called = ", ".join(keywords) or "nothing"
+        raise UsageError(f"--problem {name} is called with {called}, which does not fit it: {error}") from None
+    try:
+        return factory(**keywords)
+    except MemoryError:
+        raise
+    except Exception as error:  # user code may raise any exception
+        raise UsageError(f"--problem {name} fails: {type(error).__name__}: {error}") from error
+
+
 def _as_problem(value: Any, name: str) -> Problem:
     """What a factory returned, as a problem: one already, keywords of `Problem.custom`, or a tuple of them."""
     if isinstance(value, Mapping):
@@ -324,13 +340,12 @@ def _as_problem(value: Any, name: str) -> Problem:
     elif isinstance(value, tuple) and len(value) >= 3:
         network, batches, loss, *metrics = value
         value = Problem.custom(network, loss, batches)
-        if metrics and not isinstance(metrics[0], Mapping):
+        if len(metrics) > 1 or any(metrics):
             raise UsageError(
-                f"--problem {name} returned {3 + len(metrics)} values: (model, batches, loss), and a dict of "
-                f"metrics behind them; the fourth is {type(metrics[0]).__name__}"
+                f"--problem {name} returned {len(metrics) + 3} values; a tuple holds (model, batches, loss(model, "
+                "batch)). Metrics are of outputs and targets: return lossmap.Problem.supervised(model, loss, batches, "
+                "metrics={'name': function})"
             )
-        if metrics:
-            value = replace(value, metrics=metrics[0])
     if not isinstance(value, Problem):
         raise UsageError(
             f"--problem {name} must return a Problem, or a tuple (model, batches, loss(model, batch)); "

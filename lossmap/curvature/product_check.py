@@ -583,7 +583,7 @@ class _Judge:
             raise ValueError(f"the gradient that PyTorch gives is not that of the loss: {rescaled}")
         kink = None
         if error:
-            kink, (few, references) = self.settle(few, references, error)
+            kink, (few, references) = self.explained_by_kink(few, references, error)
         self.points.append((few, references))
         for backend in self.backends:
             if backend not in self.rejected:
@@ -599,7 +599,7 @@ class _Judge:
                 if "linearized" not in self.rejected:
                     self.compare_backend("linearized", *point)
 
-    def settle(
+    def explained_by_kink(
         self, few: FewSamples, references: list[Reference], error: float
     ) -> tuple[FewSamples | None, tuple[FewSamples, list[Reference]]]:
         """(the point with a kink that is left for one beside it, or None; what is compared), where the gradient is off.
@@ -611,7 +611,7 @@ class _Judge:
             return few, beside
         if error == inf or not is_of_one_side(few, [r.v for r in references]):
             refuse_gradient(few, error)
-        refuse_changing_loss(few.repeated(REPEATS))  # of which one look may be right by chance
+        refuse_changing_loss(few.repeated(REPEATS))  # one look at it may agree with another by chance
         return None, (few, references)
 
     def references(self, few: FewSamples, known: tuple[float, Parts] | None = None) -> tuple[list[Reference], float]:

@@ -440,11 +440,11 @@ def is_last(stem: str) -> bool:
 
 def _count(path: Path) -> tuple[Any, ...]:
     """A key by which epoch 2 stands before epoch 10, and `last` behind all beside it."""
-    folder, name = (
+    folder, name, ending = (
         tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text))
-        for text in (os.fspath(path.parent), path.name)
+        for text in (os.fspath(path.parent), path.stem, path.suffix)
     )
-    return folder, is_last(path.stem), name
+    return folder, is_last(path.stem), name, ending
 
 
 def sorted_as_people_count(paths: Iterable[str | Path]) -> list[Path]:

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch, FixedBatches, Resident, samples_in
-from lossmap.data.criteria import SupervisedLoss, looks_like_loss_of_model, takes_class_labels
+from lossmap.data.criteria import SupervisedLoss, first_argument, takes_class_labels
 from lossmap.data.datasets import labels_within
-from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.problem import CustomLoss, Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.seeding import same_random_state
 
 FEW = 3  # samples that are put through model and loss together
+OF_MODEL = ("model", "net", "network", "module")  # what a loss of model and batch calls its first argument
+OF_OUTPUTS = ("input", "inputs", "output", "outputs", "logits", "pred", "preds", "prediction", "y_hat", "y_pred")
 
 
 def check_finite(model: nn.Module, where: str) -> None:
@@ -98,7 +100,9 @@ def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> V
     guess = "does the data set fit the model?"
     if shapes and len(shapes[0]) == 4 and shapes[0][3] in (1, 3) and shapes[0][1] not in (1, 3):
         guess = "are these images whose channels come last? x.permute(0, 3, 1, 2) puts them first"
-    if isinstance(problem.loss, SupervisedLoss) and looks_like_loss_of_model(problem.loss.loss):
+    if isinstance(problem.forward, CustomLoss) and first_argument(problem.forward.loss) in OF_OUTPUTS:
+        guess = "the loss is called with model and batch; one of outputs and targets is for Problem.supervised (--loss)"
+    if isinstance(problem.loss, SupervisedLoss) and first_argument(problem.loss.loss) in OF_MODEL:
         guess = "the loss is called with outputs and targets; one of model and batch is for Problem.custom (--problem)"
     return ValueError(
         f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: "

@@ -198,13 +198,12 @@ def refuse_criterion(loss: Any) -> None:
         )
 
 
-def looks_like_loss_of_model(loss: Any) -> bool:
-    """Whether the first argument of a function is called as a network is."""
+def first_argument(function: Any) -> str:
+    """What a function calls the first thing that it is given; empty where that cannot be told."""
     try:
-        first = next(iter(inspect.signature(loss).parameters), "")
+        return next(iter(inspect.signature(function).parameters), "")
     except (TypeError, ValueError):
-        return False
-    return first in ("model", "net", "network", "module")
+        return ""
 
 
 def criterion_and_unit(loss: str | Criterion) -> tuple[Criterion, str]:

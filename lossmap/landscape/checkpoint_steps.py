@@ -13,13 +13,16 @@ import numpy as np
 
 from lossmap.data.checkpoints import checkpoints_in, is_checkpoint, is_last, sorted_as_people_count, step_in
 
+NAMED = r"(?:^|[^a-z])(?:global_)?steps?[=_-]?(\d+)(?!\d|\.\d)"  # `step=200` of `step=200-epoch=1`
+WITH_EXPONENT = r"\d+(?:\.\d+)?e[+-]\d+|\d+\.\d+e\d+"  # a loss of 1.2e-04 is no step 4
 WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
 VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
 
 
 def _step(name: str) -> float | None:
-    """The last whole number in a name; None without one, and of `last-v1`."""
-    numbers = [] if is_last(name) else re.findall(WHOLE_NUMBER, re.sub(VERSION, "", name))
+    """The number behind `step` in a name, or else its last whole number; None without one, and of `last-v1`."""
+    plain = re.sub(WITH_EXPONENT, "", re.sub(VERSION, "", name), flags=re.I)
+    numbers = [] if is_last(name) else re.findall(NAMED, plain, flags=re.I) or re.findall(WHOLE_NUMBER, plain)
     return float(numbers[-1]) if numbers else None
 
 
@@ -46,8 +49,15 @@ def numbered_in_order(files: Mapping[float, Path]) -> str:
 
 
 def known_steps(files: Sequence[Path]) -> list[float | None]:
-    """The steps by name; those that have none there from inside the files, where these count as the names do."""
+    """The steps by name; those that have none there from inside the files, where these count as the names do.
+
+    All from inside where the names' do not ascend, as of `epoch=1-acc=71` and `epoch=2-acc=70`.
+    """
     steps = _steps(files)
+    by_name = [step for step, path in zip(steps, files, strict=True) if step is not None and not is_last(path.stem)]
+    if len(by_name) > 1 and (np.diff(by_name) <= 0).any():
+        inside = [step_in(path) for path in files]
+        return inside if None not in inside and len(set(inside)) > 1 else steps
     if all(step is not None for step in steps):
         return steps
     inside = [step_in(path) if step is None else None for path, step in zip(files, steps, strict=True)]
@@ -83,7 +93,7 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
                 notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
         known = known_steps(files) if notes else known
     steps = [step for step in known if step is not None]
-    if len(steps) == len(files) and len(set(steps)) == len(steps) and None in _steps(files):
+    if len(steps) == len(files) and len(set(steps)) == len(steps) and known != _steps(files):
         order = np.argsort(steps)
         steps, files = [steps[i] for i in order], [files[i] for i in order]
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
@@ -94,10 +104,11 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
 
-    A step is the last whole number in a file's name, or, where no file's has one, in its folder's, such as
-    `checkpoint-500/model.safetensors`; of a file without one that which stands in it (`global_step`, `step`), where
-    the others count alike. Where not all have one, or they do not ascend, they are numbered from 0. Numbers with
-    decimals, as in `epoch=3-acc=0.71`, are no steps. Lightning's `last.ckpt` is left out beside another of its step.
+    A step is the number behind `step` in a file's name, or its last whole number, or, where no file's has one, in its
+    folder's, such as `checkpoint-500/model.safetensors`; of a file without one that which stands in it (`global_step`,
+    `step`), where the others count alike, and of all files where those of names do not ascend. Where not all have one,
+    or they do not ascend, they are numbered from 0. Numbers with decimals or exponents, as in `epoch=3-acc=0.71` and
+    `loss=1.2e-04`, are no steps. Lightning's `last.ckpt` is left out beside another of its step.
 
     Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
     its content, and where there is none.

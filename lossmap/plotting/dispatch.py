@@ -53,6 +53,7 @@ from lossmap.plotting.style import BLUE, DARK, RED, column_width, new_figure, pa
 from lossmap.plotting.titles import entitle, numbered
 from lossmap.plotting.topology import draw_topology
 from lossmap.report.path import drops_of
+from lossmap.report.stored import kept_apart
 
 KINDS = ("spectrum", "layers", "sharpness", "connection", "topology", "evolution", "health", "path")
 LEAST_WIDTHS = {1: 2.7, 2: 5.0}  # inches, by the columns of panels, two or more
@@ -210,7 +211,8 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
                 figures["_compared"] = draw_comparison(spectra)
             for rest, pair in train_and_test(spectra).items():
                 figures[f"_{_safe(f'train against test {rest}'.strip())}"] = draw_train_against_test(*pair)
-        figures |= {f"_{_safe(label)}": draw_l2_path(group) for label, group in _l2_paths(surface).items()}
+        paths = _l2_paths(surface)
+        figures |= {f"_{name}": draw_l2_path(paths[label]) for label, name in _file_names(paths).items()}
         if "layers" in kinds:
             layers = labelled(surface, "layers")
             figures |= {f"_layers_{name}": draw_layers(layers, label) for label, name in _file_names(layers).items()}
@@ -246,18 +248,12 @@ def _merged(spectra_by_file: Sequence[Mapping[str, Group]], titles: Sequence[str
 
 
 def _safe(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", label)
+    return re.sub(r"[^\w.+-]+", "-", label)
 
 
 def _file_names(labels: Iterable[str]) -> dict[str, str]:
-    """By label its part of a picture's file name, no two alike: `a b` and `a-b` are drawn both."""
-    names: dict[str, str] = {}
-    for label in labels:
-        safe, number = _safe(label), 1
-        while (name := safe if number == 1 else f"{safe}-{number}") in names.values():
-            number += 1
-        names[label] = name
-    return names
+    """By label its part of a picture's file name, no two alike, also where a disk does not tell `A` from `a`."""
+    return kept_apart(labels, _safe, "-", str.casefold)
 
 
 def draw_path(surface: Surface) -> Figure:

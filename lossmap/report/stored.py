@@ -6,7 +6,7 @@ and a file is reported again without torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import count
 from math import nan
@@ -26,13 +26,24 @@ def names_in_file(names: Iterable[str]) -> dict[str, str]:
     {'a/b': 'a_b', 'a_b': 'a_b~2', 'c': 'c'}
 
     """
+    return kept_apart(names, lambda name: name.replace("/", "_"), "~")
+
+
+def kept_apart(
+    names: Iterable[str], plain: Callable[[str], str], joint: str, alike: Callable[[str], str] = str
+) -> dict[str, str]:
+    """By name its plain form, with a number behind it where another one's before it is alike.
+
+    joint  what stands between form and number
+    alike  what is the same of two forms that count as one
+    """
     own: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
-        plain = name.replace("/", "_")
-        free = (plain if i == 1 else f"{plain}~{i}" for i in count(1))
-        own[name] = next(candidate for candidate in free if candidate not in taken)
-        taken.add(own[name])
+        form = plain(name)
+        numbered = (form if i == 1 else f"{form}{joint}{i}" for i in count(1))
+        own[name] = next(candidate for candidate in numbered if alike(candidate) not in taken)
+        taken.add(alike(own[name]))
     return own
 
 

@@ -190,3 +190,11 @@ def test_checkpoints_of_another_training_are_named(tmp_path, caplog):
     assert not run([3, 4])  # resumed
     assert run([1]) and "(step_000001.pt, ..., step_000004.pt)" in caplog.text
     assert run([3]) and "(step_000004.pt)" in caplog.text
+
+
+def test_a_table_that_was_taken_away_is_written_anew_and_a_number_named_step_changes_no_step(tmp_path):
+    table = CsvLog(tmp_path / "readings.csv")
+    table({"loss": 1.0}, 1)
+    (tmp_path / "readings.csv").unlink()
+    table({"loss": 0.5, "step": 9.0}, 2)
+    assert rows_of(tmp_path / "readings.csv") == [{"step": "1", "loss": "1.0"}, {"step": "2", "loss": "0.5"}]

@@ -74,5 +74,23 @@ def test_a_model_in_float64_that_is_measured_in_float32_is_reported(tmp_path, dt
 
 def test_a_problem_by_a_tuple_of_too_many():
     parts = (torch.nn.Linear(3, 2), [(torch.ones(2, 3), torch.arange(2))], lambda model, batch: 0.0, print)
-    with pytest.raises(UsageError, match=r"returned 4 values: .* dict of metrics behind them; the fourth is builtin"):
-        _as_problem(parts, "own.py:problem")
+    for given in (parts, (*parts[:3], {"accuracy": print}), (*parts[:3], {}, 3)):
+        with pytest.raises(UsageError, match=rf"returned {len(given)} values; a tuple holds .*metrics="):
+            _as_problem(given, "own.py:problem")
+    assert _as_problem((*parts[:3], {}), "own.py:problem").metrics == {}
+
+
+def test_a_factory_of_problems_that_cannot_be_called_or_fails_is_named(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef needs(a, b): ...\ndef fails(): return {}['x']\n"
+        "def swapped(): return torch.nn.Linear(3, 2), [(torch.ones(2, 3), torch.arange(2))], "
+        "torch.nn.functional.cross_entropy\n"
+    )
+    machine = Machine(torch.device("cpu"), torch.float32, None, 1, ())
+    for name, text in (
+        ("needs", "is called with nothing, which does not fit it: missing a required argument: 'a'"),
+        ("fails", "own.py:fails fails: KeyError: 'x'"),
+        ("swapped", "the loss is called with model and batch; one of outputs and targets is for"),
+    ):
+        with pytest.raises((UsageError, ValueError), match=text):
+            problems_of(ModelSettings(), DataSettings(problem=f"{tmp_path / 'own.py'}:{name}"), machine)

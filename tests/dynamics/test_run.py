@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -238,6 +239,25 @@ def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):
         find_checkpoints([tmp_path / "epoch_3.pt"])
     with pytest.raises(ValueError, match="there are no checkpoints to measure"):
         find_checkpoints([])
+
+
+@pytest.mark.parametrize(
+    ("names", "inside", "steps"),
+    [
+        (["epoch=1-val_loss=1.2e-04", "epoch=2-val_loss=8.0e-05", "epoch=3-val_loss=3.1e-06"], [], [1, 2, 3]),
+        (["step=100-epoch=1", "step=200-epoch=1", "step=300-epoch=2"], [], [100, 200, 300]),
+        (["model_step-10_lr1e-3", "model_step-20_lr1e-3"], [], [10, 20]),
+        (["epoch=1-acc=71", "epoch=2-acc=70"], [10, 20], [10, 20]),
+        (["epoch1_seed0", "epoch2_seed0"], [], [0, 1]),
+        (["epoch=0-step=4", "epoch=0-step=4-v1"], [], [0, 1]),
+    ],
+)
+def test_exponents_are_no_steps_and_names_that_do_not_ascend_give_way_to_what_is_inside(tmp_path, names, inside, steps):
+    for name, step in zip_longest(names, inside):
+        extra = {} if step is None else {"global_step": step}
+        torch.save({"state_dict": small().state_dict(), **extra}, tmp_path / f"{name}.ckpt")
+    found = find_checkpoints([tmp_path])
+    assert list(found) == steps and [path.stem for path in found.values()] == names
 
 
 def test_a_folder_of_the_hugging_face_trainer_holds_the_weights_of_its_folders(tmp_path):

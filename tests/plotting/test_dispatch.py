@@ -119,9 +119,9 @@ def test_several_contents_of_one_file_have_a_name_each(files):
 
 def test_labels_that_differ_in_a_space_or_a_dash_have_a_picture_each(files):
     held = lossmap.read(files / "spectrum.h5", Surface).groups
-    groups = {f"layers/{label}": held["layers/train"] for label in ("a b", "a-b", "c")}
+    groups = {f"layers/{label}": held["layers/train"] for label in ("a b", "a-b", "c", "C", "é")}
     figures = figures_of(Surface(Grid(np.zeros(1)), {}, groups=groups))
-    assert list(figures) == ["_layers_a-b", "_layers_a-b-2", "_layers_c"]
+    assert list(figures) == ["_layers_a-b", "_layers_a-b-2", "_layers_c", "_layers_C-2", "_layers_é"]
 
 
 def test_the_loss_in_the_plane_and_drops_of_the_learning_rate_stand_in_the_legend():
