@@ -186,7 +186,7 @@ def settings_like(path: str) -> dict[str, Any]:
         return {name: f"{float(t[0])!r}:{float(t[-1])!r}:{t.size}" for name, t in axes.items()}
     stored = decode_settings(stored)
     values = {k: v for k, v in stored["settings"].items() if k not in ONCE}
-    values["plane_parameters"] = moving_parameters(values, surface.groups)
+    values["plane_parameters"] = moving_parameters(values, surface)
     values["parameters"] = None  # those that the Hessian is of belong to the eigenvalues
     values |= {k: str(Path(_folder_of(path), values[k])) for k in PATHS if values.get(k)}
     return values | {"surf_file": str(path)}

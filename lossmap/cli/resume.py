@@ -224,7 +224,7 @@ def settings_of(surface: Surface, command: str, path: Path) -> tuple[dict[str, A
         raise UsageError(f"{path} is damaged: the settings of its command {command} cannot be read") from None
     if values.get("along"):  # a run of version 0.1: only the checkpoints that it names were read
         values["model_folder"] = None
-    values["plane_parameters"] = moving_parameters(values, surface.groups)
+    values["plane_parameters"] = moving_parameters(values, surface)
     if values.get("shard"):
         path, _ = unsharded(path)
     return values | {"surf_file": str(path)}, folder

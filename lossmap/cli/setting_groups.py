@@ -8,7 +8,7 @@ from typing import Any
 
 from lossmap.cli.settings import setting
 from lossmap.curvature.hvp_plan import BACKENDS
-from lossmap.io.surface import Group
+from lossmap.io.surface import Surface
 
 # What version 0.1 called the backends of products, on the command line.
 FORMER_BACKENDS = {"linear": "linearized", "graph": "retained-graph", "double": "double-backward"}
@@ -44,16 +44,18 @@ def parameters_setting() -> Any:
     )
 
 
-def moving_parameters(stored: Mapping[str, Any], groups: Mapping[str, Group]) -> str:
+def moving_parameters(stored: Mapping[str, Any], surface: Surface) -> str:
     """The parameters that move along the plane of a result, for --plane-parameters.
 
-    stored  the settings that the result holds; in one made before planes had --parameters those are the Hessian's
-    groups  the result's, among them the recipe of its directions
+    stored   the settings of its command; in one made before planes had --parameters those are the Hessian's
+    surface  the result, with the recipe of its directions; one that was killed before its first write has it in what
+             the survey belongs to alone
     """
-    recipe = groups.get("directions/x")
-    if recipe is None or "parameters" not in recipe.attributes:
+    group = surface.groups.get("directions/x")
+    recipe = group.attributes if group else surface.settings.get("file", {}).get("direction", {}).get("x", {})
+    if "parameters" not in recipe:
         return "all"
-    return str(stored.get("plane_parameters") or stored.get("parameters") or recipe.attributes["parameters"])
+    return str(stored.get("plane_parameters") or stored.get("parameters") or recipe["parameters"])
 
 
 @dataclass(frozen=True)

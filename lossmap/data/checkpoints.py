@@ -496,25 +496,35 @@ def _files_of(folder: Path) -> list[Path]:
 def saved_run(folder: Path) -> list[Path]:
     """The weights of a run that a Trainer of Hugging Face wrote, as people count; empty where none did.
 
-    They are those in its folders `checkpoint-500`, without what it leaves beside these in the end; of one such folder
-    its own, without the states of optimizer and chance.
+    They are those in its folders `checkpoint-500`, without what it or `save_model("run/final")` leaves beside these in
+    the end; of one such folder its own, without the states of optimizer and chance.
     """
     saved = _saved_in(folder)
     if saved is None and _files_of(folder):
         return []
     within = [weights for path in folder.iterdir() if path.is_dir() and (weights := _saved_in(path))]
+    of_steps = [path for path in within if re.fullmatch(r"checkpoint-\d+", path.parent.name)]
+    within = of_steps or within
     return sorted_as_people_count(within or ([saved] if saved else []))
+
+
+def _one_of_each(folder: Path) -> list[Path]:
+    """The checkpoints of a folder's own folders, as `epoch1/model.pt`; empty where one of these holds several."""
+    held = [_files_of(path) for path in folder.iterdir() if path.is_dir()]
+    return [path for paths in held for path in paths] if all(len(paths) <= 1 for paths in held) else []
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """The checkpoints of a folder, as people count, judged by their content; of a Trainer's, as `saved_run` says.
+
+    Of a folder that holds none itself those of its folders, where none of these holds several.
 
     Raises FileNotFoundError where there is no such folder, ValueError where it holds none.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    paths = saved_run(folder) or _files_of(folder)
+    paths = saved_run(folder) or _files_of(folder) or _one_of_each(folder)
     if not paths:
         raise ValueError(f"the folder {folder} holds no checkpoint")
     return sorted_as_people_count(paths)

@@ -13,22 +13,45 @@ import numpy as np
 
 from lossmap.data.checkpoints import checkpoints_in, is_checkpoint, is_last, sorted_as_people_count, step_in
 
-NAMED = r"(?:^|[^a-z])(?:global_)?steps?[=_-]?(\d+)(?!\d|\.\d)"  # `step=200` of `step=200-epoch=1`
+# `step=200`, `iter_200`, `epoch=2-acc=71`, each tried for all files; what stands behind is no part of the number
+COUNTED = (r"(?:global_?)?steps?", r"it(?:er|eration)?s?", r"ep(?:och)?s?")
+OF_WORD = r"(?:^|[^a-z]){}[=_ -]?(\d+)(k?)(?![a-z\d]|[.,]\d|_\d{{3}}(?![a-z\d]))"
 WITH_EXPONENT = r"\d+(?:\.\d+)?e[+-]\d+|\d+\.\d+e\d+"  # a loss of 1.2e-04 is no step 4
 WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
 VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
 
 
+def _plain(name: str) -> str:
+    """A name without what is no step in it; empty of `last-v1`."""
+    return "" if is_last(name) else re.sub(WITH_EXPONENT, "", re.sub(VERSION, "", name.lower()))
+
+
 def _step(name: str) -> float | None:
-    """The number behind `step` in a name, or else its last whole number; None without one, and of `last-v1`."""
-    plain = re.sub(WITH_EXPONENT, "", re.sub(VERSION, "", name), flags=re.I)
-    numbers = [] if is_last(name) else re.findall(NAMED, plain, flags=re.I) or re.findall(WHOLE_NUMBER, plain)
+    """The last whole number in a name; None without one."""
+    numbers = re.findall(WHOLE_NUMBER, _plain(name))
     return float(numbers[-1]) if numbers else None
+
+
+def _counted(names: Sequence[str], word: str) -> list[float | None]:
+    """The numbers behind a word, of each name; None where it has none."""
+    found = [re.findall(OF_WORD.format(word), _plain(name)) for name in names]
+    return [float(pairs[-1][0]) * (1000 if pairs[-1][1] else 1) if pairs else None for pairs in found]
+
+
+def _by_word(files: Sequence[Path]) -> list[float | None] | None:
+    """The steps by the first word for one behind which each file has a number of its own; None where there is none."""
+    names = [path.stem for path in files]
+    for word in COUNTED:
+        steps = _counted(names, word)
+        known = [step for step, name in zip(steps, names, strict=True) if not is_last(name)]
+        if known and None not in known and len(set(known)) == len(known):
+            return steps
+    return None
 
 
 def _steps(files: Sequence[Path]) -> list[float | None]:
     """The steps that the names of files give, or, where no file's does, those of their folders."""
-    steps = [_step(path.stem) for path in files]
+    steps = _by_word(files) or [_step(path.stem) for path in files]
     return steps if any(step is not None for step in steps) else [_step(path.parent.name) for path in files]
 
 
@@ -55,7 +78,7 @@ def known_steps(files: Sequence[Path]) -> list[float | None]:
     """
     steps = _steps(files)
     by_name = [step for step, path in zip(steps, files, strict=True) if step is not None and not is_last(path.stem)]
-    if len(by_name) > 1 and (np.diff(by_name) <= 0).any():
+    if len(by_name) > 1 and (np.diff(by_name) <= 0).any() and _by_word(files) is None:
         inside = [step_in(path) for path in files]
         return inside if None not in inside and len(set(inside)) > 1 else steps
     if all(step is not None for step in steps):
@@ -93,7 +116,7 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
                 notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
         known = known_steps(files) if notes else known
     steps = [step for step in known if step is not None]
-    if len(steps) == len(files) and len(set(steps)) == len(steps) and known != _steps(files):
+    if len(steps) == len(files) and len(set(steps)) == len(steps) and (known != _steps(files) or _by_word(files)):
         order = np.argsort(steps)
         steps, files = [steps[i] for i in order], [files[i] for i in order]
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
@@ -104,11 +127,12 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
 
-    A step is the number behind `step` in a file's name, or its last whole number, or, where no file's has one, in its
-    folder's, such as `checkpoint-500/model.safetensors`; of a file without one that which stands in it (`global_step`,
-    `step`), where the others count alike, and of all files where those of names do not ascend. Where not all have one,
-    or they do not ascend, they are numbered from 0. Numbers with decimals or exponents, as in `epoch=3-acc=0.71` and
-    `loss=1.2e-04`, are no steps. Lightning's `last.ckpt` is left out beside another of its step.
+    A step is the number behind `step`, `iter` or `epoch` in a file's name, the first of these words that gives each
+    file its own; or its last whole number, or, where no file's has one, in its folder's, such as
+    `checkpoint-500/model.safetensors`; of a file without one that which stands in it (`global_step`, `step`), where the
+    others count alike, and of all files where those of names do not ascend. Where not all have one, or they do not
+    ascend, they are numbered from 0. Numbers with decimals or exponents, as in `epoch=3-acc=0.71` and `loss=1.2e-04`,
+    are no steps. Lightning's `last.ckpt` is left out beside another of its step.
 
     Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
     its content, and where there is none.

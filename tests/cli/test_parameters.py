@@ -1,6 +1,8 @@
 """`--parameters`: what moves, and what the Hessian is of, by every command alike, on a fine-tuned low-rank adapter."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import pytest
@@ -10,6 +12,7 @@ from torch.func import functional_call
 
 import lossmap
 from lossmap.cli.__main__ import main
+from lossmap.cli.resume import settings_of
 
 # torch warns of its own compiler, with which products are traced
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -132,6 +135,21 @@ def test_eigenvalues_beside_losses_take_the_plane_of_the_losses(folder):
     every = truth(["base.weight", "a", "b"])  # the default of a Hessian
     assert lossmap.read("s.h5", lossmap.Surface)["max_eig"][1] == pytest.approx(float(every[-1]), rel=1e-3)
     assert main(["resume", "s.h5"]) == 0
+
+
+@pytest.mark.parametrize("flags", ["", "--parameters trainable", "--plane-parameters base --xignore none"])
+@pytest.mark.parametrize("command", ["surface", "eigenmap"])
+def test_a_result_that_was_killed_before_its_directions_were_written_goes_on_with_the_same_plane(
+    folder, command, flags
+):
+    if command == "surface" and "plane" in flags:
+        flags = flags.replace("--plane-parameters", "--parameters")
+    run(command, f"{flags} --surf-file map.h5")
+    whole = lossmap.read("map.h5", lossmap.Surface)
+    begun = replace(whole, groups={})
+    values, _ = settings_of(begun, command, Path("map.h5"))
+    assert values == settings_of(whole, command, Path("map.h5"))[0]
+    assert values["plane_parameters"] == (flags.split()[1] if flags else "all")
 
 
 def test_a_result_from_before_planes_had_parameters_is_resumed_with_its_own_plane(folder, capsys):

@@ -241,14 +241,38 @@ def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):
         find_checkpoints([])
 
 
+def test_folders_with_a_checkpoint_each_are_a_run_and_what_a_trainer_saved_at_last_is_left_out(tmp_path):
+    net = small().state_dict()
+    for name in ("checkpoint-5", "checkpoint-10", "final"):
+        (tmp_path / "trainer" / name).mkdir(parents=True)
+        (tmp_path / "trainer" / name / "config.json").write_text("{}")
+        save_file(net, tmp_path / "trainer" / name / "model.safetensors")
+    assert list(find_checkpoints([tmp_path / "trainer"])) == [5, 10]
+    for name in ("epoch1", "epoch2", "epoch10"):
+        (tmp_path / "loop" / name).mkdir(parents=True)
+        torch.save(net, tmp_path / "loop" / name / "model.pt")
+    assert list(find_checkpoints([tmp_path / "loop"])) == [1, 2, 10]
+    torch.save(net, tmp_path / "loop" / "epoch1" / "other.pt")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find_checkpoints([tmp_path / "loop"])
+
+
 @pytest.mark.parametrize(
     ("names", "inside", "steps"),
     [
         (["epoch=1-val_loss=1.2e-04", "epoch=2-val_loss=8.0e-05", "epoch=3-val_loss=3.1e-06"], [], [1, 2, 3]),
         (["step=100-epoch=1", "step=200-epoch=1", "step=300-epoch=2"], [], [100, 200, 300]),
         (["model_step-10_lr1e-3", "model_step-20_lr1e-3"], [], [10, 20]),
-        (["epoch=1-acc=71", "epoch=2-acc=70"], [10, 20], [10, 20]),
-        (["epoch1_seed0", "epoch2_seed0"], [], [0, 1]),
+        (["epoch=1-acc=71", "epoch=2-acc=70"], [10, 20], [1, 2]),
+        (["epoch=1-acc=52", "epoch=2-acc=71", "epoch=10-acc=79"], [], [1, 2, 10]),
+        (["run2_acc71", "run3_acc70"], [10, 20], [10, 20]),
+        (["seed0_a", "seed0_b"], [], [0, 1]),
+        (["ep1_v2", "ep2_v2"], [], [1, 2]),
+        (["few-step-4_it10", "few-step-4_it20"], [], [10, 20]),
+        (["epoch_1_3f2a91", "epoch_2_a0b1e2", "epoch_10_77d0c1"], [], [1, 2, 10]),
+        (["step_1_000", "step_2_000"], [], [0, 1]),
+        (["step_1k", "step_2k", "step_10k"], [], [1000, 2000, 10000]),
+        (["lr1_b-step=5", "lr0_a-step=7"], [], [5, 7]),
         (["epoch=0-step=4", "epoch=0-step=4-v1"], [], [0, 1]),
     ],
 )
