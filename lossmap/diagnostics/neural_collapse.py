@@ -64,12 +64,23 @@ class Moments:
 def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
     """The name of the last linear layer that the forward pass calls, of those with as many outputs as the model.
 
-    Raises ValueError where there is none: then the layer whose input are the features must be named.
+    A layer with adapters (PEFT) is one layer. Raises ValueError where there is none, and where the model's outputs are
+    not its alone, as of two heads whose scores are added: then the layer whose input are the features must be named.
     """
-    called: list[str] = []
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    called: dict[str, object] = {}  # what each returned, in the order of the calls
+
+    def record(name: str, output: object) -> None:
+        called.pop(name, None)
+        called[name] = output
+
+    wrapped = [f"{name}." for name, module in model.named_modules() if _is_adapted(module)]
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or _is_adapted(module)) and not name.startswith(tuple(wrapped))
+    }
     handles = [
-        module.register_forward_hook(lambda _m, _i, _o, name=name: called.append(name))
+        module.register_forward_hook(lambda _m, _i, output, name=name: record(name, output))
         for name, module in linear.items()
     ]
     try:
@@ -78,14 +89,52 @@ def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
     finally:
         for handle in handles:
             handle.remove()
+    names = list(called)
     if isinstance(outputs, Tensor) and outputs.dim() == 2:  # others, such as gates, are no last layer
-        called = [name for name in called if linear[name].out_features == outputs.shape[1]]
-    if not called:
+        names = [name for name in names if linear[name].out_features == outputs.shape[1]]
+    if not names:
         raise ValueError(
             "the model calls no linear layer with as many outputs as it has itself; name the layer whose input are the "
             "features"
         )
-    return called[-1]
+    scores = called[names[-1]]
+    if isinstance(outputs, Tensor) and isinstance(scores, Tensor) and not _rank_alike(outputs, scores):
+        raise ValueError(
+            f"the model's outputs are not those of its last linear layer, {names[-1]!r}, alone; name the layer whose "
+            "input are the features"
+        )
+    return names[-1]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether this is a linear layer with adapters beside it, as PEFT makes it."""
+    return isinstance(getattr(module, "base_layer", None), nn.Linear) and hasattr(module, "out_features")
+
+
+def _rank_alike(outputs: Tensor, scores: Tensor) -> bool:
+    """Whether each sample's outputs rise with its scores (B, C), as through a softmax, or differ by one row alone.
+
+    True for scores of another shape, of which that cannot be said.
+    """
+    if outputs.dim() != 2 or scores.shape != outputs.shape:
+        return True
+    outputs, scores = outputs.detach().double(), scores.detach().double()
+    rises = outputs.gather(1, scores.argsort(1)).diff(dim=1)
+    beside = outputs - scores
+    slack = 1e-5 * outputs.abs().amax()
+    return not bool((rises < -slack).any() & ((beside - beside[:1]).abs() > slack).any())  # NaN is refused elsewhere
+
+
+def weight_of(module: nn.Module, h: Tensor) -> Tensor | None:
+    """The weight (C, d) of a layer by which it acts on features h (B, d); of one with adapters with theirs."""
+    if not _is_adapted(module):
+        own = getattr(module, "weight", None)
+        return own.detach() if isinstance(own, Tensor) else None
+    d = h.shape[1]
+    like = next(module.parameters())
+    with torch.no_grad():
+        steps: Tensor = module(torch.eye(d, dtype=like.dtype, device=like.device)) - module(like.new_zeros(1, d))
+    return steps.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,10 +315,10 @@ def _first_pass(problem: Problem, name: str, groups: int) -> tuple[Array, Tensor
     known: list[Tensor] = []
     for batch in features_of(problem, name):
         if not labels:
-            own = getattr(problem.model.get_submodule(name), "weight", None)
-            if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != batch.h.shape[1]:
+            own = weight_of(problem.model.get_submodule(name), batch.h)
+            if own is None or own.dim() != 2 or own.shape[1] != batch.h.shape[1]:
                 raise ValueError(f"the layer {name!r} must have a weight (C, {batch.h.shape[1]}) for its features")
-            weight, totals = own.detach().double(), batch.h.new_zeros(groups, *own.shape)
+            weight, totals = own.double(), batch.h.new_zeros(groups, *own.shape)
             counts, counted = batch.h.new_zeros(groups, len(own)), batch.y.new_zeros(len(own))
         labels.append(batch.y)
         known.append(batch.known)

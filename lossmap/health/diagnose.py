@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.per_sample_gradients import gradient_covariance, rounded_gradients
-from lossmap.data.batches import Resident, Streamed
+from lossmap.data.batches import FixedBatches, Resident, Streamed, samples_in
 from lossmap.data.criteria import Criterion
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
@@ -153,7 +153,8 @@ def diagnose(
         problem: model, loss and data. The model is examined in evaluation mode, and comes back as it was.
         held_out: the same model over samples that it was not trained on: accuracy and labels are judged there too.
         examinations: which are made, of `weights`, `gradients`, `hessian`, `collapse`, `signals`.
-        samples: for gradients and Hessian, at most: a random subset, drawn from `seed`.
+        samples: for gradients and Hessian, at most: a random subset, drawn from `seed`; of batches that are not cut
+            whole ones, one at least.
         rate: the learning rate: the edge of stability is judged only where it is given.
         momentum: of the steps taken with it.
         nesterov: whether the momentum is Nesterov's.
@@ -315,12 +316,16 @@ def _spectrum_of(problem: Problem, parameters: str, parts: SpectrumParts, seed: 
 
 
 def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:
-    """The problem over at most `samples` of its samples, drawn without replacement and kept in their order."""
-    total = problem.data.samples
+    """The problem over at most `samples` of its samples, drawn without replacement and kept in their order.
+
+    Of batches that are not cut whole ones are drawn: as many as fit, or one where none does.
+    """
+    total, data = problem.data.samples, problem.data
     if total <= samples:
         return problem
+    if isinstance(data, FixedBatches):
+        return problem.with_data(_whole_batches(data, samples, seed))
     chosen = torch.randperm(total, generator=generator("health samples", seed))[:samples].sort().values
-    data = problem.data
     if isinstance(data, Streamed):
         return problem.with_data(replace(data, indices=[data.indices[i] for i in chosen.tolist()]))
     if not isinstance(data, Resident):
@@ -332,3 +337,15 @@ def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:
         return t[chosen.to(t.device)]
 
     return problem.with_data(Resident(pytree.tree_map(rows, data.tensors), min(data.batch_size, samples)))
+
+
+def _whole_batches(data: FixedBatches, samples: int, seed: int) -> FixedBatches:
+    """Some of the batches at random, up to the first that is more than the samples that are left."""
+    chosen: list[int] = []
+    left = samples
+    for i in torch.randperm(len(data.batches), generator=generator("health samples", seed)).tolist():
+        left -= samples_in(data.batches[i])
+        if left < 0 and chosen:
+            break
+        chosen.append(i)
+    return replace(data, batches=tuple(data.batches[i] for i in sorted(chosen)))

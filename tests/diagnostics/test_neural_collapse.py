@@ -197,3 +197,64 @@ def test_features_that_are_not_those_of_the_samples_are_refused():
     x[3] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         neural_collapse(Problem.supervised(nn.Linear(5, 3), "crossentropy", (x, batch[1])))
+
+
+class Adapted(nn.Module):
+    """A linear layer with an adapter of low rank beside it, as PEFT makes it."""
+
+    def __init__(self, layer, rank=2):
+        super().__init__()
+        self.base_layer, self.out_features = layer, layer.out_features
+        self.down = nn.Linear(layer.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, h):
+        return self.base_layer(h) + self.up(self.down(h))
+
+
+def test_a_layer_with_an_adapter_counts_as_one_with_the_weight_of_both():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), Adapted(nn.Linear(5, 3)))
+    data = (torch.randn(30, 5), torch.arange(30) % 3)
+    found = neural_collapse(Problem.supervised(net, "crossentropy", data))
+    layer = net[1]
+    twin = nn.Sequential(nn.Identity(), nn.Linear(5, 3))
+    with torch.no_grad():
+        twin[1].weight.copy_(layer.weight + layer.up.weight @ layer.down.weight)
+        twin[1].bias.copy_(layer.base_layer.bias)
+    expected = neural_collapse(Problem.supervised(twin, "crossentropy", data))
+    assert (found.layer, found.features) == ("1", 5)
+    for name in ("nc1", "nc2", "nc2_norms", "nc3", "nc4"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x.square())
+
+
+@pytest.mark.parametrize(
+    ("model", "is_one"),
+    [
+        (TwoHeads(), False),
+        (nn.Sequential(nn.Linear(5, 3), nn.LogSoftmax(1)), True),
+        (nn.Sequential(nn.Linear(5, 3), nn.Sigmoid()), True),
+    ],
+)
+def test_outputs_that_are_not_those_of_one_layer_are_refused_until_it_is_named(model, is_one):
+    data = (torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3)
+    problem = Problem.supervised(model, nn.CrossEntropyLoss(), data)
+    if is_one:
+        assert neural_collapse(problem).layer == "0"
+        return
+    with pytest.raises(ValueError, match="outputs are not those of its last linear layer, 'b', alone; name the layer"):
+        neural_collapse(problem)
+    assert neural_collapse(problem, layer="a").layer == "a"

@@ -12,7 +12,7 @@ from torch import nn
 
 from lossmap import zoo
 from lossmap.data import datasets
-from lossmap.data.batches import Resident, Streamed
+from lossmap.data.batches import FixedBatches, Resident, Streamed
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.stability import stability_limit
 from lossmap.health.diagnose import diagnose, diagnose_network_health, subset
@@ -452,3 +452,14 @@ def test_the_report_says_by_how_many_parameters_the_hessian_is_and_gives_no_rank
     assert "of the Hessian by 25 of the parameters, " in " ".join(repr(diagnosis).split())
     ranks = {w.name: w.stable_rank for w in diagnosis.measurements.weights}
     assert ranks["2.weight"] == 1.0 and diagnosis.numbers()["least_stable_rank"]["value"] == ranks["0.weight"] > 1
+
+
+def test_whole_batches_are_drawn_of_those_that_are_not_cut():
+    sizes = (3, 4, 5, 3, 4)
+    batches = FixedBatches(tuple({"x": torch.full((n, 2), float(i))} for i, n in enumerate(sizes)))
+    problem = Problem.custom(nn.Linear(2, 1), lambda model, batch: model(batch["x"]).mean(), batches)
+    few = subset(problem, 9)
+    assert few.data.samples <= 9 and len(few.data.batches) == 2
+    assert [b["x"][0, 0] for b in few.data] == sorted(b["x"][0, 0] for b in few.data)
+    assert len(subset(problem, 1).data.batches) == 1
+    assert subset(problem, 19) is problem
