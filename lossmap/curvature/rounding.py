@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.copies import lazy_copy
@@ -101,13 +101,18 @@ class RoundingProbe:
         """The rounding; None where the model runs in no other precision, and no Jacobian is to be had."""
         few, is_whole = first_samples(self.problem, self.samples, self.batch)
         single = self.operator(few)
-        epsilon = float(torch.finfo(single.dtype).eps)
+        epsilon, floor = float(torch.finfo(single.dtype).eps), FLOOR_EPSILONS
         try:
             error, scale = self._compared(few, single)
         except Exception as failure:  # somebody's own forward may raise anything in another precision
             text = (str(failure).splitlines() or [type(failure).__name__])[0]
-            log.info("rounding is not measured in another precision (%s)", text)
-            error, scale = None, 0.0
+            log.warning(
+                "rounding is not measured in another precision (%s): error bars allow for %g roundings of the largest "
+                "eigenvalue, and for those of what the model's outputs cancel, which may be too little",
+                text,
+                ROUNDING_EPSILONS,
+            )
+            error, scale, floor = None, 0.0, ROUNDING_EPSILONS
         safety = SAFETY
         if single.dtype == torch.float64:
             safety = EXTRAPOLATED_SAFETY
@@ -116,7 +121,7 @@ class RoundingProbe:
             error = self._cancelled(few, single)
         if error is None:
             return None
-        ratio = FLOOR_EPSILONS * epsilon
+        ratio = floor * epsilon
         if not is_whole and scale > 0.0:  # others may have a larger scale: then rounding grows with it
             ratio = max(ratio, safety * error / scale)
         return MeasuredRounding(safety * error, ratio, safety * error / scale if scale > 0.0 else 0.0)
@@ -163,10 +168,16 @@ class RoundingProbe:
             return not bool(loss_and_gradient(few, self.parameters, self.total).gradient.any())
 
     def _cancelled(self, few: Problem, single: SymmetricOperator) -> float | None:
-        """eps |J^T J v| over samples; None where the problem does not keep outputs and loss apart."""
+        """eps |J^T J v| over samples; None where the loss does not call the model, whose outputs are meant."""
         if not few.separable:
-            return None
-        squares = self.in_precision(replace(few, loss=half_square), single.dtype, gauss_newton)
+            few = replace(few, forward=OutputsWithin(few.forward), separable=True)
+        try:
+            squares = self.in_precision(replace(few, loss=half_square), single.dtype, gauss_newton)
+        except Exception as failure:  # the loss calls no model, or holds one itself
+            if isinstance(few.forward, OutputsWithin):
+                log.info("nor by the model's outputs: %s", failure)
+                return None
+            raise
         v, size = unit(normal(single.size, "rounding").double()), 0.0
         for _ in range(STEPS):
             image = (squares @ v.to(single.device, single.dtype)).double().cpu()
@@ -175,6 +186,23 @@ class RoundingProbe:
                 break
             v = image / size
         return float(torch.finfo(single.dtype).eps) * size
+
+
+@dataclass(frozen=True)
+class OutputsWithin:
+    """(model, batch) -> all that the model returns while a loss of model and batch is computed, which calls it."""
+
+    loss: Callable[[nn.Module, Batch], object]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> list[object]:
+        """The outputs, of one call after the other."""
+        seen: list[object] = []
+        handle = model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+        try:
+            self.loss(model, batch)
+        finally:
+            handle.remove()
+        return seen
 
 
 def half_square(outputs: object, batch: Batch) -> Tensor:
@@ -268,10 +296,9 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in (state or {}).items():
         tensors[name].data = lazy_copy(tensor)
-    counted = problem.count
-    if counted is not samples_in:
-        counted = count
-    twin = replace(problem, model=to_precision(model, dtype), data=problem.data.to(dtype=dtype), count=counted)
+    twin = replace(problem.over(to_precision(model, dtype)), data=problem.data.to(dtype=dtype))
+    if twin.count is problem.count is not samples_in:
+        twin = replace(twin, count=count)
     with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(twin.model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
     refuse_held(twin, problem.model)

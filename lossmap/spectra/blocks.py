@@ -148,12 +148,12 @@ def doubled(problem: Problem) -> Problem:
     def count_in_own_precision(batch: Batch) -> float:
         return problem.count(move_batch(batch, None, own))
 
-    # A problem's own function may count with the model that it was made with, which stays as it is.
-    count = problem.count
-    if count is not samples_in:
-        count = count_in_own_precision
     model, data = copy_of(problem.model, torch.float64), problem.data.to(dtype=torch.float64)
-    twin = replace(problem, model=model, data=data, count=count)
+    twin = replace(problem.over(model), data=data)
+    if (
+        twin.count is problem.count is not samples_in
+    ):  # it may count with the model it was made with, which stays as it is
+        twin = replace(twin, count=count_in_own_precision)
     with temporary_parameters(model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
     refuse_held(twin, problem.model)
