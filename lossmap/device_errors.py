@@ -24,6 +24,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
 
 
+def raise_if_of_device(error: BaseException) -> None:
+    """Raise an error again that says nothing of what was tried: memory ran out, or the GPU is lost."""
+    if out_of_memory(error) or loses_gpu(error):
+        raise error
+
+
 def gpu_lost_by() -> str | None:
     """The first line of the error by which this process lost its GPU, None where it has not."""
     return _lost_by[0] if _lost_by else None

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {
     "copies",
     "device_errors",
+    "installed",
     "report",
     "interrupt",
     "keywords",

@@ -1,4 +1,4 @@
-"""Where memory runs out, probes and checkpoints go on with smaller batches, to the same numbers."""
+"""Where memory runs out, probes and checkpoints go on in smaller batches, to the same numbers; a lost GPU ends them."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,18 @@ import torch
 from torch import nn
 
 import lossmap
-from lossmap.curvature.autotune import prepare
-from lossmap.data.batches import Resident
+from lossmap.curvature.autotune import Probe, prepare
+from lossmap.curvature.hvp_plan import ProductCheck
+from lossmap.data.batches import FixedBatches, Resident
+from lossmap.data.checks import tried_on_samples
+from lossmap.data.loss_check import check_loss
+from lossmap.device_errors import gpu_lost_by
 from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
-from lossmap.geometry.directions import random_plane
+from lossmap.geometry.directions import line_between, random_plane
 from lossmap.geometry.grid import Grid
 from lossmap.landscape import loss
+from lossmap.landscape.connection_map import Way, connection_map
+from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.landscape.loss import probe_forward_plan
 
 SAMPLES = 512
@@ -66,13 +72,49 @@ def test_another_error_of_a_pass_is_no_lack_of_memory(emptied):
     assert not emptied
 
 
+class Breaking(nn.Sequential):
+    """A net that loses its GPU over more samples than this: each call of CUDA fails from then on."""
+
+    room = SAMPLES
+    is_lost = False
+
+    def forward(self, x):
+        Breaking.is_lost = Breaking.is_lost or len(x) > self.room
+        self.look()
+        return super().forward(x)
+
+    @staticmethod
+    def look():
+        if Breaking.is_lost:
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
+
+
+@pytest.mark.parametrize("probe", ["losses", "products", "check"])
+def test_a_gpu_that_is_lost_in_a_probe_is_no_batch_that_does_not_fit(probe, emptied, monkeypatch):
+    monkeypatch.setattr(Breaking, "is_lost", False)
+    monkeypatch.setattr("lossmap.device_errors._lost_by", [])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", Breaking.look)
+    net = Breaking(*problem().model)
+    given = lossmap.Problem.supervised(net, "crossentropy", problem().data.tensors, batch_size=64)
+    looked_at = check_loss(given)
+    factory = prepare(looked_at, plan={"way": "double", "batch": 64}, check=ProductCheck())
+    net.room = {"losses": 64, "products": 64, "check": 32}[probe]
+    work = {
+        "losses": lambda: probe_forward_plan(looked_at, random_plane(net), seconds=1e6),
+        "products": lambda: Probe(factory).best({"double-backward"}),
+        "check": lambda: check_loss(given),
+    }[probe]
+    with pytest.raises(RuntimeError, match="CUDA error: device-side assert"):
+        work()
+    assert gpu_lost_by() == "CUDA error: device-side assert triggered" and not emptied
+
+
 @pytest.mark.parametrize("room", [200, 10])
 def test_the_probe_of_products_leaves_room_below_the_limit(room, emptied):
     tight = problem(batch_size=8)
     checked = prepare(tight, plan={"way": "double", "batch": 8})  # what is looked at before the probe is small
     tight.model.room = room
-    from lossmap.curvature.autotune import Probe
-
     for backends in ({"double-backward"}, {"double-backward", "linearized", "retained-graph"}):
         probe = Probe(checked)
         chosen = probe.best(set(backends))
@@ -92,6 +134,70 @@ def test_a_copy_of_the_images_in_another_format_is_made_only_where_there_is_room
         forms = loss._forms(given, loss._Trial(given, random_plane(net), None), loss.ForwardPlan(8))
         assert any(form.channels_last for form in forms) == fits
         assert loss._has_room_for_copy(last)  # nothing to copy
+
+
+def worst_twenty(outputs, targets):
+    each = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return each.topk(min(20, len(each))).values.mean()
+
+
+def test_a_loss_that_couples_large_batches_is_found_in_what_memory_bears(emptied, caplog):
+    tight = problem()
+    tight.model.room = 100
+    coupled = lossmap.Problem.supervised(tight.model, worst_twenty, tight.data.tensors, batch_size=256)
+    checked = check_loss(coupled)
+    assert isinstance(checked.data, FixedBatches) and checked.data.batch_size == 256
+    assert "looked at over 64" in caplog.text and len(emptied) == 2
+    measure = lossmap.losses(checked, random_plane(tight.model, axes=1), plan={"batch_size": 256})
+    surface = lossmap.survey(measure, Grid.line(0, 1, 2), progress=False)
+    assert surface.outcome == "failed" and "out of memory" in surface.failures[0].reason
+    assert "from here on" not in caplog.text  # no half of a batch is another reading of the same loss
+
+
+def test_batches_that_must_stay_uncut_are_never_halved(emptied):
+    given = problem()
+    coupled = lossmap.Problem.supervised(given.model, worst_twenty, given.data.tensors, batch_size=256)
+    checked = check_loss(coupled)
+    plane = random_plane(checked.model, axes=1)
+    assert lossmap.losses(checked, plane, plan={"batch_size": 256}).smaller() is None
+    line = line_between(checked.model, {k: -v for k, v in checked.model.state_dict().items()})
+    assert connection_map({"train": checked}, line, loss.ForwardPlan(256)).smaller() is None
+    factory = prepare(checked, plan={"way": "double", "batch": 256}, memory=8, check=ProductCheck())
+    eigenmap = EigenvalueMap({"train": factory}, plane, "ends", tol=1e-3)
+    assert eigenmap.smaller() == "no values of products are kept from here on" and eigenmap.smaller() is None
+    assert factory.smaller().memory == 0 and factory.smaller().smaller() is None and factory.smaller().batch == 256
+
+
+def test_the_ways_of_a_connection_become_smaller_together():
+    given = problem(40, 40)
+    ends = [{k: f * v for k, v in given.model.state_dict().items()} for f in (-1.0, 0.5)]
+    lines = [line_between(given.model, end) for end in ends]
+    plan = loss.ForwardPlan(40)
+    measure = connection_map({"train": given}, lines[0], plan, beside={"unaligned": Way(lines[1])})
+    before = measure((0.5,))
+    for size in (20, 10, 5, 2, 1):
+        assert measure.smaller() == f"batches of {size} samples from here on"
+        assert measure.plan.batch_size == measure._beside["unaligned"].plan.batch_size == size
+    assert measure.smaller() is None
+    assert measure((0.5,)) == pytest.approx(before, rel=1e-5)  # errors of the rises too: the ends are read anew
+
+
+def test_a_loss_is_checked_over_fewer_samples_where_memory_bears_no_more(emptied, caplog):
+    tight = problem(40)
+    tight.model.room = 7
+    checked = check_loss(tight)
+    assert not isinstance(checked.data, FixedBatches) and checked.checked
+    assert "the loss is checked over 4 samples" in caplog.text and emptied
+    tight.model.room = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        check_loss(tight)
+
+
+def test_memory_that_runs_out_on_a_part_says_nothing_of_parts(emptied):
+    tight = problem(8, batch_size=1)
+    tight.model.room = 1
+    with pytest.raises(ValueError, match=r"OutOfMemoryError.*; memory ran out$"):
+        tried_on_samples(tight, "train")
 
 
 def test_checkpoints_are_measured_in_smaller_batches(tmp_path):

@@ -45,7 +45,7 @@ from lossmap.curvature.operators import (
     single_rank,
 )
 from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
-from lossmap.data.batches import Batch, FixedBatches, Resident, move_batch, samples_in
+from lossmap.data.batches import Batch, FixedBatches, Resident, largest_to_cut, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
@@ -225,14 +225,14 @@ class OperatorFactory:
         return min(self.plan.batch_size, max(1, self.problem.data.samples))
 
     def smaller(self) -> OperatorFactory | None:
-        """For less memory: half the batch and half the bytes for kept values, no bytes beside a batch of one sample.
+        """For less memory: half the batch and half the bytes for kept values, no bytes where batches cannot be halved.
 
         None where there is nothing left to give up.
         """
-        if self.batch == 1 and self.memory == 0:
-            return None
-        memory = self.memory // 2 if self.batch > 1 else 0
-        return replace(self, plan=replace(self.plan, batch_size=max(1, self.batch // 2)), memory=memory)
+        can_halve = min(self.batch, largest_to_cut([self.problem.data])) > 1
+        if not can_halve:
+            return replace(self, memory=0) if self.memory else None
+        return replace(self, plan=replace(self.plan, batch_size=self.batch // 2), memory=self.memory // 2)
 
     def at(self, tensors: Mapping[str, Tensor] | None = None, *, measured: bool = False) -> LinearizedOperator:
         """The curvature where the model has these tensors; all others, or without any all, as they are.

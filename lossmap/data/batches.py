@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -352,6 +352,14 @@ class FixedBatches:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FixedBatches:
         return replace(self, batches=tuple(move_batch(batch, device, dtype) for batch in self.batches))
+
+
+def largest_to_cut(data: Iterable[Batches]) -> int:
+    """The most samples that can be taken together of any of these; 1 where their batches stay as they were made.
+
+    Half of it is what is left to try where memory ran out: a part of a batch that is not to be cut has another loss.
+    """
+    return max((d.samples for d in data if not isinstance(d, FixedBatches)), default=1)
 
 
 def _report_dropped(loader: Any, samples: int) -> None:

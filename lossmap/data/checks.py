@@ -13,6 +13,7 @@ from lossmap.data.batches import Batch, FixedBatches, Resident, samples_in
 from lossmap.data.criteria import SupervisedLoss, first_argument, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import CustomLoss, Problem, temporary_parameters
+from lossmap.device_errors import out_of_memory
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.seeding import same_random_state
 
@@ -86,7 +87,7 @@ def _failure(problem: Problem, batch: Batch) -> str | None:
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
             problem.total(copied(batch))
     except Exception as error:  # user code may raise any exception
-        return _first_line(error)
+        return None if out_of_memory(error) else _first_line(error)  # memory says nothing of the samples
     return None
 
 
@@ -104,6 +105,8 @@ def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> V
         guess = "the loss is called with model and batch; one of outputs and targets is for Problem.supervised (--loss)"
     if isinstance(problem.loss, SupervisedLoss) and first_argument(problem.loss.loss) in OF_MODEL:
         guess = "the loss is called with outputs and targets; one of model and batch is for Problem.custom (--problem)"
+    if out_of_memory(error):
+        guess = "memory ran out"
     return ValueError(
         f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: "
         f"{_first_line(error)}; {guess}"

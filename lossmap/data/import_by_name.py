@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lossmap.data.installed import is_installed
+from lossmap.installed import is_installed
 from lossmap.process_state import enter, imported_again, imported_digests, recorded_import, why_anew
 from lossmap.special_files import SPECIAL, is_special
 

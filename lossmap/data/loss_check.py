@@ -62,6 +62,7 @@ from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
+from lossmap.device_errors import loses_gpu, out_of_memory, raise_if_of_device
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.memory import return_freed_memory
 from lossmap.seeding import generator, random_states, same_random_state
@@ -127,7 +128,7 @@ class _Agreement:
         looks: list[tuple[Problem, _Probe, int]] = []
 
         def look() -> int:
-            looks.append(_look(problem))
+            looks.append(_look_within_memory(problem))
             return looks[0][2]
 
         kind = self.most_cautious(look)
@@ -164,17 +165,38 @@ class _Agreement:
         return int(message.nonzero().max())
 
 
-def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
-    """(the problem with the metrics that fit, its probe, what its loss is)."""
+def _look_within_memory(problem: Problem) -> tuple[Problem, _Probe, int]:
+    """As `_look`, over as many samples as memory has room for, two at least."""
+    most = MAX_SAMPLES
+    while True:
+        try:
+            return _look(problem, most)
+        except Exception as error:
+            samples, can_be_cut = problem.data.samples, not isinstance(problem.data, FixedBatches)
+            if not (out_of_memory(error) and min(most, samples) > 2 and can_be_cut) or loses_gpu(error):
+                raise
+            most = max(2, min(most, samples) // 2)
+            reason = str(error).partition("\n")[0]
+        _make_room(f"the loss is checked over {most} samples", reason)
+
+
+def _make_room(what: str, reason: str) -> None:
+    """After memory ran out, outside of the handler, whose error holds what was computed; and say what follows."""
+    torch.cuda.empty_cache()  # without CUDA nothing
+    logger.warning("memory ran out (%s); %s", reason, what)
+
+
+def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
+    """(the problem with the metrics that fit, its probe, what its loss is), by so many samples."""
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
     if any(p.is_meta for p in problem.model.parameters()):
         check_finite(problem.model, "the model")
     problem = uncut_where_parts_fail(problem)
-    problem = with_copied_batches(problem, few_samples(problem))
-    find_merged_layers(problem, few_samples(problem))
-    problem = with_gradients_recorded(problem, few_samples(problem), 5 * rounding_of(problem.model))
-    probe = _Probe(problem)
-    _refuse_stale_memo(problem)
+    problem = with_copied_batches(problem, few_samples(problem, most))
+    find_merged_layers(problem, few_samples(problem, most))
+    problem = with_gradients_recorded(problem, few_samples(problem, most), 5 * rounding_of(problem.model))
+    probe = _Probe(problem, most)
+    _refuse_stale_memo(problem, probe.own_batch)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
@@ -185,11 +207,11 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     carried = carried_state(probe.problem, probe.batch, probe.tolerance)
     if carried is not None:
         problem = _as_one_batch(problem, carried)
-        probe = _Probe(problem)
+        probe = _Probe(problem, most)
     else:
         anew = with_nothing_kept(problem, probe.own_batch)
         if anew is not problem:
-            problem, probe = anew, _Probe(anew)
+            problem, probe = anew, _Probe(anew, most)
         problem = _with_counters_told(problem, probe)
         _refuse_first_batch(probe)
     kind = probe.kind()
@@ -217,10 +239,10 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     return replace(problem, notes=(*problem.notes, *notes))
 
 
-def _refuse_stale_memo(problem: Problem) -> None:
+def _refuse_stale_memo(problem: Problem, batch: Batch) -> None:
     """Raises ValueError where an earlier pass has left something that is made of the weights, and is not made anew."""
     # of the model itself: nothing is kept yet for a copy in another precision
-    batch, tolerance = few_samples(problem), rounding_of(problem.model)
+    tolerance = rounding_of(problem.model)
     name = stale_memo(problem, batch, tolerance)
     if name is not None:
         raise ValueError(
@@ -254,7 +276,8 @@ def _with_counters_told(problem: Problem, probe: _Probe) -> Problem:
         batch = map_tensors(lambda t: t[:2] if t.dim() else t, batch)  # what counts calls counts these too
     try:
         counters = moving_counters(probe.problem, batch, probe.tolerance)
-    except (ValueError, RuntimeError, IndexError):  # it does not bear so few samples
+    except (ValueError, RuntimeError, IndexError) as error:  # it does not bear so few samples
+        raise_if_of_device(error)
         counters = moving_counters(probe.problem, probe.batch, probe.tolerance)
     if counters is None:
         return problem
@@ -329,9 +352,9 @@ def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
 class _Probe:
     """A few samples, and the loss summed over any of them."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.original = problem
-        self.batch = self.own_batch = few_samples(problem)
+    def __init__(self, problem: Problem, most: int = MAX_SAMPLES) -> None:
+        self.original, self.most = problem, most
+        self.batch = self.own_batch = few_samples(problem, most)
         self.samples = samples_in(self.batch)
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
             self.weight = problem.count(self.batch)  # over which its loss is a mean
@@ -349,6 +372,11 @@ class _Probe:
             batch = map_tensors(lambda t: t[indices] if t.dim() else t, self.batch)
         with self._borrowed(), torch.enable_grad():  # it may differentiate by its inputs
             return float(self.problem.total(batch).detach())
+
+    @property
+    def is_smallest(self) -> bool:
+        """Whether fewer samples cannot be looked at."""
+        return self.samples <= 2 or isinstance(self.original.data, FixedBatches)
 
     def _borrowed(self) -> AbstractContextManager[Any]:
         """The model at its own weights, or at those moved at random."""
@@ -403,7 +431,9 @@ class _Probe:
                 elsewhere = self._kind_here(cuts=1)
             except ChangedModelError:
                 raise
-            except Exception:  # such weights may be none for this model: nothing is known there
+            except Exception as error:  # such weights may be none for this model: nothing is known there
+                if loses_gpu(error) or (out_of_memory(error) and not self.is_smallest):
+                    raise
                 elsewhere = MEAN
             self.whole = own
         if elsewhere <= kind:
@@ -423,16 +453,28 @@ class _Probe:
         inputs = sum(t.numel() for t in pytree.tree_leaves(self.batch) if isinstance(t, Tensor)) / self.samples
         most = MANY_SAMPLES if parameters * inputs <= CHEAP else SOME_SAMPLES
         size = min(data.samples, data.batch_size, most)
-        if size <= self.samples or isinstance(data, FixedBatches):
-            return True
-        batch = next(iter(data.rebatched(size)))
+        while size > self.samples and not isinstance(data, FixedBatches):
+            try:
+                return self._is_additive_over(size)
+            except Exception as error:
+                if not out_of_memory(error) or loses_gpu(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            size //= 2
+            _make_room(f"whether the loss is a sum over samples is looked at over {max(size, self.samples)}", reason)
+        return True
+
+    def _is_additive_over(self, size: int) -> bool:
+        """Whether a batch of this size is the sum of its two parts."""
+        batch = next(iter(self.original.data.rebatched(size)))
         own = batch
         for problem, tolerance in ((self.original, OWN_TOLERANCE), (self.problem, self.tolerance)):
             if problem is not self.original:
                 batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
             try:
                 whole, *parts = [_total_of(problem, batch, rows) for rows in (slice(size), *_thirds(size))]
-            except (ValueError, RuntimeError, IndexError):
+            except (ValueError, RuntimeError, IndexError) as error:
+                raise_if_of_device(error)
                 return True  # it bears no such batch, and none larger than it is given
             if _agree(whole, sum(parts), parts, tolerance):
                 return True
@@ -464,14 +506,15 @@ class _Probe:
         batch = max(self.original.data, key=samples_in)
         if self.problem is not self.original:
             batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
-        n = min(samples_in(batch), MAX_SAMPLES)
+        n = min(samples_in(batch), self.most)
         if n < 2:
             return 0.0, []
         try:
             whole, _ = self._value(rows_within(batch, 0, n))
             ends = [((0, k), (k, n)) for k in (n // 2, (n + 2) // 3)]
             cuts = [[self._value(rows_within(batch, *part)) for part in parts] for parts in ends]
-        except Exception:  # somebody's own loss may raise anything of a part of a batch
+        except Exception as error:  # somebody's own loss may raise anything of a part of a batch
+            raise_if_of_device(error)
             return 0.0, []
         return (
             (whole, cuts) if np.isfinite([whole, *(value for parts in cuts for value, _ in parts)]).all() else (0.0, [])
@@ -497,7 +540,8 @@ class _Probe:
         """Whether the sum over a batch is the sum over its parts."""
         try:
             return all(self._agree(whole, sum(parts), parts) for whole, parts in self.parts(cuts))
-        except (ValueError, RuntimeError, IndexError):  # it does not bear a batch of one
+        except (ValueError, RuntimeError, IndexError) as error:  # it does not bear a batch of one
+            raise_if_of_device(error)
             return False
 
     def is_sum(self) -> bool:
@@ -506,7 +550,8 @@ class _Probe:
         try:
             singles = [self._value(_rows(self.batch, [i]))[0] for i in range(n)]
             half = [self._value(_rows(self.batch, list(range(*part))))[0] for part in ((0, n // 2), (n // 2, n))]
-        except (ValueError, RuntimeError, IndexError):
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise_if_of_device(error)
             return False
         whole, _ = self._value(self.batch)
         return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
@@ -534,33 +579,33 @@ def _total_of(problem: Problem, batch: Batch, rows: slice) -> float:
         return float(problem.total(part).detach())
 
 
-def few_samples(problem: Problem) -> Batch:
+def few_samples(problem: Problem, most: int = MAX_SAMPLES) -> Batch:
     """The first and the last samples of the data in one batch, and some that differ from them among them.
 
     Those have ignored targets or NaN, or a class, or another number of their own, that the others do not have:
-    `MAX_SAMPLES` at most.
+    `most` at most.
     """
     data = problem.data
     if isinstance(data, FixedBatches):
         return data.batches[0]
-    if data.samples <= MAX_SAMPLES:
+    if data.samples <= most:
         return next(iter(data.rebatched(data.samples)))
-    half, last = MAX_SAMPLES // 2, data.samples
+    half, last = most // 2, data.samples
     if isinstance(data, Resident):
-        unusual = unusual_rows(data, MAX_SAMPLES // 4)
+        unusual = unusual_rows(data, most // 4)
         ends = [*range(half), *range(last - half, last)]
-        unusual += rare_rows(data.tensors, last, ends, MAX_SAMPLES // 4)
-        side = (MAX_SAMPLES - len(unusual)) // 2
+        unusual += rare_rows(data.tensors, last, ends, most // 4)
+        side = (most - len(unusual)) // 2
         rows = sorted({*range(side), *unusual, *range(last - side, last)})
         return _rows(data.tensors, rows)
     batch = _both_ends(data, half)
-    if isinstance(data, Streamed) and all_alike(batch, MAX_SAMPLES):
+    if isinstance(data, Streamed) and all_alike(batch, most):
         spread = torch.linspace(0, last - 1, min(last, LOOKED_AT)).round().long().tolist()
         more = replace(data, indices=[data.indices[i] for i in spread]).rebatched(len(spread))
         seen = next(iter(more))
         rows = rare_rows(seen, len(spread), [0, len(spread) - 1], half)
         if rows:
-            return _joined(_rows(batch, list(range(MAX_SAMPLES - len(rows)))), _rows(seen, rows))
+            return _joined(_rows(batch, list(range(most - len(rows)))), _rows(seen, rows))
     return batch
 
 
@@ -642,7 +687,7 @@ def _as_sum(problem: Problem) -> Problem:
     """The loss divided by the batch's samples, or by the weight that it gives itself, since it is their sum."""
     if isinstance(problem.forward, CustomLoss):
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
-            is_weighted = gives_weight(problem.forward.loss, problem.model, few_samples(problem))
+            is_weighted = gives_weight(problem.forward.loss, problem.model, next(iter(problem.rebatched(1).data)))
         by = "weights that it gives" if is_weighted else "samples"
         note = f"the loss function returns the sum over the batch (reduction='sum'); it is divided by the {by}"
         return replace(problem, notes=(*problem.notes, note), forward=replace(problem.forward, reduction="sum"))
@@ -687,11 +732,13 @@ def _evaluate_smallest(problem: Problem) -> None:
     try:
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(0):
             problem.total(smallest)
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, MemoryError) as error:
+        advice = (
+            "give smaller batches" if out_of_memory(error) else "give batches of equal size, or take drop_last=True"
+        )
         raise ValueError(
             f"the loss needs its batches uncut, and fails on the smallest of them, of {samples_in(smallest)} of "
-            f"{problem.data.samples} samples: {str(error).splitlines()[0]}; give batches of equal size, or take "
-            "drop_last=True"
+            f"{problem.data.samples} samples: {str(error).partition(chr(10))[0]}; {advice}"
         ) from error
 
 

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
-from lossmap.data.installed import is_installed
+from lossmap.installed import is_installed
 
 MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
 LIBRARIES = (

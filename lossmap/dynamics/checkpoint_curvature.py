@@ -26,6 +26,7 @@ from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
+from lossmap.data.batches import largest_to_cut
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import load_into
@@ -208,13 +209,16 @@ class CheckpointCurvature:
     def smaller(self) -> str | None:
         """Halve the batches and the kept values, after memory ran out; what was done, or None where that is no use."""
         made = self.__dict__.get("factory")
-        samples = self.problem.data.samples
+        samples = largest_to_cut([self.problem.data])
         largest = max(self.problem.data.batch_size, 0 if made is None else made.batch)
         now = self.limit or min(largest, samples)
         torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
         fewer = None if made is None else made.smaller()
         if now <= 1 and fewer is None:
             return None
+        if samples == 1 and fewer is not None:
+            self.__dict__["factory"] = fewer
+            return "no values of products are kept from here on"
         self.limit = max(1, now // 2)
         self.problem = self.problem.rebatched(min(self.limit, self.problem.data.batch_size))
         if fewer is not None:

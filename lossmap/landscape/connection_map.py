@@ -92,7 +92,8 @@ class ConnectionMap(LossMap):
         # None where they are not to be had
         self._ends: tuple[Samples, Samples] | None = None
         self._seen: Samples = {}
-        self._rows: list[Tensor | None] = []
+        self._rows: list[Tensor | None] = []  # of the batches of a pass
+        self._each: Tensor | None = None  # of a pass, on the host: the loss of each sample
         self._t = nan
         super().__init__(
             problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
@@ -106,11 +107,6 @@ class ConnectionMap(LossMap):
             self.fields = (*self.fields, *(_field_of(name, field) for field in self._beside[name].fields))
             if way.curve is not None:
                 self.groups[BEND] = bend_group(way.plane)
-
-    def smaller(self) -> str | None:
-        """As of `LossMap`; the ways beside this one have plans of their own, which become smaller with it."""
-        made = [super().smaller(), *(way.smaller() for way in self._beside.values())]
-        return next((text for text in made if text is not None), None)
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point; the first time on a rank also each sample's at both ends."""
@@ -131,7 +127,8 @@ class ConnectionMap(LossMap):
         return (t,) if self._curve is None else place_on(self._curve, t)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen")} | {"_rows": []}
+        state = {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen")}
+        return state | {"_rows": [], "_each": None}
 
     def _use(self, plan: ForwardPlan) -> None:
         super()._use(plan)
@@ -162,18 +159,26 @@ class ConnectionMap(LossMap):
 
     def _pass(self, problem: Problem) -> Tensor:
         """As of the base, and behind it sums and sums of squares of the paired differences."""
-        self._rows = []
+        self._rows, self._each = [], None
         sums = super()._pass(problem)
         if self.noise_repeats is not None:  # what is paired are the realisations, see `_reading`
             return torch.cat([sums, torch.full((PAIRED,), nan, dtype=torch.float64)])
         split = next(name for name, planned in self._planned.items() if planned[0] is problem)
-        rows: Tensor | None = None
-        if all(row is not None for row in self._rows):
-            rows = torch.cat([row for row in self._rows if row is not None]).cpu()
-            if not abs(float(rows.sum()) - float(sums[1])) <= AGREEMENT * abs(float(sums[1])):
-                rows = None
+        rows, self._each = self._each, None
+        if rows is not None and not abs(float(rows.sum()) - float(sums[1])) <= AGREEMENT * abs(float(sums[1])):
+            rows = None
         self._seen[split] = rows
         return torch.cat([sums, self._paired(split, rows)])
+
+    def _fetched(self, sums: Tensor) -> Tensor:
+        """As of the base, and in the same copy the losses of the samples."""
+        rows, self._rows = self._rows, []
+        known = [row.to(sums.device) for row in rows if row is not None]
+        if not known or len(known) < len(rows):
+            return super()._fetched(sums)
+        fetched = super()._fetched(torch.cat([sums, *known]))
+        self._each = fetched[len(sums) :]
+        return fetched[: len(sums)]
 
     def _paired(self, split: str, rows: Tensor | None) -> Tensor:
         """(PAIRED,) of the rises above the line and above the mean of both ends; NaN where they are not known."""

@@ -316,7 +316,10 @@ class EigenvalueMap:
         smaller = {split: prepared.smaller() for split, prepared in self.prepared.items()}
         if all(factory is None for factory in smaller.values()):
             return None
+        before = dict(self.prepared)
         self.prepared |= {split: factory for split, factory in smaller.items() if factory is not None}
+        if all(self.prepared[split].batch == factory.batch for split, factory in before.items()):
+            return "no values of products are kept from here on"
         batch = max(prepared.batch for prepared in self.prepared.values())
         return f"products over batches of {batch} samples, and half the memory for what is kept, from here on"
 

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.copies import lazy_copy
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.batches import Batch, MappedFetch, Resident, Streamed, join_batches, map_tensors
+from lossmap.data.batches import Batch, MappedFetch, Resident, Streamed, join_batches, largest_to_cut, map_tensors
 from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
@@ -130,8 +130,9 @@ class LossMap:
         return {**self._settings, "chosen": {"way": asdict(self.plan)}}
 
     def smaller(self) -> str | None:
-        """Halve the batch, after memory ran out; what was done, or None where a batch is one sample already."""
-        now = min(self.plan.batch_size, max(p[0].data.samples for p in self._problems.values()))
+        """Halve the batch, after memory ran out; what was done, or None where it is one sample, or must stay uncut."""
+        data = [p[0].data for p in self._problems.values()]
+        now = min(self.plan.batch_size, largest_to_cut(data))
         if now <= 1:
             return None
         self._planned = {}  # before memory is taken for the same data in other batches
@@ -256,7 +257,7 @@ class LossMap:
         """(2 + metrics + counted,) float64: samples, loss sum, metric sums, and samples of metrics that are of some."""
         model = problem.model if self._graph is None else self._graph
         kept: list[Batch] = []
-        summed = torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0).cpu()
+        summed = self._fetched(torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0))
         if kept:
             outputs, targets = join_batches(kept)
             for place, (name, metric) in enumerate(problem.metrics.items(), start=1):
@@ -267,6 +268,10 @@ class LossMap:
                 except Exception as error:  # user code may raise any exception
                     raise ValueError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
         return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
+
+    def _fetched(self, sums: Tensor) -> Tensor:
+        """What a pass summed, on the host: the one wait of a split at a point."""
+        return sums.cpu()
 
     def _lowered(self, batch: Batch) -> AbstractContextManager[Any]:
         """The context of a forward pass in the lower precision, where there is one."""

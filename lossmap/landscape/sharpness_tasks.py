@@ -31,6 +31,7 @@ from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator, Total, made_by_all, single_rank
+from lossmap.data.batches import largest_to_cut
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
@@ -143,9 +144,9 @@ class SharpnessTasks:
         return {self.groups[number]: {name: np.asarray(value) for name, value in arrays.items()}}
 
     def smaller(self) -> str | None:
-        """Halve the batches, after memory ran out; what was done, or None where they are of one sample already."""
+        """Halve the batches, after memory ran out; what was done, or None where they are of one sample, or uncut."""
         data = [subject.problem.data for subject in self.subjects]
-        largest = min(max(d.batch_size for d in data), max(d.samples for d in data))
+        largest = min(max(d.batch_size for d in data), largest_to_cut(data))
         now = self.limits[-1] if self.limits else largest
         self.made.clear()
         torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing

@@ -20,6 +20,7 @@ from lossmap.curvature.build import build_matrix, notes_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.batches import largest_to_cut
 from lossmap.data.loss_check import check_loss
 from lossmap.diagnostics.step_rule import threshold_of
 from lossmap.geometry.grid import Field, Point
@@ -126,9 +127,9 @@ class SpectrumTasks:
         return {self.groups[index]: arrays_of_row(self.tasks[index].kind, fields[ROW])}
 
     def smaller(self) -> str | None:
-        """Halve the batches, after memory ran out; what was done, or None where they are of one sample already."""
+        """Halve the batches, after memory ran out; what was done, or None where they are of one sample, or uncut."""
         batches = [s.problem.data.batch_size for s in self.subjects] + [int(c["batch"]) for c in self.choices]
-        largest = min(max(batches), max(s.problem.data.samples for s in self.subjects))
+        largest = min(max(batches), largest_to_cut(s.problem.data for s in self.subjects))
         now = self.limits[-1] if self.limits else largest
         self.made.clear()
         torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing

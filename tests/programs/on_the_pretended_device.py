@@ -1,54 +1,60 @@
-"""Every measure over a small net, on the pretended device or the CPU, as JSON: numbers with bars, and waits.
-
-python on_the_pretended_device.py pretended|cpu
-"""
+"""Every measure over a small net, on the CPU and on the pretended device, as JSON: numbers with bars, and waits."""
 
 from __future__ import annotations
 
 import copy
 import json
-import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-WHERE = sys.argv[1]
-if WHERE == "pretended":
-    from tests import pretended_device
+from tests import pretended_device  # first, since it changes PyTorch for the whole process
 
-import lossmap  # noqa: E402
-from lossmap.curvature.autotune import prepare  # noqa: E402
-from lossmap.curvature.gradient import loss_and_gradient, mean_loss  # noqa: E402
-from lossmap.diagnostics.activations import activation_statistics, gradient_norms  # noqa: E402
-from lossmap.diagnostics.label_noise import label_noise  # noqa: E402
-from lossmap.diagnostics.layer_signals import signals  # noqa: E402
-from lossmap.diagnostics.neural_collapse import neural_collapse  # noqa: E402
-from lossmap.landscape.eigenvalues import EigenvalueMap  # noqa: E402
-from lossmap.linalg.dense import DenseMatrix  # noqa: E402
-from tests.gpu.networks import network  # noqa: E402
+import lossmap  # isort: skip
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.gradient import loss_and_gradient, mean_loss
+from lossmap.diagnostics.activations import activation_statistics, gradient_norms
+from lossmap.diagnostics.label_noise import label_noise
+from lossmap.diagnostics.layer_signals import signals
+from lossmap.diagnostics.neural_collapse import neural_collapse
+from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
+from lossmap.landscape.connection_map import connection_map
+from lossmap.landscape.eigenvalues import EigenvalueMap
+from lossmap.landscape.loss import ForwardPlan
+from lossmap.linalg.dense import DenseMatrix
+from tests.gpu.networks import network
 
+CPU, PRETENDED = "cpu", "pretended"
 NETWORKS = ("dense", "conv", "words", "attention")  # recurrent ones call kernels of CUDA's that the CPU has not
 PLAN = {"batch_size": 32}
+PASSES = (loss_and_gradient, mean_loss, gradient_norms, activation_statistics, signals, label_noise, neural_collapse)
+Bars = list[tuple[float, float]]  # values, each with its bar
+where = CPU
+
+
+def there(values: Any) -> Any:
+    """A model, or tensors, on the device."""
+    if where == CPU:
+        return values
+    return pretended_device.moved(values) if isinstance(values, nn.Module) else pretended_device.up(values)
 
 
 def problem(name: str) -> lossmap.Problem:
     net, x, y = network(name, samples=40)
-    net = copy.deepcopy(net)
-    if WHERE == "pretended":
-        net, x, y = pretended_device.moved(net), *pretended_device.up((x, y))
-    return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=32)
+    return lossmap.Problem.supervised(there(copy.deepcopy(net)), "crossentropy", there((x, y)), batch_size=32)
 
 
-PASSES = (loss_and_gradient, mean_loss, gradient_norms, activation_statistics, signals, label_noise, neural_collapse)
+def small(seed: int = 2) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
 
 
-def dense(batch_size: int = 32) -> lossmap.Problem:
-    torch.manual_seed(2)
-    net, x, y = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(40, 3), torch.arange(40) % 3
-    if WHERE == "pretended":
-        net, x, y = pretended_device.moved(net), *pretended_device.up((x, y))
-    return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=batch_size)
+def dense(batch_size: int = 20) -> lossmap.Problem:
+    data = torch.randn(40, 3, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 3
+    return lossmap.Problem.supervised(there(small()), "crossentropy", there(data), batch_size=batch_size)
 
 
 class Spread(nn.Module):
@@ -65,10 +71,10 @@ class Spread(nn.Module):
 
 def spread() -> lossmap.Problem:
     torch.manual_seed(3)
-    net, x, y = Spread(), torch.randn(40, 3), torch.arange(40) % 3
-    if WHERE == "pretended":
-        pretended_device.moved(net.first)
-        x, y = pretended_device.up((x, y))  # to a device of this kind PyTorch's own `to` does not lead
+    net = Spread()
+    there(net.first)
+    # to a device of this kind PyTorch's own `to` does not lead
+    x, y = there((torch.randn(40, 3), torch.arange(40) % 3))
     return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=32)
 
 
@@ -82,7 +88,7 @@ def refusal_of_products(p: lossmap.Problem) -> str:
 
 def waits() -> int:
     """How often the host has waited so far."""
-    return sum(pretended_device.waits.values()) if WHERE == "pretended" else 0
+    return sum(pretended_device.waits.values())
 
 
 def surface(p: lossmap.Problem, ticks: int = 3) -> list[float]:
@@ -92,19 +98,58 @@ def surface(p: lossmap.Problem, ticks: int = 3) -> list[float]:
     return [float(v) for v in read["train_loss"].reshape(-1)]
 
 
-def ends(p: lossmap.Problem) -> list[tuple[float, float]]:
+def ends(p: lossmap.Problem) -> Bars:
     factory = prepare(p, "weights")
     plane = lossmap.random_plane(factory.problem.model, seed=1)
     point = EigenvalueMap({"train": factory}, plane, "ends", tol=1e-3)((0.5, -0.5))
     return [(float(point[f"{end}_eig"]), float(point[f"{end}_eig_error"])) for end in ("max", "min")]
 
 
-def of_spectrum(s: Any) -> list[tuple[float, float]]:
+def of_spectrum(s: Any) -> Bars:
     return [(float(v), float(e)) for v, e in zip(s.values, s.errors, strict=True)]
 
 
-def numbers() -> dict[str, Any]:
-    """By measure: values, or (value, bar)."""
+def spectrum(p: lossmap.Problem) -> Bars:
+    return of_spectrum(lossmap.spectrum(p, top=2, bottom=1, density_error=0.3, trace_products=6, dense=1))
+
+
+def layers(p: lossmap.Problem) -> Bars:
+    blocks = lossmap.layer_spectra(p, "tensor", density_error=None).blocks
+    return [(float(v), float(block.error)) for block in blocks for v in block.values]
+
+
+def connection(p: lossmap.Problem) -> list[float]:
+    return [float(v) for v in lossmap.connect(p, there(small(5)), points=3).losses["train"]]
+
+
+def sharpness(p: lossmap.Problem) -> Bars:
+    found = lossmap.sharpness(p, draws=2, ascent_steps=1, starts=1)
+    return [(found.largest, found.largest_error)]
+
+
+def checkpoints(p: lossmap.Problem) -> Bars:
+    """Of two checkpoints of a run; how often the host waits for the second one goes to `of_a_checkpoint`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {float(step): Path(folder) / f"step{step}.pt" for step in range(2)}
+        for step, file in files.items():
+            torch.save(small(int(step)).state_dict(), file)
+        measure = CheckpointCurvature(p, files, store_vectors=lambda step, vectors: None, top=2)
+        found = []
+        for step in files:
+            before = waits()
+            found.append(measure((step,)))
+        of_a_checkpoint.append(waits() - before)
+    return [
+        pair for f in found for pair in zip(f["eigenvalues"].tolist(), f["eigenvalue_errors"].tolist(), strict=True)
+    ]
+
+
+of_a_checkpoint: list[int] = []
+SEARCHES = (spectrum, layers, connection, sharpness, checkpoints)
+
+
+def numbers() -> tuple[dict[str, Any], dict[str, int]]:
+    """By measure: values, or (value, bar); and the waits of each search."""
     found: dict[str, Any] = {}
     for name in NETWORKS:
         found[f"losses, {name}"] = surface(problem(name), 2)
@@ -112,18 +157,22 @@ def numbers() -> dict[str, Any]:
     p = dense()
     found |= {"ends, dense": ends(p), "ends, conv": ends(problem("conv"))}
     found["spectrum, dense matrix"] = of_spectrum(lossmap.spectrum(p, top=3, bottom=1, density_error=0.3))
-    s = lossmap.spectrum(p, top=2, bottom=1, density_error=None, trace_products=6, dense=1)
-    found["spectrum, search"] = of_spectrum(s)
-    blocks = lossmap.layer_spectra(p, "tensor", density_error=None)
-    found["layers"] = [(float(v), float(block.error)) for block in blocks.blocks for v in block.values]
-    sharp = lossmap.sharpness(p, draws=2, ascent_steps=2, starts=1)
-    found["sharpness"] = [(sharp.largest, sharp.largest_error)]
     found["findings"] = len(lossmap.diagnose(p, samples=40, density_error=0.3).findings)
-    return found
+    counts: dict[str, int] = {}
+    for search in SEARCHES:
+        counts[search.__name__] = waits_of(search, dense(), found)
+    return found, counts
+
+
+def waits_of(measure: Any, p: lossmap.Problem, found: dict[str, Any]) -> int:
+    """Waits of a measure, whose result goes to `found`."""
+    before = waits()
+    found[measure.__name__] = measure(p)
+    return waits() - before
 
 
 def waits_of_each() -> dict[str, float]:
-    """Waits of one more point of a surface, and of one product."""
+    """Waits of one more point of a surface and of a connection, and of one product."""
     p = dense()
     surface(p, 2)
     counts = []
@@ -131,15 +180,24 @@ def waits_of_each() -> dict[str, float]:
         before = waits()
         surface(p, ticks)
         counts.append(waits() - before)
+    splits = {"train": p, "test": p}
+    line = connection_map(splits, lossmap.line_between(p.model, there(small(5))), ForwardPlan(8))
+    line((0.5,))  # the first one reads both ends, too
+    before = waits()
+    reading = line((0.25,))
+    assert reading["train_barrier_error"] > 0  # the loss of every sample was there
+    of_connection = waits() - before
     operator = prepare(p, "weights").at()
-    v = torch.ones(operator.size)
-    if WHERE == "pretended":
-        v = pretended_device.up(v)
+    v = there(torch.ones(operator.size))
     operator @ v
     before = waits()
     for _ in range(10):
         operator @ v
-    return {"a point": (counts[1] - counts[0]) / 12, "a product": (waits() - before) / 10}
+    return {
+        "a point": (counts[1] - counts[0]) / 12,
+        "a point of a connection, of two splits": of_connection,
+        "a product": (waits() - before) / 10,
+    }
 
 
 class Counting:
@@ -157,43 +215,10 @@ class Counting:
 def waits_of_a_search() -> float:
     """Waits for each product of a Lanczos search, its start and end among them."""
     operator = Counting(prepare(dense(), "weights").at())
-    operator.operator @ (pretended_device.up(torch.ones(operator.size)) if WHERE == "pretended" else torch.ones(24))
+    operator.operator @ there(torch.ones(operator.size))
     before = waits()
     lossmap.eigenpairs(operator, "top:2", tol=1e-6)
     return (waits() - before) / operator.products
-
-
-def waits_of_passes(measures: Any, batch_sizes: tuple[int, int] = (8, 4)) -> dict[str, list[int]]:
-    """By measure its waits over the same samples in so many batches, and in twice as many."""
-    found = {}
-    for measure in measures:
-        counts = []
-        for batch_size in batch_sizes:
-            p = dense(batch_size)
-            before = waits()
-            measure(p)
-            counts.append(waits() - before)
-        found[measure.__name__] = counts
-    return found
-
-
-def spectrum(p: lossmap.Problem) -> None:
-    lossmap.spectrum(p, top=1, bottom=1, density_error=0.3, trace_products=6, dense=1)
-
-
-def connection(p: lossmap.Problem) -> None:
-    lossmap.connect(p, dense().model, points=3)
-
-
-def sharpness(p: lossmap.Problem) -> None:
-    lossmap.sharpness(p, draws=2, ascent_steps=1, starts=1)
-
-
-def waits_of_searches() -> dict[str, list[int]]:
-    """As of passes."""
-    if WHERE != "pretended":
-        return {}
-    return waits_of_passes((spectrum, connection)) | waits_of_passes((sharpness,), (20, 10))
 
 
 def waits_of_a_dense_matrix() -> float:
@@ -204,7 +229,18 @@ def waits_of_a_dense_matrix() -> float:
     return (waits() - before) / operator.products
 
 
-print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "passes": waits_of_passes(PASSES),
-                  "searches": waits_of_searches(),
-                  "dense": waits_of_a_dense_matrix(),
-                  "search": waits_of_a_search(), "refusal": refusal_of_products(spread())}))  # fmt: skip
+on_cpu, _ = numbers()
+where, of_a_checkpoint = PRETENDED, []
+on_device, once = numbers()
+twice: dict[str, Any] = {}
+print(json.dumps({
+    "numbers": {CPU: on_cpu, PRETENDED: on_device},
+    "waits": waits_of_each(),
+    "passes": {m.__name__: [waits_of(m, dense(size), {}) for size in (8, 4)] for m in PASSES},
+    "searches": {m.__name__: [once[m.__name__], waits_of(m, dense(10), twice)] for m in SEARCHES},
+    "numbers in twice the batches": twice,
+    "checkpoint": of_a_checkpoint,
+    "dense": waits_of_a_dense_matrix(),
+    "search": waits_of_a_search(),
+    "refusal": refusal_of_products(spread()),
+}))  # fmt: skip
