@@ -3,7 +3,8 @@
     refinement/round          of the grid's shape: in which round a point was chosen, from 0 on; -1: it was not
     refinement/NAME           of the grid's shape: a field between the measured points
     refinement/@tolerance     that was asked for, relative to the range of the loss
-    refinement/@error         estimated, at the worst point, relative to it; NaN before the second round
+    refinement/@error         estimated, at the worst point, relative to it; NaN before the second round, and where
+                              nothing could be interpolated
 
 `landscape.refinement` writes them. NumPy alone.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmap.io.surface import Surface
+from lossmap.io.surface import Group, Surface
 
 GROUP, ROUND = "refinement", "round"
 LOG_FROM = 20.0  # largest over smallest loss from which levels, and what lies between points, are logarithmic
@@ -30,7 +31,17 @@ def refinement_note(surface: Surface) -> str | None:
         return None
     group, points = surface.groups[GROUP], len(surface.grid)
     measured, error = int((group[ROUND] >= 0).sum()), float(group.attributes.get("error", np.nan))
-    text = f"measured at {measured:,} of {points:,} points, where the picture needed them; interpolated between them"
+    text = f"measured at {measured:,} of {points:,} points, where the picture needed them; "
+    if not _is_interpolated(group):
+        return text + "too few of them have a finite value, so that nothing is known between them"
+    text += "interpolated between them"
     if np.isfinite(error):
         text += f", off by some {error:.2%} of the range at the worst point by its own estimate"
     return text
+
+
+def _is_interpolated(group: Group) -> bool:
+    """Whether there is a number between measured points, or no point between them, or no telling yet."""
+    between = group[ROUND] < 0
+    fields = [values for name, values in group.arrays.items() if name != ROUND]
+    return not fields or not between.any() or any(np.isfinite(values[between]).any() for values in fields)

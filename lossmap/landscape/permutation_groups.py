@@ -327,7 +327,7 @@ class _Search:
         if name in _POOL_NAMES and len(shape) == _POOL_NAMES[name] and axis.dim == 1:
             return (axis,)
         if name in _REDUCTIONS:
-            dims, keep = _argument(node, 1, "dim"), bool(_argument(node, 2, "keepdim"))
+            dims, keep = _argument(node, 1, "dim", "axis"), bool(_argument(node, 2, "keepdim", "keepdims"))
             whole = [] if dims is None else [dims] if isinstance(dims, int) else list(dims)
             reduced = {d % len(shape) for d in whole} or set(range(len(shape)))
             if axis.dim in reduced:
@@ -336,6 +336,9 @@ class _Search:
         if name == "transpose":
             swap = [_argument(node, i, f"dim{i - 1}") % len(shape) for i in (1, 2)]
             return (replace(axis, dim={swap[0]: swap[1], swap[1]: swap[0]}.get(axis.dim, axis.dim)),)
+        if name == "permute":
+            order: Any = node.args[1:] if len(node.args) > 2 else _argument(node, 1, "dims")
+            return (replace(axis, dim=[d % len(shape) for d in order].index(axis.dim)),)
         return self._reshaped(name, axis, shape, after)
 
     @staticmethod
@@ -387,5 +390,8 @@ def _name(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", node.target))
 
 
-def _argument(node: fx.Node, place: int, name: str) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+def _argument(node: fx.Node, place: int, *names: str) -> Any:
+    """What a function was called with at a place or by one of these names; None where it was not."""
+    if len(node.args) > place:
+        return node.args[place]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), None)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ LEAST_SHARE = 0.5  # of the difference that is taken for an error where there ar
 REMEMBERED = 3  # rounds from which the share of the difference that is an error is taken
 WORTH = 0.25  # of the tolerance: where less is told, no point is measured
 MAX_RATIO = 2.0  # of c to d: of very smooth surfaces c is far too large
+FLAT = 1e-9  # width of points over their length, up to which they lie on one line
 MIN_TOL, MAX_TOL = 1e-4, 0.5
 
 
@@ -85,7 +86,7 @@ def interpolated(grid: Grid, values: np.ndarray, known: np.ndarray, suits_log: b
     finite = known & np.isfinite(values)
     filled, told = np.full(grid.shape, np.nan), np.zeros(grid.shape)
     filled[known] = values[known]
-    if finite.sum() < 3:
+    if not _span_the_grid(_places(grid)[finite.reshape(-1)]):
         return Interpolated(filled, told, False)
     low, high = float(values[finite].min()), float(values[finite].max())
     log = low > 0 and high / LOG_FROM > low if suits_log is None else suits_log
@@ -96,6 +97,14 @@ def interpolated(grid: Grid, values: np.ndarray, known: np.ndarray, suits_log: b
     between = np.power(10.0, cubic) if log else cubic
     filled = np.where(known, values, np.where(is_hole, np.nan, between))
     return Interpolated(filled, np.nan_to_num(told), bool(log))
+
+
+def _span_the_grid(places: np.ndarray) -> bool:
+    """Whether something can be interpolated: three points at least, in a plane not all on one line."""
+    if len(places) < 3:
+        return False
+    extents = np.linalg.svd(places - places.mean(axis=0), compute_uv=False)
+    return bool(extents[-1] > FLAT * extents[0])
 
 
 def _between(
@@ -151,7 +160,8 @@ class Round:
     """What comes next.
 
     points  flat indices to be measured, ascending; none: the end
-    error   estimated, of the interpolation at the worst point, relative to the range; NaN before the second round
+    error   estimated, of the interpolation at the worst point, relative to the range; NaN before the second round, and
+            where nothing could be interpolated
     """
 
     points: np.ndarray
@@ -168,19 +178,23 @@ def next_round(grid: Grid, fields: Sequence[np.ndarray], rounds: np.ndarray, kno
     """
     last = int(rounds.max())
     if last < 0:
-        return Round(coarse_points(grid), float("nan"))
+        return Round(coarse_points(grid), nan)
     now = [interpolated(grid, values, known) for values in fields]
     for field in now:
         field.told[rounds >= 0] = 0.0
     told = np.max([field.told for field in now], axis=0)
-    error = max(_estimate(grid, values, field, rounds, known) for values, field in zip(fields, now, strict=True))
+    errors = [_estimate(grid, values, field, rounds, known) for values, field in zip(fields, now, strict=True)]
+    error = max((e for e in errors if e == e), default=nan)
     if last >= LEAST_ROUNDS and error <= tol:
         return Round(np.zeros(0, dtype=np.int64), error)
     return Round(_worst(grid, told, rounds >= 0, WORTH * tol), error)
 
 
 def _estimate(grid: Grid, values: np.ndarray, now: Interpolated, rounds: np.ndarray, known: np.ndarray) -> float:
-    """The error of a field's interpolation at the worst point, relative to the range, sqrt(c d)."""
+    """The error of a field's interpolation at the worst point, relative to the range, sqrt(c d); NaN without any."""
+    is_between = rounds < 0
+    if is_between.any() and not np.isfinite(now.values[is_between]).any():
+        return nan
     last = int(rounds.max())
     first = max(1, last - REMEMBERED + 1)
     shares = [_missed(grid, values, now, rounds, known, r) for r in range(first, last + 1)]

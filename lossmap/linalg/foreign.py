@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.seeding import normal
+from lossmap.sums import norm
 
 MAX_ASYMMETRY = 300.0  # unit roundoffs of u . A v, relative to |A u| |v| + |A v| |u|
 
@@ -70,6 +71,7 @@ def adopted(matrix: Any) -> SymmetricOperator:
     if is_operator(matrix):
         operator: SymmetricOperator = matrix
     elif isinstance(matrix, Tensor):
+        matrix = matrix.detach()
         operator = AdoptedOperator(_size(matrix.shape), _precision(matrix.dtype), matrix.device, matrix.__matmul__)
     else:
         operator = _by_scipy(matrix)
@@ -111,6 +113,6 @@ def _refuse_asymmetric(operator: SymmetricOperator) -> None:
     u, v = (normal(operator.size, "symmetry", name).to(operator.device, operator.dtype) for name in "uv")
     images = [(operator @ x).double() for x in (u, v)]
     one, other = float(v.double() @ images[0]), float(u.double() @ images[1])
-    scale = float(images[0].norm() * v.double().norm() + images[1].norm() * u.double().norm())
+    scale = norm(images[0]) * norm(v) + norm(images[1]) * norm(u)
     if abs(one - other) > MAX_ASYMMETRY * float(torch.finfo(operator.dtype).eps) * scale:
         raise ValueError(f"the matrix is not symmetric: v . A u = {one:.6g} and u . A v = {other:.6g}")

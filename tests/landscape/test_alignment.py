@@ -81,6 +81,22 @@ class Tied(nn.Module):
         return self.last(self.b(self.a(x).tanh()).tanh())
 
 
+class Axes(nn.Module):
+    """Norms over channels that are moved to the end, as in ConvNeXt, and means by NumPy's words."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.LayerNorm(6)
+        self.wide, self.last = nn.Linear(6, 8), nn.Linear(5, 3)
+        self.narrow = nn.Linear(8, 6)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.narrow(self.wide(self.norm(x.permute(0, 2, 3, 1))).relu())
+        x = self.second(x + torch.permute(y, (0, -1, 1, 2))).tanh()
+        return self.last(torch.sum(x.mean(axis=3, keepdims=True), axis=(2, -1)))
+
+
 def problem_of(model, size=4, shape=None):
     x = torch.randn(shape or (4, 3, size, size), generator=torch.Generator().manual_seed(5))
     dtype = next(model.parameters()).dtype
@@ -145,6 +161,20 @@ def test_a_permuted_copy_is_recovered_exactly_and_no_barrier_is_left(family, met
     found = align(problem, state, method=method)
     assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
     assert found.after == 0.0 < found.before and found.units == sum(groups.sizes.values())
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_units_are_followed_where_dimensions_change_places_and_are_named_as_numpy_does(method):
+    model = stirred(Axes().double())
+    problem = problem_of(model)
+    groups = permutation_groups(problem)
+    assert dict(groups.sizes) == {"first": 6, "wide": 8, "second": 5}
+    assert set(groups.fixed) == {"last"}
+    state, _ = shuffled(groups, model.state_dict())
+    twin, x = copy.deepcopy(model), torch.randn(5, 3, 7, 4, dtype=torch.float64)
+    twin.load_state_dict(state)
+    assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12
+    assert align(problem, state, method=method).after == 0.0
 
 
 def test_channels_that_are_added_share_a_group():

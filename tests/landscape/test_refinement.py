@@ -107,6 +107,18 @@ def test_points_without_a_value_leave_holes_that_nothing_is_invented_in():
     assert np.abs(drawn - values)[inside].max() < 0.03 and np.isfinite(step.error)
 
 
+@pytest.mark.parametrize("where", [X == 0, X == Y, X < -0.9, X > 2, (X == 0) & (abs(Y) < 0.3)])
+def test_where_the_values_lie_on_one_line_nothing_is_known_between_them(where):
+    values = np.where(where, Y**2, np.inf)
+    rounds, step = refined(values, 0.02)
+    known = rounds >= 0
+    between = interpolated(GRID, values, known).values
+    assert np.isnan(step.error) and np.isnan(between[~known]).all()
+    group = lossmap.io.surface.Group({"round": rounds, "train_loss": between}, {"error": step.error})
+    surface = lossmap.Surface(GRID, {"train_loss": values}, groups={"refinement": group})
+    assert refinement_note(surface).endswith("so that nothing is known between them")
+
+
 def test_a_line_is_refined_too_with_uneven_and_descending_ticks():
     ticks = np.sort(np.random.default_rng(0).uniform(-1, 1, 400))[::-1]
     values = 1 + np.exp(-((ticks - 0.3) ** 2) / 0.01) + 0.1 * ticks

@@ -90,6 +90,20 @@ def test_what_is_no_symmetric_matrix_is_refused(value, error, said):
         lossmap.spectrum(value, top=1)
 
 
+def test_symmetry_is_told_where_squares_leave_the_range():
+    a = matrix()[:20, :20]
+    truth = np.linalg.eigvalsh(a)[-1]
+    assert lossmap.spectrum(1e-200 * a, top=1).values[0] == pytest.approx(1e-200 * truth, rel=1e-10)
+    for scale in (1e-200, 1e200):
+        with pytest.raises(ValueError, match="the matrix is not symmetric"):
+            lossmap.spectrum(scale * (a + 0.1 * np.triu(a)), top=1)
+
+
+def test_a_tensor_that_requires_a_gradient_is_taken():
+    a = torch.diag(torch.tensor([3.0, 1.0, -2.0], requires_grad=True))
+    assert lossmap.spectrum(a, top=1).values.tolist() == pytest.approx([3.0, -2.0])
+
+
 def test_settings_of_a_problem_are_refused_beside_a_matrix():
     with pytest.raises(ValueError, match="are of a Problem: leave them out"):
         lossmap.spectrum(np.eye(3), parameters="all")
