@@ -61,7 +61,7 @@ class DynamicsSettings:
     null: str = setting(
         "halves",
         "what overlaps are compared with beside chance: two disjoint halves of the samples at the first and the last "
-        "checkpoint (the price of two more checkpoints)",
+        "checkpoint, in three random divisions (the price of six more checkpoints)",
         choices=("halves", "none"),
     )
     other_seed: str | None = setting(

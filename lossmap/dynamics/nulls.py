@@ -4,12 +4,13 @@ Against random directions every run looks related, by thousands of standard devi
 this architecture share layers and scales. Two comparisons know more than chance does:
 
     halves  the same weights, the samples drawn into two disjoint halves: what the choice of samples alone moves. Halves
-            are noisier than the whole, so that the overlap of two sets as large as the whole would be higher
+            are noisier than the whole, so that the overlap of two sets as large as the whole would be higher. Several
+            random divisions have a mean, with a 95 % interval by Student's t over divisions of these samples
     seed    a net of the same architecture from another seed, over the same samples: what eigenvectors share that have
             no weights in common
 
-Price: the eigenpairs of two halves at the first and at the last checkpoint, as much as two more checkpoints of the run;
-of another seed one more.
+Price: the eigenpairs of two halves at the first and at the last checkpoint, as much as two more checkpoints of the run
+for each division; of another seed one more.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.loaders import RowsOf
@@ -36,7 +39,9 @@ from lossmap.seeding import generator
 log = logging.getLogger("lossmap")
 Array = np.ndarray
 MIN_SAMPLES = 4  # that are divided into halves
-OTHER = 4.0  # the place of the net of another seed in the folder, behind two halves at two checkpoints
+OTHER = 0.0  # the place of the net of another seed in the folder; halves stand behind it, from 1 on
+DIVISIONS = 3  # of the samples into halves
+CONFIDENCE = 0.95  # of the interval of their mean overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,7 @@ class InformedNull:
     """Overlaps that a run is compared with beside chance.
 
     steps   (k,) the checkpoints, first and last, at which halves were compared; none where that was not possible
-    halves  (k,) overlap of the eigenspaces over two disjoint halves of the samples
+    halves  (k, d) overlap of the eigenspaces over two disjoint halves of the samples, of each of d divisions
     seed    (s,) overlap of each snapshot with a net of another seed; empty without one
     """
 
@@ -52,13 +57,28 @@ class InformedNull:
     halves: Array
     seed: Array
 
+    @property
+    def mean(self) -> Array:
+        """(k,) the mean overlap of halves."""
+        return np.asarray(self.halves.mean(axis=1))
 
-def halves_of(problem: Problem, seed: int) -> tuple[Problem, Problem] | None:
+    @property
+    def half_width(self) -> Array:
+        """(k,) of the interval of the mean; infinite of one division."""
+        divisions = self.halves.shape[1]
+        if divisions < 2:
+            return np.full(len(self.steps), np.inf)
+        quantile = float(stdtrit(divisions - 1.0, 0.5 + 0.5 * CONFIDENCE))
+        return np.asarray(quantile * self.halves.std(axis=1, ddof=1) / sqrt(divisions))
+
+
+def halves_of(problem: Problem, seed: int, division: int = 0) -> tuple[Problem, Problem] | None:
     """The problem over two random disjoint halves of its samples; None where its batches are not cut."""
     data, total = problem.data, problem.data.samples
     if not isinstance(data, (Resident, Streamed)) or total < MIN_SAMPLES:
         return None
-    order = torch.randperm(total, generator=generator("informed null", seed))
+    purpose = ("informed null", seed, division) if division else ("informed null", seed)
+    order = torch.randperm(total, generator=generator(*purpose))
     first, second = (_over(problem, sorted(order[part::2].tolist())) for part in range(2))
     return first, second
 
@@ -96,13 +116,15 @@ class NullMeasure:
 
         files  the checkpoints that were measured, by step, in their order
         """
-        parts = halves_of(self.problem, self.seed) if self.halves and files else None
-        if parts is None and self.halves and world.rank == 0:
+        parts = [halves_of(self.problem, self.seed, d) for d in range(DIVISIONS)] if self.halves and files else []
+        divided = [halves for halves in parts if halves is not None]
+        if not divided and self.halves and world.rank == 0:
             log.warning("no informed null: these samples cannot be divided into two halves")
-        steps = tuple(dict.fromkeys((next(iter(files)), list(files)[-1]))) if parts else ()
+        steps = tuple(dict.fromkeys((next(iter(files)), list(files)[-1]))) if divided else ()
         tasks: list[tuple[float, Problem, Path]] = []
         for i, step in enumerate(steps):
-            tasks += [(2.0 * i + k, part, files[step]) for k, part in enumerate(parts or ())]
+            for d, halves in enumerate(divided):
+                tasks += [(place_of(i, d) + k, half, files[step]) for k, half in enumerate(halves)]
         if self.other_seed is not None:
             tasks.append((OTHER, self.problem, self.other_seed))
         mine = tasks[world.rank :: world.size]
@@ -121,11 +143,19 @@ class NullMeasure:
 
     def compare(self, steps: Sequence[float], run: Snapshots) -> InformedNull:
         """The overlaps, of what all ranks measured."""
-        halves = [_overlap_of_halves(self.folder, 2.0 * i, 2.0 * i + 1) for i in range(len(steps))]
+        halves = [
+            [_overlap_of_halves(self.folder, place_of(i, d), place_of(i, d) + 1) for d in range(DIVISIONS)]
+            for i in range(len(steps))
+        ]
         seed: Array = np.zeros(0)
         if self.other_seed is not None:
             seed = overlaps_with(run, self.folder.snapshot(OTHER))
-        return InformedNull(np.array(steps, dtype=float), np.array(halves, dtype=float), seed)
+        return InformedNull(np.array(steps, dtype=float), np.array(halves, dtype=float).reshape(-1, DIVISIONS), seed)
+
+
+def place_of(step: int, division: int) -> float:
+    """The place in the folder of the first of two halves."""
+    return OTHER + 1.0 + 2.0 * (step * DIVISIONS + division)
 
 
 def _overlap_of_halves(folder: VectorFolder, one: float, other: float) -> float:

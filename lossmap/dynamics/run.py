@@ -148,7 +148,8 @@ def run_dynamics(
         point_timeout: seconds after which a rank that does not answer is reported.
         budget: seconds into which Lanczos steps and probes are fitted, once, so that a continued run does the same.
         null: what overlaps are compared with beside chance: `halves`, those of two disjoint halves of the samples at
-            the first and the last checkpoint, at the price of two more checkpoints; or `none`.
+            the first and the last checkpoint in three random divisions, at the price of six more checkpoints; or
+            `none`.
         other_seed: a checkpoint of the same architecture from another seed, to compare the run with; one more.
         unsafe: whether pickled checkpoints may be read, which can run code of their own.
         selection: which of a checkpoint's tensors are meant, where they do not say so themselves (`Selection` of
@@ -462,7 +463,9 @@ def null_in(group: Group) -> InformedNull | None:
     empty = np.zeros(0)
     if not {"null_step", "null_seed"} & set(group.arrays):
         return None
-    return InformedNull(*(group.arrays.get(name, empty) for name in ("null_step", "null_halves", "null_seed")))
+    mean = group.arrays.get("null_halves", empty)
+    halves = group.arrays.get("null_divisions", mean[:, None])  # of older files one division
+    return InformedNull(group.arrays.get("null_step", empty), halves, group.arrays.get("null_seed", empty))
 
 
 def results(
@@ -501,7 +504,7 @@ def results(
         **{name: values for name, values in fields.items() if values.ndim == 1 or name == "quantiles"},
     }
     if null is not None and len(null.steps):
-        arrays |= {"null_step": null.steps, "null_halves": null.halves}
+        arrays |= {"null_step": null.steps, "null_halves": null.mean, "null_divisions": null.halves}
     if null is not None and len(null.seed):
         arrays |= {"null_seed": null.seed}
     attributes = {

@@ -23,7 +23,7 @@ from math import isnan, nan
 import numpy as np
 
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics
-from lossmap.dynamics.nulls import InformedNull
+from lossmap.dynamics.nulls import CONFIDENCE, InformedNull
 from lossmap.linalg import subspaces
 from lossmap.report.text import WIDTH, filled
 
@@ -111,28 +111,16 @@ def summarize(
 
 
 def _null(run: EigenspaceDynamics, null: InformedNull | None) -> tuple[Answer, ...]:
-    """Overlaps beside the informed nulls. The words follow from the order of the numbers; there is no error bar."""
+    """Overlaps beside the informed nulls. The words follow from the order of the numbers, those of halves with bars."""
     if null is None or not (len(null.steps) or len(null.seed)):
         return ()
     successive = float(np.diag(run.overlaps, 1).mean())
     pairs = run.overlaps[np.triu_indices(len(run.steps), 1)]
     numbers, parts, answer = {"overlap": successive}, [], "cannot say"
     if len(null.steps):
-        low, high = float(null.halves.min()), float(null.halves.max())
-        numbers |= {"halves_least": low, "halves_most": high}
-        measured = " and ".join(
-            f"{overlap:.3g} at step {step:g}" for step, overlap in zip(null.steps, null.halves, strict=True)
-        )
-        answer, words = "alike", "about as much as"
-        if successive > high:
-            answer, words = "less", "less than"
-        elif successive < low:
-            answer, words = "more", "more than"
-        parts.append(
-            f"two disjoint halves of the samples at the same weights overlap {measured} (one division: "
-            f"no error bar), successive snapshots {successive:.3g}: "
-            f"a step of the run moves the subspace {words} the choice of samples does"
-        )
+        answer, words, found = _beside_halves(successive, null)
+        numbers |= found
+        parts.append(words)
     if len(null.seed):
         mean, most = float(null.seed.mean()), float(null.seed.max())
         numbers |= {"seed": mean, "seed_most": most, "least": float(pairs.min())}
@@ -141,6 +129,32 @@ def _null(run: EigenspaceDynamics, null: InformedNull | None) -> tuple[Answer, .
             words = f"any two snapshots of the run are nearer to each other ({pairs.min():.3g} at least)"
         parts.append(f"a network of another seed overlaps {mean:.3g} ({most:.3g} at most): {words}")
     return (Answer("null", answer, "; ".join(parts), numbers),)
+
+
+def _beside_halves(successive: float, null: InformedNull) -> tuple[str, str, dict[str, float]]:
+    """Successive overlaps beside those of halves: a word, a sentence, and numbers."""
+    divisions = null.halves.shape[1]
+    widths = null.half_width if divisions > 1 else np.zeros(len(null.steps))  # of one division nothing is known
+    low, high = float((null.mean - widths).min()), float((null.mean + widths).max())
+    bars = [f" +- {w:.2g}" if divisions > 1 else "" for w in widths]
+    measured = " and ".join(
+        f"{mean:.3g}{bar} at step {step:g}" for step, mean, bar in zip(null.steps, null.mean, bars, strict=True)
+    )
+    how = "one division: no error bar"
+    if divisions > 1:
+        how = f"means of {divisions} random divisions with their {100 * CONFIDENCE:g} % intervals"
+    answer, words = "alike", "about as much as"
+    if successive > high:
+        answer, words = "less", "less than"
+    elif successive < low:
+        answer, words = "more", "more than"
+    sentence = (
+        f"two disjoint halves of the samples at the same weights overlap {measured} ({how}), successive snapshots "
+        f"{successive:.3g}: a step of the run moves the subspace {words} the choice of samples does"
+    )
+    if answer == "alike" and divisions > 1:
+        sentence += ", as far as these intervals tell"
+    return answer, sentence, {"halves_least": low, "halves_most": high}
 
 
 def _zero(run: EigenspaceDynamics) -> tuple[Answer, ...]:

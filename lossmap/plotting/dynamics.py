@@ -135,6 +135,8 @@ def successive(axes: Axes, group: Group) -> None:
     if "null_step" in group:
         axes.plot(group["null_step"], group["null_halves"], color=PURPLE, marker="D", ms=3, ls="none",
                   label="two halves")  # fmt: skip
+        if "null_divisions" in group:  # each by itself, beside their mean
+            axes.plot(group["null_step"], group["null_divisions"], color=PURPLE, marker="_", ms=6, ls="none")
     if "null_seed" in group:
         axes.plot(steps, group["null_seed"], color="C1", ls=":", lw=1.1, label="another seed")
     axes.set(xlabel="step", ylabel="overlap with", ylim=(-0.03, 1.05))

@@ -66,9 +66,13 @@ def test_the_nulls_are_those_of_dense_eigenvectors_and_stay_in_the_file(tmp_path
     run = run_dynamics([folder], given, other_seed=tmp_path / "other.pt", **options)
     group = results_of(tmp_path / "a.h5")
     halves = [
-        overlap(*(dense(part, folder / f"epoch_{step}.pt", 2) for part in halves_of(given, 0))) for step in (0, 2)
+        [overlap(*(dense(part, folder / f"epoch_{step}.pt", 2) for part in halves_of(given, 0, d))) for d in range(3)]
+        for step in (0, 2)
     ]
-    np.testing.assert_allclose(group["null_halves"], halves, atol=1e-4)
+    np.testing.assert_allclose(group["null_divisions"], halves, atol=1e-4)
+    np.testing.assert_allclose(group["null_halves"], np.mean(halves, axis=1), atol=1e-4)
+    bar = 4.302653 * np.std(halves[0], ddof=1) / np.sqrt(3)
+    assert f"{np.mean(halves[0]):.3g} +- {bar:.2g} at step 0" in " ".join(run.summary.split())
     assert group["null_step"].tolist() == [0, 2]
     other = dense(given, tmp_path / "other.pt", 2)
     seed = [overlap(dense(given, folder / f"epoch_{step}.pt", 2), other) for step in (0, 1, 2)]
@@ -100,14 +104,31 @@ def test_what_cannot_be_a_null_is_refused(tmp_path):
     assert not (tmp_path / "a.h5").exists()
 
 
-@pytest.mark.parametrize(("halves", "answer"), [((0.1, 0.2), "less"), ((1.0, 0.2), "alike"), ((1.0, 1.0), "more")])
-def test_the_word_follows_from_the_order_of_the_numbers(halves, answer):
+@pytest.mark.parametrize(
+    ("halves", "answer"),
+    [
+        (([0.1], [0.2]), "less"),
+        (([1.0], [0.2]), "alike"),
+        (([1.0], [1.0]), "more"),
+        (([0.1, 0.11, 0.12], [0.2, 0.21, 0.22]), "less"),
+        (([0.1, 0.11, 0.12], [0.6, 0.7, 0.8]), "alike"),  # 0.7 +- 0.25, and the overlap is 0.85
+        (([0.95, 0.96, 0.97], [1.0, 1.0, 1.0]), "more"),
+    ],
+)
+def test_the_word_follows_from_the_order_of_the_numbers_and_their_bars(halves, answer):
     angle = 0.4
     vectors = [np.array([[np.cos(t * angle)], [np.sin(t * angle)], [0.0]]) for t in range(3)]
     run = compare_eigenspaces(Snapshots.of([0, 1, 2], [np.ones(1)] * 3, vectors))
     null = InformedNull(np.array([0.0, 2.0]), np.array(halves), np.array([0.3, 0.4, 0.5]))
     found = summarize(run, null=null)["null"]
-    assert "(one division: no error bar)" in found.sentence
+    assert ("(one division: no error bar)" in found.sentence) == (len(halves[0]) == 1)
+    assert ("3 random divisions with their 95 % intervals" in found.sentence) == (len(halves[0]) == 3)
     assert found.answer == answer and found.numbers["overlap"] == pytest.approx(np.cos(angle) ** 2)
     assert "nearer to each other" in found.sentence
     assert (found.numbers["least"] > found.numbers["seed_most"]) == ("any two snapshots" in found.sentence)
+
+
+def test_the_bar_of_the_halves_is_students():
+    null = InformedNull(np.array([0.0]), np.array([[0.1, 0.2, 0.6]]), np.zeros(0))
+    assert null.mean[0] == pytest.approx(0.3) and null.half_width[0] == pytest.approx(0.6572411, rel=1e-6)
+    assert np.isinf(InformedNull(np.array([0.0]), np.array([[0.1]]), np.zeros(0)).half_width[0])
