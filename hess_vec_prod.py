@@ -11,9 +11,11 @@ HDF5 file, and drawn.
 
 import sys
 
+from lossmap.parallel.command_clock import start_clock
 from lossmap.parallel.shutdown import keep_signals
 
 if __name__ == "__main__" and sys.argv[1:2] != ["health"]:  # which a signal ends
+    start_clock()
     keep_signals()  # from here on: the imports below take seconds
 
 from lossmap.cli.__main__ import main as lossmap

@@ -9,9 +9,11 @@ As in the original tool, -m is --mpi and -c is --cuda here.
 
 import sys
 
+from lossmap.parallel.command_clock import start_clock
 from lossmap.parallel.shutdown import keep_signals
 
 if __name__ == "__main__":
+    start_clock()
     keep_signals()  # from here on: the imports below take seconds
 
 from lossmap.cli.eigenmap import main

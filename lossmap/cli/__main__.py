@@ -11,6 +11,7 @@ from typing import Any
 
 from lossmap.cli import COMMANDS
 from lossmap.cli.entry_point import command_words, launched_rank
+from lossmap.parallel.command_clock import IMPORTED, start_clock, stop_clock
 from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.shutdown import keep_signals
 
@@ -76,8 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in STOPPABLE or (name == "campaign" and {"run", "resume", "retry"} & set(rest[:3])):
         keep_signals()  # before torch is imported, which takes seconds
     module, function, _ = COMMANDS[name]
-    loaded = import_module(module) if argv is not None else _imported_for_good(module)
-    code: int = getattr(loaded, function)(rest)
+    start_clock(IMPORTED if argv is None else None)
+    try:
+        loaded = import_module(module) if argv is not None else _imported_for_good(module)
+        code: int = getattr(loaded, function)(rest)
+    finally:
+        stop_clock()
     if launched_rank() == 0:
         mark_end(code)
     return code

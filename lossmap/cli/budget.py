@@ -61,12 +61,19 @@ def stored_settings(path: Path, measure: str, run: RunSettings) -> dict[str, Any
     return stored
 
 
-def report_cuts(cuts: tuple[str, ...], budget: str | None, say: Callable[[str], None]) -> None:
-    """Print what was cut to fit."""
-    if cuts:
-        say(f"--budget {budget}: {'; '.join(cuts)}")
-    else:
-        say(f"--budget {budget}: all of it fits")
+def time_sentence(budget: str | None, left: float | None) -> str:
+    """What the start and the preparation of a command have left of its budget."""
+    whole, rest = budget_seconds(budget) or 0.0, left or 0.0
+    if not rest:
+        return "over before the work, by start and preparation alone; the least of it is done nevertheless"
+    return (
+        f"start and preparation took {span_text(whole - rest)}, so that {span_text(rest)} are left, a fifth in reserve"
+    )
+
+
+def report_cuts(cuts: tuple[str, ...], budget: str | None, left: float, say: Callable[[str], None]) -> None:
+    """Print what was left by the preparation, and what was cut to fit."""
+    say(f"--budget {budget}: {time_sentence(budget, left)}: {'; '.join(cuts) or 'all of it fits'}")
 
 
 def fitted_request(
@@ -77,19 +84,25 @@ def fitted_request(
     workers: int,
     say: Callable[[str], None],
     crowding: float = 1.0,
+    known: dict[tuple[int, str], float] | None = None,
 ) -> SpectrumRequest:
     """The request of a spectrum as it fits: as an earlier run of this file fitted it, or as it does now. For rank 0.
 
     began     when the command began, by time.monotonic
     crowding  how many times longer a rank takes while all compute
+    known     filled with the seconds of products, from which the price line is made, too
     """
     from lossmap.spectra.budget import fit_request, stored_fit
+    from lossmap.spectra.price import PriceList, price_of
 
     stored = stored_settings(path, measure.name, run)
     if stored:
         return stored_fit(measure.request, stored)
-    fit = fit_request(measure, (left_of(run.budget, began) or 0.0) / crowding, workers)
-    report_cuts(fit.cuts, run.budget, say)
+    prices = PriceList(measure, known={} if known is None else known, counts_solver=True)
+    price_of(measure, workers, prices)  # products are timed before what is left is asked for: that takes time, too
+    left = left_of(run.budget, began) or 0.0
+    fit = fit_request(measure, left / crowding, workers, prices)
+    report_cuts(fit.cuts, run.budget, left, say)
     return fit.request
 
 
@@ -104,12 +117,15 @@ def fitted_sharpness(
 ) -> SharpnessRequest:
     """The same of the tasks of sharpness. For rank 0."""
     from lossmap.landscape.sharpness_budget import fit_request, stored_fit
+    from lossmap.landscape.sharpness_cost import seconds_of_subjects
 
     stored = stored_settings(path, tasks.name, run)
     if stored:
         return stored_fit(tasks.request, stored)
-    fit = fit_request(tasks, (left_of(run.budget, began) or 0.0) / crowding, workers)
-    report_cuts(fit.cuts, run.budget, say)
+    each = seconds_of_subjects(tasks)
+    left = left_of(run.budget, began) or 0.0
+    fit = fit_request(tasks, left / crowding, workers, each)
+    report_cuts(fit.cuts, run.budget, left, say)
     return fit.request
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +33,7 @@ from lossmap.io.read import SurfaceFile, read
 from lossmap.io.spectrum_layout import group_of
 from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
+from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 from lossmap.results import value_groups
@@ -99,7 +99,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.landscape.price import price_of_losses
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
-    began = time.monotonic()
+    began = command_began()
     budget_seconds(execution.budget)
     settings = world.together(lambda: with_both_ends(settings))
     output.check_drawable(settings.draw)
@@ -200,8 +200,8 @@ def fitted(
     """
     from lossmap.landscape.connect_budget import fit_connection
 
-    own, left = settings.connect, left_of(settings.run.budget, began)
-    if left is None:
+    own = settings.connect
+    if settings.run.budget is None:
         return settings
     stored = stored_settings(path, "loss", settings.run)
     if stored:
@@ -210,10 +210,12 @@ def fitted(
     steps, step_seconds = 0, 0.0
     if recipe is not None:
         steps, step_seconds = recipe.steps, training(recipe).seconds / recipe.steps
+    point_seconds = each().seconds
+    left = left_of(settings.run.budget, began) or 0.0  # after what was timed
     fit = fit_connection(
-        own.points, steps, point_seconds=each().seconds, step_seconds=step_seconds, seconds=left, workers=workers
+        own.points, steps, point_seconds=point_seconds, step_seconds=step_seconds, seconds=left, workers=workers
     )
-    report_cuts(fit.cuts, settings.run.budget, say)
+    report_cuts(fit.cuts, settings.run.budget, left, say)
     return settings.changed("connect", points=fit.points, curve_steps=fit.steps or own.curve_steps)
 
 

@@ -346,7 +346,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
     left, workers = result.points_left(warm.name), len(team.all_teams) or 1
     price = partial(price_of_eigenvalues, operators, options.which, options.certify, left, workers=workers)
-    within_budget(world, "eigenvalues", price, execution.budget, left, result.started, settings.plane.yes)
+    within_budget(world, "eigenvalues", price, execution.budget, left, result.began, settings.plane.yes)
     store = output.on_rank_0(
         world, lambda: result.open(measures, machine.describe(), world.size, upgrades, problems, product=True)
     )

@@ -21,12 +21,13 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
-from lossmap.cli.budget import left_of
+from lossmap.cli.budget import left_of, time_sentence
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded, launched_rank
 from lossmap.cli.measure_settings import GROUPS, HealthSettings
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.settings import Settings, UsageError
+from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.world import World
 from lossmap.results import value_groups
 
@@ -127,6 +128,7 @@ def run(settings: Settings, world: World | None = None) -> int:
             return 0
         world = World.start(mpi=False)
     began, say = time.monotonic(), output.rank_0_printer(world)
+    clock = command_began()
     with beside_report(settings.health):
         output.rank_0_printer(world, settings.notes)
     examination = examined(settings, world)
@@ -138,7 +140,7 @@ def run(settings: Settings, world: World | None = None) -> int:
         print(output.about_data({settings.data.split: examination.problem}))
         print("nothing was computed, and nothing was written (--dry-run)")
         return 0
-    announce(world, "health", examination.price)
+    left = left_after_preparation(world, examination, options.budget, clock)
     diagnosis = diagnose(
         examination.problem,
         examinations=options.examinations,
@@ -150,7 +152,7 @@ def run(settings: Settings, world: World | None = None) -> int:
         layer=options.layer,
         parameters=options.parameters,
         density_error=options.density_error,
-        budget=left_of(options.budget, began),
+        budget=left,
         seed=options.seed,
         label=label_of(settings),
     )
@@ -161,6 +163,17 @@ def run(settings: Settings, world: World | None = None) -> int:
     if options.fail_on_serious and is_serious:
         return 3
     return 0
+
+
+def left_after_preparation(world: World, examination: Examination, budget: str | None, began: float) -> float | None:
+    """Print the price, and of --budget what is left; the seconds of it, None without one."""
+    if budget is None:
+        announce(world, "health", examination.price)
+        return None
+    announce(world, "health without --budget", examination.price)
+    left = left_of(budget, began)
+    print(f"--budget {budget}: {time_sentence(budget, left)}", file=sys.stderr, flush=True)
+    return left
 
 
 def label_of(settings: Settings) -> str:

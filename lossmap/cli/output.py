@@ -29,6 +29,7 @@ from lossmap.io.refined import refinement_note
 from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import Group, Surface
 from lossmap.landscape.survey_file import adopted, direction_groups
+from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.launcher import launched
 from lossmap.parallel.process import peak_memory
@@ -89,7 +90,7 @@ class OutputFile:
         self.trajectory: Group | None = None
         if settings.plane.proj_file and grid.axes == 2 and command != "plane":  # which writes that file itself
             self.trajectory = training_path(settings.plane.proj_file)
-        self.started = time.monotonic()
+        self.started, self.began = time.monotonic(), command_began()
 
     def chosen(self, world: World, measure: str, name: str, probe: Callable[[], Any]) -> Any:
         """What an earlier run's probe chose for this file, else what the probe chooses now on rank 0, for all ranks.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +36,7 @@ from lossmap.io.read import SurfaceFile, read
 from lossmap.io.spectrum_layout import group_name, group_of
 from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
+from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 from lossmap.report.sharpness import sharpness_table, survival_table
@@ -95,7 +95,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.landscape.sharpness_tasks import make_sharpness_tasks
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
-    began = time.monotonic()
+    began = command_began()
     refuse_unused(settings)
     if not settings.sharpness.compare:
         settings = load_problem.with_default_problem(settings, say)

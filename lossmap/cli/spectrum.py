@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from lossmap.io.spectrum_layout import LAYERS, SPECTRUM, group_name, group_of
 from lossmap.io.surface import Group
 from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
+from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 from lossmap.results import value_groups
@@ -91,10 +92,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.cli.spectrum_subjects import backend_choices, identity_of, make_subjects, product_checks
     from lossmap.geometry.parameter_vector import warn_of_frozen
     from lossmap.memory import free_memory
-    from lossmap.spectra.price import price_of
+    from lossmap.spectra.price import PriceList, price_of
     from lossmap.spectra.tasks import make_tasks
 
-    began = time.monotonic()
+    began = command_began()
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.draw.page or settings.draw.vtk:
         raise UsageError("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
@@ -122,20 +123,22 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             )
         )
 
+    known: dict[tuple[int, str], float] = {}  # seconds of products: the budget and the price line go by the same
+    prices = partial(PriceList, known=known, counts_solver=True)
     measure, workers, crowding = measure_of(request), len(team.all_teams) or 1, world.crowding or 1.0
     if execution.budget:
         whole = measure
-        request = world.once(lambda: fitted_request(whole, execution, path, began, workers, say, crowding))
+        request = world.once(lambda: fitted_request(whole, execution, path, began, workers, say, crowding, known))
         measure = replace(measure_of(request), made=whole.made)
     if execution.dry_run:
         _describe(measure, subjects, path, say)
-        announce(world, "spectrum", lambda: price_of(measure, workers))
+        announce(world, "spectrum", lambda: price_of(measure, workers, prices(measure)))
         return 0
     grid = Grid(np.arange(len(measure.tasks)))
     store = output.on_rank_0(world, lambda: _file(path, grid, measure, settings, machine.describe(), world.size))
     if store is not None:
         left = store.todo(measure.name, execution.retry_failed)
-        announce(world, "spectrum", lambda: price_of(measure, workers, numbers=left))
+        announce(world, "spectrum", lambda: price_of(measure, workers, prices(measure), numbers=left))
     with display(world, "spectrum", unit="task") as progress:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=execution.retry_failed,

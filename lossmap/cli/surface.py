@@ -121,7 +121,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         price_of_losses, shares, plane, measure.plan, left,
         workers=len(team.all_teams) or 1, autocast=machine.autocast, repeats=repeats,
     )  # fmt: skip
-    within_budget(world, "losses", price, execution.budget, left, result.started, settings.plane.yes)
+    within_budget(world, "losses", price, execution.budget, left, result.began, settings.plane.yes)
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, problems=problems))
     announce_once(world, "losses", price, execution.budget)
     say(machine.sentence())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -56,13 +57,16 @@ def fitted_effort(measure: CheckpointCurvature, seconds: float, workers: int = 1
 
     Raises what a product raises.
     """
-    rounds = ceil(len(measure.files) / workers)
+    began, rounds = time.monotonic(), ceil(len(measure.files) / workers)
     operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
     each = seconds_of_product(operator)
     first = seconds_of_first(operator, each)
     by_part = seconds_by_part(parts, each, operator.dtype, operator.device)
+    seconds -= time.monotonic() - began
     products = (MARGIN * max(0.0, seconds) / rounds - first - CHECKPOINT_SECONDS) / by_part["ends"] - 1
     fit = fit_parts(parts, products, weights=weights_of_parts(by_part))
+    if seconds <= 0:
+        logger.warning("the budget was over before the first checkpoint, by start and preparation alone")
     if fit.cuts:
         logger.warning("the budget holds at each checkpoint: %s", "; ".join(fit.cuts))
     parts, effort = fit.parts, measure.effort

@@ -45,6 +45,7 @@ from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_file import settings_of
 from lossmap.landscape.survey_recorder import Progress
 from lossmap.memory import free_memory
+from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
 from lossmap.report.text import WIDTH, filled
@@ -180,7 +181,7 @@ def run_dynamics(
         ('complete', (3, 2))
 
     """
-    began = time.monotonic()
+    began = command_began()
     if world is None:
         world = World.start()
     problem = world.together(partial(check_loss, problem, report=world.rank == 0))

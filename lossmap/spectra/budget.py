@@ -7,14 +7,16 @@ other ranks take it from there. Of layers the largest are read, each whole; what
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import fit_parts
 from lossmap.linalg.solver_time import weights_of_parts
-from lossmap.spectra.price import PriceList, block_size, expected_costs, parts_of, rows_of
-from lossmap.spectra.request import SpectrumRequest, Task
+from lossmap.report.price import span_text
+from lossmap.spectra.price import PriceList, parts_of, price_of, rows_of
+from lossmap.spectra.request import SpectrumRequest, Task, tasks_of
 from lossmap.spectra.tasks import SpectrumTasks
 
 MARGIN = 0.8  # of the time that is planned for
@@ -56,6 +58,7 @@ def fit_request(
     workers  ranks, or teams of ranks, that share the tasks
     """
     prices, seconds = prices or PriceList.of(tasks), MARGIN * max(0.0, seconds)
+    planned = seconds
     subjects = range(len(tasks.subjects))
     each = [prices.seconds_with_step(Task(i, "ends")) for i in subjects]
     largest = max(subjects, key=lambda i: rows_of(tasks.subjects[i], tasks.request.parameters))
@@ -71,9 +74,7 @@ def fit_request(
     request = with_parts(tasks.request, fit.parts)
     if not request.layerwise:
         return FittedRequest(request, fit.cuts)
-    spent = sum(products * weights.get(kind, 1.0) for kind, products in fit.parts.by_part().items())
-    left = seconds * workers - spent * sum(each)
-    request, cuts = _with_fitting_layers(replace(tasks, request=request), request, left, prices)
+    request, cuts = _with_fitting_layers(tasks, request, planned, workers, prices)
     return FittedRequest(request, (*fit.cuts, *cuts))
 
 
@@ -87,39 +88,40 @@ def _affordable(
 
 
 def _with_fitting_layers(
-    tasks: SpectrumTasks, request: SpectrumRequest, seconds: float, prices: PriceList
+    tasks: SpectrumTasks, request: SpectrumRequest, seconds: float, workers: int, prices: PriceList
 ) -> tuple[SpectrumRequest, list[str]]:
-    """The request with as many layers, the largest first, as so many seconds hold."""
-    layers = [task for task in tasks.tasks if task.kind in ("block", "leak", "block_ends")]
-    measure = replace(tasks, tasks=tuple(layers))
-    costs = dict(zip(layers, (c.seconds for c in expected_costs(measure, prices)), strict=True))
-    if sum(costs.values()) <= seconds:
+    """The request with as many layers, the largest first, as so many seconds hold by the price of all its tasks."""
+
+    def wall(candidate: SpectrumRequest) -> float:
+        return seconds_of_request(tasks, candidate, workers, prices)
+
+    if wall(request) <= seconds:
         return request, []
-    cuts = []
-    if any(task.kind == "leak" for task in layers):
-        cuts.append("not what the blocks of layers leave out")
-    left = seconds - sum(cost for task, cost in costs.items() if task.kind == "block_ends")
+    names = {name for subject in tasks.subjects for name in subject.groups(request)}
+    has_leak = any(task.kind == "leak" for task in tasks_of_request(tasks, request))
+    cuts = ["not what the blocks of layers leave out"] * has_leak
     request = replace(request, probes=0)
-    names = sorted({t.name for t in layers if t.kind == "block"}, key=lambda name: -_size(tasks, name))
-    count = 0
-    for name in names:
-        left -= sum(cost for task, cost in costs.items() if task.kind == "block" and task.name == name)
-        if left < 0:
-            break
-        count += 1
-    if count == len(names):
+    if wall(request) <= seconds:
         return request, cuts
-    if not count:
-        return replace(request, by=None, patterns=(), second=()), ["no layer"]
-    return replace(request, layer_limit=count), [*cuts, f"the {count} largest of {len(names)} layers"]
+    counts = range(1, len(names))
+    fitting = bisect_right(counts, seconds, key=lambda count: wall(replace(request, layer_limit=count)))
+    if fitting:
+        return replace(request, layer_limit=fitting), [*cuts, f"the {fitting} largest of {len(names)} layers"]
+    least = span_text(wall(replace(request, layer_limit=1)))
+    none = f"no layer (with the largest alone the work would take about {least})"
+    return replace(request, by=None, patterns=(), second=()), [none]
 
 
-def _size(tasks: SpectrumTasks, name: str) -> int:
-    """The size of a block, of the first subject that has it."""
-    for subject in tasks.subjects:
-        if name in subject.groups(tasks.request):
-            return block_size(subject, tasks.request, name)
-    return 0
+def tasks_of_request(tasks: SpectrumTasks, request: SpectrumRequest) -> tuple[Task, ...]:
+    """The tasks that a request of the same subjects has."""
+    each = enumerate(tasks.subjects)
+    return tuple(t for i, s in each for t, _ in tasks_of(s, i, rows_of(s, request.parameters), request))
+
+
+def seconds_of_request(tasks: SpectrumTasks, request: SpectrumRequest, workers: int, prices: PriceList) -> float:
+    """What the price line says of a request of the same subjects."""
+    measure = replace(tasks, request=request, tasks=tasks_of_request(tasks, request))
+    return price_of(measure, workers, replace(prices, tasks=measure)).wall
 
 
 def stored_fit(request: SpectrumRequest, stored: dict[str, Any]) -> SpectrumRequest:

@@ -1,11 +1,15 @@
 """--budget: fitted by measured product times, which are handed in here; stored, and the same when a run goes on."""
 
+import time
+from importlib import import_module
+
 import pytest
 import torch
 
 from lossmap import zoo
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.io.read import read
+from lossmap.parallel import command_clock
 from lossmap.parallel.world import World
 from lossmap.report.price import Price
 
@@ -30,7 +34,11 @@ def test_a_spectrum_is_fitted_once_and_goes_on_as_it_was_fitted(monkeypatch, cap
     work = ["spectrum", *SUBJECT, "--budget", "170s", "--surf-file", "s.h5"]
     assert lossmap([*work, "--stop-after", "0.001"]) == 75
     out, err = capsys.readouterr()
-    assert "--budget 170s: " in out and "products of the trace; no density" in out
+    assert (
+        "--budget 170s: " in out
+        and " are left, a fifth in reserve: " in out
+        and "products of the trace; no density" in out
+    )
     assert "products of 1 s" in err
     fitted = read("s.h5").settings["measures"]["spectrum"]
     assert fitted["budget"] == 170.0 and 6 <= fitted["trace_products"] < 60 and not fitted["density"]
@@ -97,8 +105,41 @@ def test_an_examination_says_what_was_cut(monkeypatch, capsys):
     work = ["health", *SUBJECT[:4], "--device", "cpu", "--examinations", "hessian", "--no-held-out"]
     assert lossmap([*work, "--budget", "3m"]) == 0
     out, err = capsys.readouterr()
+    assert "--budget 3m: " in err and " are left, a fifth in reserve" in err
     assert "budget: " in out and "products of the trace; no density" in " ".join(out.split())
-    assert "health: about" in err
+    assert "health without --budget: about" in err
+
+
+def test_what_was_imported_and_prepared_counts(monkeypatch, capsys):
+    price(monkeypatch, 1.0)
+    work = ["spectrum", *SUBJECT, "--budget", "170s", "--stop-after", "0.001", "--surf-file"]
+    fitted = {}
+    for name, before in (("early", 0.0), ("late", 90.0), ("over", 200.0)):
+        began = command_clock.command_began
+        monkeypatch.setattr("lossmap.cli.spectrum.command_began", lambda before=before, began=began: began() - before)
+        assert lossmap([*work, f"{name}.h5"]) == 75
+        fitted[name] = capsys.readouterr().out
+    products = {name: int(text.split(" products of the trace")[0].split()[-1]) for name, text in fitted.items()
+                if " products of the trace" in text}  # fmt: skip
+    assert "late" not in products and products["early"] > 6
+    assert (
+        "over before the work, by start and preparation alone; the least of it is done nevertheless" in fitted["over"]
+    )
+    price_line = "more than the budget: the ends alone take 24 products, and it holds 0"
+    assert price_line in fitted["over"] and price_line not in fitted["late"]
+
+
+def test_a_command_begins_with_the_process_that_is_started_for_it(monkeypatch):
+    monkeypatch.setattr("lossmap.parallel.command_clock.IMPORTED", -5.0)
+    monkeypatch.setattr("lossmap.cli.__main__.IMPORTED", -5.0)
+    taken = []
+    monkeypatch.setattr("lossmap.cli.spectrum.main", lambda words: taken.append(command_clock.command_began()) or 0)
+    monkeypatch.setattr("sys.argv", ["lossmap", "spectrum"])
+    monkeypatch.setattr("lossmap.cli.__main__._imported_for_good", import_module)
+    assert lossmap() == 0 and taken == [-5.0]
+    now = time.monotonic()
+    assert lossmap(["spectrum"]) == 0 and taken[1] >= now  # called within a process that does other work, too
+    assert command_clock.command_began() >= taken[1]  # and what comes after it has a clock of its own
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "10x"])

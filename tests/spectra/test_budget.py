@@ -1,5 +1,7 @@
 """A spectrum fitted into a time: by prices that are handed in, so that the fit is exact."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,29 @@ def test_layers_come_last_and_the_largest_stay(problem):
     assert [b.name for b in layers.blocks] == ["0.weight", "2.weight"] and layers.off_diagonal_energy is None
     assert "the 2 largest of 6 blocks, as many as the budget holds" in " ".join(repr(layers).split())
     assert fit_request(measure, others, 1, seconds_each(measure, 1.0)).request.by is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_as_many_layers_are_read_as_the_price_line_has_room_for(problem, monkeypatch, workers):
+    monkeypatch.setattr("lossmap.spectra.price.seconds_of_step", lambda *_: 0.2)
+    monkeypatch.setattr("lossmap.spectra.price.density_seconds", lambda *_: (5.0, 5.0))
+    measure = measure_of(problem, by="tensor", dense=50)
+    prices = PriceList(measure, timer=lambda operator: 1.0, counts_solver=True)
+
+    def wall(request):
+        tasks = make_tasks(measure.subjects, request)
+        return price_of(tasks, workers, replace(prices, tasks=tasks)).wall
+
+    counts = set()
+    for seconds in range(300, 1100, 20):
+        request = fit_request(measure, seconds, workers, prices).request
+        count = (request.layer_limit or 6) if request.by else 0
+        counts.add(count)
+        if count:
+            assert wall(request) <= MARGIN * seconds
+        if count < 6:
+            assert wall(replace(request, by="tensor", probes=0, layer_limit=count + 1)) > MARGIN * seconds
+    assert counts >= {0, 1, 2, 3, 6}
 
 
 def test_several_matrices_share_the_time(problem):
