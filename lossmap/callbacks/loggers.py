@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import csv
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 Log = Callable[[Mapping[str, float], int], Any]
 PREFIX = "curvature/"
+logger = logging.getLogger("lossmap")
 
 
 def log_of(logger: Any) -> Log:
@@ -72,30 +75,46 @@ class CsvLog:
     path  of the file, which is begun anew
 
     It is written anew, and appears whole, where a reading has a number that those before it had not (a threshold, once
-    the learning rate is no longer 0), after a row that could not be written, and where the file is gone.
+    the learning rate is no longer 0), after a row that could not be written, and where the file is gone. What another
+    process has written there since is left alone: all rows go on in a file beside it, `name-2.csv`, as the log says.
     """
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() != ".csv":
             raise ValueError(f"the file of a logger must end in .csv; got {str(path)!r}")
-        self.path = path
+        self.path = self.asked = path
         self.columns: list[str] = []
         self.rows: list[dict[str, float]] = []
         self.is_whole = False  # whether the file holds all rows before the next one
+        self.state: tuple[int, int] | None = None  # of the file, as this log has left it
 
     def __call__(self, numbers: Mapping[str, float], step: int) -> None:
         """Add a row; a number that it has not is `nan`."""
         self.rows.append({"step": step} | {name: value for name, value in numbers.items() if name != "step"})
         added = [name for name in self.rows[-1] if name not in self.columns]
         self.columns += added
-        is_appended = self.is_whole and not added and self.path.exists()
+        now = _state_of(self.path)
+        if None not in (now, self.state) and now != self.state:
+            self._go_on_beside()
+            now = None
+        is_appended = self.is_whole and not added and now is not None
         self.is_whole = False
-        if is_appended:
-            with self.path.open("a", newline="") as file:
-                self._table(file).writerow(self.rows[-1])
-        else:
-            self._write_anew()
+        try:
+            if is_appended:
+                with self.path.open("a", newline="") as file:
+                    self._table(file).writerow(self.rows[-1])
+            else:
+                self._write_anew()
+        finally:
+            self.state = _state_of(self.path)
         self.is_whole = True
+
+    def _go_on_beside(self) -> None:
+        """Take a name that no file has, since another process writes into this one."""
+        other, self.state = self.path, None
+        numbered = (self.asked.with_name(f"{self.asked.stem}-{i}{self.asked.suffix}") for i in count(2))
+        self.path = next(path for path in numbered if not path.exists())
+        logger.warning("another process has written into %s: the readings of this training are in %s", other, self.path)
 
     def _write_anew(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,9 +124,20 @@ class CsvLog:
                 table = self._table(file)
                 table.writeheader()
                 table.writerows(self.rows)
+            if self.state is not None and _state_of(self.path) not in (None, self.state):  # while this was written
+                self._go_on_beside()
             os.replace(beside, self.path)
         finally:
             beside.unlink(missing_ok=True)
 
     def _table(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self.columns, restval="nan")
+
+
+def _state_of(path: Path) -> tuple[int, int] | None:
+    """Which file stands there, and how long it is; None for none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size

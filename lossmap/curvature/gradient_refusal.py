@@ -27,6 +27,8 @@ SAMPLES = 6
 STEPS = (1e-2, 3e-3, 1e-3)  # shares of theta
 MAX_ERROR = 0.1  # of the derivative along a vector, relative to what the gradient and the loss have along such a one
 HALVES = (torch.bfloat16, torch.float16)
+STEP_OF_ONE = 0.1  # relative, of a tensor that is asked whether the loss follows it
+MAX_NAMES = 3  # in a sentence
 ROUNDING_EPSILONS = 64.0  # of the loss, in its own precision
 
 
@@ -52,6 +54,7 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
             f"by {error:.1g} from what the gradient says): a curvature cannot be told from that rounding; leave the "
             "cast out, or take torch.autocast in its place, under which rounding is measured and part of the bars"
         )
+    _refuse_cut_off(few)
     names = suspects(few)
     through = f" through {names}" if names else ""
     raise ValueError(
@@ -60,6 +63,55 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
         "gradient (detach, .data, no_grad), or a value read from a parameter (.item(), NumPy); its derivative is no "
         f"Hessian, so write the loss in differentiable operations{_frozen_advice(few)}"
     )
+
+
+def _refuse_cut_off(few: FewSamples) -> None:
+    """Raise ValueError where tensors that the loss follows get no gradient at all, as those of a frozen backbone."""
+    try:
+        names = [name for name in without_gradient(few) if _moves_the_loss(few, name)]
+    except Exception:  # user code may raise anything, and nothing is known then
+        return
+    if not names:
+        return
+    own, several = dict(few.problem.model.named_parameters()), len(names) > 1
+    them = "them" if several else "it"
+    shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    frozen = [name for name in names if name in own and not own[name].requires_grad]
+    some = f"{len(names)} of the {len(few.names)} tensors that are counted" if several else "one tensor that is counted"
+    text = (
+        f"the loss follows {shown}, but passes no gradient to {them} ({some}; torch.no_grad, "
+        "detach, .data or .item() in the forward pass), so that no Hessian is known there"
+    )
+    if len(names) == len(few.names):
+        raise ValueError(f"{text}; let the loss be computed with gradients")
+    if len(frozen) == len(names):
+        way = "leave the frozen parameters out: parameters='trainable' (--parameters trainable)"
+    else:
+        way = (
+            f"freeze {them} (requires_grad_(False)) and take parameters='trainable' (--parameters trainable), or name "
+            "the others by a regular expression (--parameters REGEX)"
+        )
+    raise ValueError(f"{text}; {way}, or compute with gradients")
+
+
+def without_gradient(few: FewSamples) -> list[str]:
+    """The tensors of theta that no gradient of the loss reaches."""
+    with few.moving() as parameters, torch.enable_grad():
+        loss = few.problem.total(few.batch)
+        if not loss.requires_grad:
+            return list(few.names)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [name for name, gradient in zip(few.names, gradients, strict=True) if gradient is None]
+
+
+def _moves_the_loss(few: FewSamples, name: str) -> bool:
+    """Whether the loss is another one where a tensor is moved by a tenth of its size."""
+    here = few.state[name]
+    size = STEP_OF_ONE * (norm(here) or 1.0)
+    v = random_part(here, "whole", 0)
+    there = few.moved(lambda i, _, t: t + size / (norm(v) or 1.0) * v, [name])
+    first, again = few.repeated(2)
+    return first == again != there.repeated(1)[0]
 
 
 def _frozen_advice(few: FewSamples) -> str:

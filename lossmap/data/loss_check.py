@@ -342,9 +342,9 @@ def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
     if not np.isfinite(exact) or abs(value - exact) <= MAX_LOSS_ROUNDING * abs(exact):
         return problem
     note = (
-        f"rounding shows in the loss: over {probe.samples} samples it is {value:.6g} in the model's precision and "
-        f"{exact:.6g} in float64; --precision float64 reads it right, unless the model compares inputs with rounded "
-        "numbers (x == -9.9) or asks for its precision"
+        f"the loss of {probe.samples} samples is {value:.6g} in the model's precision and {exact:.6g} in float64: "
+        "either rounding shows in it, and --precision float64 reads it right, or the model is another function there, "
+        "since it asks for its precision (x.dtype) or compares inputs with rounded numbers (x == -9.9)"
     )
     return replace(problem, notes=(*problem.notes, note))
 

@@ -198,3 +198,38 @@ def test_a_table_that_was_taken_away_is_written_anew_and_a_number_named_step_cha
     (tmp_path / "readings.csv").unlink()
     table({"loss": 0.5, "step": 9.0}, 2)
     assert rows_of(tmp_path / "readings.csv") == [{"step": "1", "loss": "1.0"}, {"step": "2", "loss": "0.5"}]
+
+
+@pytest.mark.parametrize("added", [{}, {"threshold": 2.0}])
+def test_rows_that_another_process_writes_into_the_table_are_never_lost(tmp_path, caplog, added):
+    path = tmp_path / "readings.csv"
+    table = CsvLog(path)
+    table({"loss": 1.0}, 1)
+    with path.open("a", newline="") as file:
+        file.write("7,0.25\r\n")
+    table({"loss": 0.5, **added}, 2)
+    table({"loss": 0.1, **added}, 3)
+    assert rows_of(path) == [{"step": "1", "loss": "1.0"}, {"step": "7", "loss": "0.25"}]
+    assert [row["step"] for row in rows_of(tmp_path / "readings-2.csv")] == ["1", "2", "3"]
+    assert f"another process has written into {path}: the readings of this training are in" in caplog.text
+    other = CsvLog(path)  # which begins the table anew
+    other({"loss": 3.0}, 1)
+    table({"loss": 0.0, **added}, 4)
+    assert [row["loss"] for row in rows_of(path)] == ["3.0"] and len(rows_of(tmp_path / "readings-2.csv")) == 4
+
+
+def test_rows_that_come_while_a_column_is_added_are_not_lost(tmp_path, monkeypatch):
+    path = tmp_path / "readings.csv"
+    table = CsvLog(path)
+    table({"loss": 1.0}, 1)
+
+    class Slow(csv.DictWriter):
+        def writerows(self, rows):
+            with path.open("a", newline="") as file:
+                file.write("7,0.25\r\n")
+            super().writerows(rows)
+
+    monkeypatch.setattr("lossmap.callbacks.loggers.csv.DictWriter", Slow)
+    table({"loss": 0.5, "threshold": 2.0}, 2)
+    assert [row["step"] for row in rows_of(path)] == ["1", "7"]
+    assert [row["step"] for row in rows_of(tmp_path / "readings-2.csv")] == ["1", "2"]

@@ -922,6 +922,16 @@ def test_a_frozen_teacher_that_is_called_without_gradients_is_refused_with_the_w
     torch.manual_seed(0)
     model, x = Distilled(), torch.randn(12, 3)
     problem = Problem.supervised(model, "mse", (x, torch.zeros(12, 2)))
-    with pytest.raises(ValueError, match=r"leave out the frozen parameters \(teacher\.weight.*--parameters trainable"):
+    sentence = (
+        r"the loss follows teacher\.weight, teacher\.bias, but passes no gradient to them \(2 of the 4 tensors "
+        r".*leave the frozen parameters out: parameters='trainable' \(--parameters trainable\)"
+    )
+    with pytest.raises(ValueError, match=sentence):
         check_product(problem, "all")
+    with pytest.raises(ValueError, match=r"follows teacher\.weight, but passes no gradient to it \(one tensor that is"):
+        check_product(problem, "weights")
+    model.teacher.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"freeze them \(requires_grad_\(False\)\) and take parameters='trainable'"):
+        check_product(problem, "all")
+    model.teacher.requires_grad_(False)
     assert not check_product(problem, "trainable", backends=("double-backward",)).rejected

@@ -218,6 +218,17 @@ def test_a_loss_that_changes_at_every_nth_call_is_refused_as_such(period, net, d
         check_loss(problem)  # not: rounding shows, nor: no mean over its samples
 
 
+def test_a_model_that_asks_for_its_precision_is_not_said_to_be_rounded(net, data):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return net(x) * (3.0 if x.dtype == torch.float64 else 1.0)
+
+    model = Branches()
+    model.net = net
+    note = "".join(check_loss(Problem.supervised(model, "crossentropy", data)).notes)
+    assert "either rounding shows in it" in note and "or the model is another function there, since it asks for" in note
+
+
 def test_nan_is_a_result_and_says_nothing_of_chance(net, data):
     problem = Problem.supervised(net, lambda o, t: o.sum() * float("nan"), data)
     assert check_loss(problem).notes == ()
