@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from lossmap.data.checkpoints import checkpoints_in, is_checkpoint, is_last, sorted_as_people_count, step_in
+from lossmap.landscape.names_of_steps import is_certain, without_other_numbers
 
 # `step=200`, `iter_200`, `epoch=2-acc=71`, each tried for all files; what stands behind is no part of the number
 COUNTED = (r"(?:global_?)?steps?", r"it(?:er|eration)?s?", r"ep(?:och)?s?")
 OF_WORD = r"(?:^|[^a-z]){}[=_ -]?(\d+)(k?)(?![a-z\d]|[.,]\d|_\d{{3}}(?![a-z\d]))"
-WITH_EXPONENT = r"\d+(?:\.\d+)?e[+-]\d+|\d+\.\d+e\d+"  # a loss of 1.2e-04 is no step 4
 WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
 VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
 
 
 def _plain(name: str) -> str:
     """A name without what is no step in it; empty of `last-v1`."""
-    return "" if is_last(name) else re.sub(WITH_EXPONENT, "", re.sub(VERSION, "", name.lower()))
+    return "" if is_last(name) else without_other_numbers(re.sub(VERSION, "", name.lower()))
 
 
 def _step(name: str) -> float | None:
@@ -71,6 +71,35 @@ def numbered_in_order(files: Mapping[float, Path]) -> str:
     return f"the names of the checkpoints give no ascending steps: they are numbered from 0 in the order {some}"
 
 
+def guessed_steps(files: Mapping[float, Path]) -> str:
+    """A sentence where steps are the last whole numbers of names, which may mean something else; else empty."""
+    paths = list(files.values())
+    if len(paths) == 1 or _by_word(paths) or list(files) != _steps(paths):
+        return ""
+    by_folder = all(_step(path.stem) is None for path in paths)
+    names = [path.parent.name if by_folder else path.stem for path in paths]
+    if all(is_certain(name) for name in names):
+        return ""
+    first, *_, last = files
+    whose = "folders'" if by_folder else "files'"
+    return (
+        f"the steps of the checkpoints are guessed, as the last whole numbers of their {whose} names: {first:g} of "
+        f"{names[0]} to {last:g} of {names[-1]}"
+    )
+
+
+def _one_of_each_format(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Files without those that a file of tensors alone stands beside, `step1.pt` and `step1.safetensors`; notes."""
+    kept = {path.with_suffix("") for path in files if path.suffix == ".safetensors"}
+    notes, paths = list[str](), list[Path]()
+    for path in files:
+        if path.suffix != ".safetensors" and path.with_suffix("") in kept:
+            notes.append(f"{path.name} is left out: {path.with_suffix('.safetensors').name} stands beside it")
+        else:
+            paths.append(path)
+    return paths, notes
+
+
 def known_steps(files: Sequence[Path]) -> list[float | None]:
     """The steps by name; those that have none there from inside the files, where these count as the names do.
 
@@ -93,7 +122,7 @@ def known_steps(files: Sequence[Path]) -> list[float | None]:
 
 
 def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], list[str]]:
-    """As `find_checkpoints`, with a sentence on each file that was left out, since another one is of the same step."""
+    """As `find_checkpoints`, with sentences: on files left out beside another of their step, on guessed steps."""
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -107,21 +136,24 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
     if not files:
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
-    known, notes = known_steps(files), []
+    files, notes = _one_of_each_format(files)
+    known, doubled = known_steps(files), len(notes)
     if all(step is not None for step in known):
         of_step = {step: path for step, path in zip(known, files, strict=True) if not is_last(path.stem)}
         for step, path in zip(known, list(files), strict=True):
             if is_last(path.stem) and of_step.setdefault(step, path) != path:
                 files.remove(path)
                 notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
-        known = known_steps(files) if notes else known
+        known = known_steps(files) if len(notes) > doubled else known
     steps = [step for step in known if step is not None]
     if len(steps) == len(files) and len(set(steps)) == len(steps) and (known != _steps(files) or _by_word(files)):
         order = np.argsort(steps)
         steps, files = [steps[i] for i in order], [files[i] for i in order]
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
         steps = [float(i) for i in range(len(files))]
-    return dict(zip(steps, files, strict=True)), notes
+    found = dict(zip(steps, files, strict=True))
+    guess = guessed_steps(found)
+    return found, [*notes, guess] if guess else notes
 
 
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
@@ -132,7 +164,9 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     `checkpoint-500/model.safetensors`; of a file without one that which stands in it (`global_step`, `step`), where the
     others count alike, and of all files where those of names do not ascend. Where not all have one, or they do not
     ascend, they are numbered from 0. Numbers with decimals or exponents, as in `epoch=3-acc=0.71` and `loss=1.2e-04`,
-    are no steps. Lightning's `last.ckpt` is left out beside another of its step.
+    are no steps, nor are those behind a metric's word, `seed`, `fold`, `v` and the like, sizes (`7b`, `resnet50`) and
+    hashes. Of `step1.pt` and `step1.safetensors` the latter is taken. Lightning's `last.ckpt` is left out beside
+    another of its step.
 
     Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
     its content, and where there is none.

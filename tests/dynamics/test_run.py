@@ -20,7 +20,7 @@ from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature
 from lossmap.dynamics.run import run_dynamics
 from lossmap.io.eigenvector_store import VectorFolder, read_vectors, results_of
 from lossmap.io.read import read
-from lossmap.landscape.checkpoint_steps import find_checkpoints, numbered_in_order
+from lossmap.landscape.checkpoint_steps import find_checkpoints, found_checkpoints, numbered_in_order
 from lossmap.linalg.operator import InterruptibleProduct
 
 PLAIN = "double-backward"
@@ -271,6 +271,13 @@ def test_folders_with_a_checkpoint_each_are_a_run_and_what_a_trainer_saved_at_la
         (["few-step-4_it10", "few-step-4_it20"], [], [10, 20]),
         (["epoch_1_3f2a91", "epoch_2_a0b1e2", "epoch_10_77d0c1"], [], [1, 2, 10]),
         (["step_1_000", "step_2_000"], [], [0, 1]),
+        (["step_1,000", "step_2,000", "step_10,000"], [], [1000, 2000, 10000]),
+        (["acc71", "acc72"], [10, 20], [10, 20]),
+        (["acc71", "acc72"], [], [0, 1]),
+        (["model-1-top1_72", "model-2-top1_71"], [], [1, 2]),
+        (["resnet18_vit_b16_3", "resnet18_vit_b16_12"], [], [3, 12]),
+        (["llama-7b_fold1_5", "llama-7b_fold2_9"], [], [5, 9]),
+        (["3f2a91", "a0b1e2"], [], [0, 1]),
         (["step_1k", "step_2k", "step_10k"], [], [1000, 2000, 10000]),
         (["lr1_b-step=5", "lr0_a-step=7"], [], [5, 7]),
         (["epoch=0-step=4", "epoch=0-step=4-v1"], [], [0, 1]),
@@ -379,3 +386,19 @@ def test_an_order_that_names_do_not_give_is_reported(tmp_path, caplog):
 def test_more_eigenvalues_than_parameters_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--top must be 1 to 48"):
         CheckpointCurvature(problem(), {}, store_vectors=lambda s, v: None, top=100)
+
+
+def test_guessed_steps_and_two_formats_of_one_step_are_reported(tmp_path):
+    for step in (1, 2):
+        torch.save(small().state_dict(), tmp_path / f"step{step}.pt")
+        save_file(small().state_dict(), tmp_path / f"step{step}.safetensors")
+    found, notes = found_checkpoints([tmp_path])
+    assert [(step, path.name) for step, path in found.items()] == [(1, "step1.safetensors"), (2, "step2.safetensors")]
+    assert notes[0] == "step1.pt is left out: step1.safetensors stands beside it" and len(notes) == 2
+    for step in (3, 9):
+        torch.save(small().state_dict(), tmp_path / f"net_{step}_best.pt")
+    _, notes = found_checkpoints(sorted(tmp_path.glob("net*")))
+    assert notes == [
+        "the steps of the checkpoints are guessed, as the last whole numbers of their files' names: 3 of net_3_best to "
+        "9 of net_9_best"
+    ]
