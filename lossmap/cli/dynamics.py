@@ -237,12 +237,15 @@ def measure_of(
 
 
 def _price(settings: Settings, problem: Problem, files: Mapping[float, Path], world: World) -> Price:
+    from lossmap.dynamics.nulls import null_shares
     from lossmap.dynamics.price import price_of_run
     from lossmap.memory import free_memory
 
     memory = free_memory(next(problem.model.parameters()).device, ranks_sharing=world.node_size) // 3
     measure = measure_of(settings, problem, files, memory, lambda step, vectors: None)
-    return price_of_run(measure, len(files), len(world.team_ranks(rank_0=settings.run.rank_0)) or 1)
+    options = settings.dynamics
+    beside = null_shares(problem, len(files), options.null == "halves", options.other_seed is not None)
+    return price_of_run(measure, len(files), len(world.team_ranks(rank_0=settings.run.rank_0)) or 1, beside)
 
 
 def draw(path: Path, settings: Settings, say: output.Printer) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -54,6 +55,22 @@ def seconds_of_first(operator: Any, each: float, clock: Callable[[], float] = ti
         return 0.0
     small, share = _over_one_batch(operator)
     return max(0.0, _seconds_of_next(small, clock) * share - each)
+
+
+def seconds_of_rounding(operator_at: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds in which the rounding of products is measured at a point, in float64 over a few samples.
+
+    operator_at  makes an operator that measures its rounding at the point; what points share is not counted where a
+                 first one is quick enough to be followed by another
+    """
+    taken = inf
+    for _ in range(2):
+        start = clock()
+        float(operator_at().rounding_ratio or 0.0)
+        taken = min(taken, clock() - start)
+        if taken > MAX_SECONDS:
+            break
+    return taken
 
 
 def _seconds_of_next(operator: Any, clock: Callable[[], float]) -> float:

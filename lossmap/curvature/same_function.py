@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, log2
+from math import inf, isfinite, log2
 from typing import Any
 
 import torch
@@ -137,11 +137,11 @@ def refuse_other_function(twin: Problem, problem: Problem, state: Mapping[str, T
     )
     try:
         own, other = here.read(here.common), there.read(there.common)
-        is_finite = all(bool(t.isfinite().all()) for t in (*own, *other))
+        largest, is_finite = _largest_difference(own, other)
     except Exception:  # user code may raise anything at weights for which it was not made
         is_finite = False
     if is_finite:
-        largest, allowed = _largest_difference(own, other), FLOOR
+        allowed = FLOOR
         if largest > FLOOR:
             coarser, mean = max(here, there, key=lambda side: side.epsilon), _mean_difference(own, other)
             if ULPS * coarser.rounding(coarser.epsilon) >= mean:
@@ -150,7 +150,7 @@ def refuse_other_function(twin: Problem, problem: Problem, state: Mapping[str, T
                 allowed = COARSE
     else:  # at its own weights a loss may be all rounding: it is read where there is nothing else
         alone = not problem.separable
-        largest, allowed = _largest_difference(here.read({}, loss=alone), there.read({}, loss=alone)), COARSE
+        (largest, _), allowed = _largest_difference(here.read({}, loss=alone), there.read({}, loss=alone)), COARSE
     if largest > allowed:
         raise ValueError(
             f"the model is another function in that precision (its outputs or its loss differ by {largest:.2g} of the "
@@ -171,16 +171,24 @@ def _mean_difference(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return largest
 
 
-def _largest_difference(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The largest |a - b| relative to the largest of its tensor; infinite where shapes differ."""
-    if [t.shape for t in own] != [t.shape for t in other]:
-        return inf
-    largest = 0.0
-    for a, b in zip(own, other, strict=True):
-        difference = float((a - b).abs().max())
-        if difference:
-            largest = max(largest, difference / max(float(a.abs().max()), float(b.abs().max())))
-    return largest
+def _largest_difference(own: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, bool]:
+    """The largest |a - b| relative to the largest of its tensor, infinite where shapes differ; whether all is finite.
+
+    The host waits once.
+    """
+    if not own or not other:
+        return (0.0 if len(own) == len(other) else inf), True
+    sizes = [t.abs().max() for t in (*own, *other)]
+    are_alike = [t.shape for t in own] == [t.shape for t in other]
+    apart = [(a - b).abs().max() for a, b in zip(own, other, strict=True)] if are_alike else []
+    device = sizes[0].device
+    values = torch.stack([v.to(device) for v in (*sizes, *apart)]).tolist()
+    values, differences = values[: len(sizes)], values[len(sizes) :]
+    is_finite = all(map(isfinite, values))
+    if not are_alike:
+        return inf, is_finite
+    pairs = zip(differences, values, values[len(own) :], strict=False)
+    return max((d / max(a, b) for d, a, b in pairs if d), default=0.0), is_finite
 
 
 __all__ = ["refuse_other_function"]

@@ -111,6 +111,10 @@ class NullMeasure:
         """Where its eigenvectors lie until they are compared."""
         return VectorFolder(Path(f"{self.path}.null.vectors"))
 
+    def shares(self, checkpoints: int) -> tuple[float, ...]:
+        """The share of the samples over which each of its searches is, of a run of so many checkpoints."""
+        return null_shares(self.problem, checkpoints, self.halves, self.other_seed is not None)
+
     def measure(self, files: dict[float, Path], world: World) -> tuple[float, ...]:
         """Every rank measures its share. Returns the steps, first and last, at which halves were measured.
 
@@ -121,18 +125,20 @@ class NullMeasure:
         if not divided and self.halves and world.rank == 0:
             log.warning("no informed null: these samples cannot be divided into two halves")
         steps = tuple(dict.fromkeys((next(iter(files)), list(files)[-1]))) if divided else ()
-        tasks: list[tuple[float, Problem, Path]] = []
-        for i, step in enumerate(steps):
-            for d, halves in enumerate(divided):
-                tasks += [(place_of(i, d) + k, half, files[step]) for k, half in enumerate(halves)]
+        tasks: list[tuple[Problem, dict[float, Path]]] = []
+        for d, halves in enumerate(divided):
+            for k, half in enumerate(halves):  # prepared once for both checkpoints
+                tasks.append((half, {place_of(i, d) + k: files[step] for i, step in enumerate(steps)}))
         if self.other_seed is not None:
-            tasks.append((OTHER, self.problem, self.other_seed))
+            tasks.append((self.problem, {OTHER: self.other_seed}))
         mine = tasks[world.rank :: world.size]
 
         def measure_mine() -> bool:
             try:
-                for number, problem, file in mine:
-                    self.measure_of(problem, {number: file}, self.folder)((number,))
+                for problem, named in mine:
+                    measure = self.measure_of(problem, named, self.folder)
+                    for number in named:
+                        measure((number,))
             except Interrupted:
                 return False
             return True
@@ -151,6 +157,12 @@ class NullMeasure:
         if self.other_seed is not None:
             seed = overlaps_with(run, self.folder.snapshot(OTHER))
         return InformedNull(np.array(steps, dtype=float), np.array(halves, dtype=float).reshape(-1, DIVISIONS), seed)
+
+
+def null_shares(problem: Problem, checkpoints: int, halves: bool, other_seed: bool) -> tuple[float, ...]:
+    """The share of the samples over which each search for the null is, at the first and the last of the checkpoints."""
+    divided = halves and halves_of(problem, 0) is not None
+    return (0.5,) * (divided * 2 * DIVISIONS * min(2, checkpoints)) + (1.0,) * other_seed
 
 
 def place_of(step: int, division: int) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
-from lossmap.curvature.product_time import seconds_of_first, seconds_of_product
+from lossmap.curvature.product_time import seconds_of_first, seconds_of_product, seconds_of_rounding
 from lossmap.dynamics.checkpoint_curvature import DENSE, CheckpointCurvature, Effort
 from lossmap.io.read import read
 from lossmap.linalg.expected_products import SpectrumParts
@@ -20,7 +21,8 @@ from lossmap.report.price import Price
 logger = logging.getLogger("lossmap")
 
 MARGIN = 0.8  # of the time that is planned for
-CHECKPOINT_SECONDS = 0.1  # of each: reading it, its loss, the rounding measured there, its eigenvectors on the disk
+CHECKPOINT_SECONDS = 0.1  # of each: reading it, its loss, its eigenvectors on the disk
+ROUNDINGS = 2  # that are measured at each: of the products before the search, of the eigenpairs after it
 SEARCH_VECTORS = 50  # of the length of theta, that a search holds beside the eigenvectors, about
 
 
@@ -34,36 +36,53 @@ def parts_at_a_checkpoint(measure: CheckpointCurvature) -> SpectrumParts:
     )  # fmt: skip
 
 
-def price_of_run(measure: CheckpointCurvature, checkpoints: int, workers: int = 1) -> Price:
-    """The price of so many checkpoints. Raises what a product raises."""
+def price_of_run(
+    measure: CheckpointCurvature, checkpoints: int, workers: int = 1, beside: Sequence[float] = ()
+) -> Price:
+    """The price of so many checkpoints. Raises what a product raises.
+
+    beside  of each search for the null the share of the samples over which it is; it is of eigenpairs alone
+    """
     operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
     products = parts.products + 1  # and a gradient
     each = seconds_of_product(operator)
     first = seconds_of_first(operator, each)
-    beside = CHECKPOINT_SECONDS + first + seconds_of_parts(parts, operator.dtype, operator.device)
-    seconds = products * each + beside
+    rounding = ROUNDINGS * seconds_of_rounding(lambda: measure.factory.at(measured=True))
+    other = CHECKPOINT_SECONDS + first + rounding + seconds_of_parts(parts, operator.dtype, operator.device)
+    seconds = products * each + other
+    nulls = len(beside)
+    searched = replace(parts, trace=0, density=False).products + 1
+    searches = searched * each * sum(beside) + nulls * other  # other is of the whole spectrum where there is one
     vectors = (SEARCH_VECTORS + 2 * measure.top) * operator.size * operator.dtype.itemsize
     memory = memory_now(measure.problem.model) + vectors
     return Price(
-        checkpoints * products, checkpoints * seconds, memory,
-        workers=workers, longest=seconds, beside=checkpoints * beside,
+        checkpoints * products + searched * nulls, checkpoints * seconds + searches, memory,
+        workers=workers, longest=seconds, beside=(checkpoints + nulls) * other,
     )  # fmt: skip
 
 
-def fitted_effort(measure: CheckpointCurvature, seconds: float, workers: int = 1) -> Effort:
+def fitted_effort(
+    measure: CheckpointCurvature, seconds: float, workers: int = 1, beside: Sequence[float] = ()
+) -> Effort:
     """The effort at a checkpoint with which all of them fit into so many seconds; the log says what was cut.
 
     workers  ranks that share the checkpoints
+    beside   of each search for the null the share of the samples over which it is
 
     Raises what a product raises.
     """
     began, rounds = time.monotonic(), ceil(len(measure.files) / workers)
+    nulls, searches = sum(beside) / workers, ceil((len(measure.files) + len(beside)) / workers)
     operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
     each = seconds_of_product(operator)
-    first = seconds_of_first(operator, each)
+    rounding = ROUNDINGS * seconds_of_rounding(lambda: measure.factory.at(measured=True))
+    first = seconds_of_first(operator, each) + rounding
     by_part = seconds_by_part(parts, each, operator.dtype, operator.device)
     seconds -= time.monotonic() - began
-    products = (MARGIN * max(0.0, seconds) / rounds - first - CHECKPOINT_SECONDS) / by_part["ends"] - 1
+    left = MARGIN * max(0.0, seconds) - searches * (first + CHECKPOINT_SECONDS)
+    whole = nulls * by_part["ends"] * (replace(parts, trace=0, density=False).products + 1)
+    # the null is of eigenpairs alone: it takes its whole before the rest is shared, or is cut as the checkpoints are
+    products = max((left - whole) / rounds, left / (rounds + nulls)) / by_part["ends"] - 1
     fit = fit_parts(parts, products, weights=weights_of_parts(by_part))
     if seconds <= 0:
         logger.warning("the budget was over before the first checkpoint, by start and preparation alone")

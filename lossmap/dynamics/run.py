@@ -28,7 +28,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
-from lossmap.dynamics.nulls import InformedNull, NullMeasure
+from lossmap.dynamics.nulls import InformedNull, NullMeasure, null_shares
 from lossmap.dynamics.price import fitted_effort, price_of_run, stored_effort
 from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
@@ -222,9 +222,12 @@ def run_dynamics(
         )
 
     def measure_beside(part: Problem, named: dict[float, Path], place: VectorFolder) -> CheckpointCurvature:
+        # its samples are some of the run's, so that the run's products and what was seen of them hold here too
+        batch = min(int(plan["batch"]), part.data.samples)
         made = CheckpointCurvature(
             part, named, store_vectors=place.keep, top=top, tol=tol, parameters=parameters, seed=seed, unsafe=unsafe,
             selection=selection, memory=memory, stop=stop, effort=Effort(max_products=measure.effort.max_products),
+            plan={**plan, "batch": batch}, check=check,
         )  # fmt: skip
         made.noted = measure.noted
         return made
@@ -232,7 +235,9 @@ def run_dynamics(
     measure = measure_with(Effort())
     if budget is not None:
         full, seconds = measure, budget - (time.monotonic() - began)
-        measure = measure_with(world.once(lambda: _effort(full, path, budget, seconds, world, rank_0, overwrite)))
+        shares = null_shares(problem, len(files), null == "halves", other is not None)
+        fitted = world.once(lambda: _effort(full, path, budget, seconds, world, rank_0, overwrite, shares))
+        measure = measure_with(fitted)
     grid = Grid(np.array(list(files)))
 
     def opened() -> SurfaceFile | None:
@@ -245,8 +250,9 @@ def run_dynamics(
         return store
 
     store = world.together(opened)
+    beside = NullMeasure(problem, path, measure_beside, seed, null == "halves", other)
     if store is not None:
-        _announce(measure, store, world, rank_0, progress)
+        _announce(measure, beside, store, world, rank_0, progress)
     try:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=retry_failed,
@@ -256,7 +262,6 @@ def run_dynamics(
         if store is not None:
             store.close()
 
-    beside = NullMeasure(problem, path, measure_beside, seed, null == "halves", other)
     return _compared(beside, files, surface, world, folder, centre)
 
 
@@ -344,11 +349,12 @@ def _effort(
     world: World,
     rank_0: str,
     overwrite: bool,
+    beside: Sequence[float],
 ) -> Effort:
     """What is spent at a checkpoint: as an earlier run of the file fitted it, or as it fits into what is left."""
     stored = None if overwrite else stored_effort(path, budget)
     workers = len(world.team_ranks(rank_0=rank_0)) or 1
-    return stored or fitted_effort(measure, seconds / (world.crowding or 1.0), workers)
+    return stored or fitted_effort(measure, seconds / (world.crowding or 1.0), workers, beside)
 
 
 def _opened(
@@ -379,18 +385,20 @@ def _opened(
 
 def _announce(
     measure: CheckpointCurvature,
+    beside: NullMeasure,
     store: SurfaceFile,
     world: World,
     rank_0: str,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    """Report the price of the checkpoints that are left, as a note of the progress. Rank 0 alone calls it."""
+    """Report the price of the checkpoints that are left and of the null. Rank 0 alone calls it."""
     left = len(store.todo(measure.name, False))
     if progress is None or not left:
         return
     workers = len(world.team_ranks(rank_0=rank_0)) or 1
     try:
-        note = str(price_of_run(measure, left, workers).slowed(world.crowding or 1.0))
+        price = price_of_run(measure, left, workers, beside=beside.shares(len(measure.files)))
+        note = str(price.slowed(world.crowding or 1.0))
     except Exception as error:  # a model's own code may raise anything; the checkpoints themselves report it
         note = f"the price could not be measured: {type(error).__name__}: {error}"
     total = len(measure.files)

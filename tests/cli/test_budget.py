@@ -88,6 +88,7 @@ def test_a_run_is_fitted_at_every_checkpoint_and_goes_on_as_it_was(monkeypatch, 
         torch.save(zoo.build("mlp", seed=step).state_dict(), here / f"step{step}.pt")
     price(monkeypatch, 1.0)
     work = ["dynamics", "step0.pt", "step1.pt", *SUBJECT, "--top", "1", "--full-spectrum", "--surf-file", "run.h5"]
+    work += ["--null", "none"]
     assert lossmap([*work, "--budget", "8m"]) == 0
     assert "the budget holds at each checkpoint: 1 probe of" in caplog.text
     stored = read("run.h5").settings["measures"]["along"]

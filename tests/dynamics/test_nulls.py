@@ -13,7 +13,7 @@ from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
 from lossmap.dynamics.eigenspaces import compare_eigenspaces
-from lossmap.dynamics.nulls import InformedNull, halves_of
+from lossmap.dynamics.nulls import InformedNull, halves_of, null_shares
 from lossmap.dynamics.run import run_dynamics
 from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import summarize
@@ -132,3 +132,19 @@ def test_the_bar_of_the_halves_is_students():
     null = InformedNull(np.array([0.0]), np.array([[0.1, 0.2, 0.6]]), np.zeros(0))
     assert null.mean[0] == pytest.approx(0.3) and null.half_width[0] == pytest.approx(0.6572411, rel=1e-6)
     assert np.isinf(InformedNull(np.array([0.0]), np.array([[0.1]]), np.zeros(0)).half_width[0])
+
+
+def test_the_price_of_a_run_counts_the_searches_of_its_null(tmp_path):
+    given, noted = problem(), []
+    run_dynamics(
+        [checkpoints(tmp_path / "run")], given, path=tmp_path / "d.h5", top=2, null="halves",
+        other_seed=tmp_path / "other.pt", progress=lambda p: noted.append(p.note),
+    )  # fmt: skip
+    assert (
+        null_shares(given, 3, True, True) == (0.5,) * 12 + (1.0,) and null_shares(given, 1, True, False) == (0.5,) * 6
+    )
+    assert null_shares(given, 3, False, False) == ()
+    alone = tmp_path / "alone.h5"
+    run_dynamics([tmp_path / "run"], given, path=alone, top=2, null="none", progress=lambda p: noted.append(p.note))
+    counts = [int(note.split()[1].replace(",", "")) for note in noted if note.startswith("about")]
+    assert len(counts) == 2 and counts[0] >= 4 * counts[1]  # 16 searches in the place of 3
