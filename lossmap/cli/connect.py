@@ -28,6 +28,7 @@ from lossmap.cli.output_path import with_ending
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.cli.trust import code_files
 from lossmap.geometry.grid import Grid
+from lossmap.io.disk import file_bytes
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, read
 from lossmap.io.spectrum_layout import group_of
@@ -36,6 +37,7 @@ from lossmap.landscape.run_survey import survey
 from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
+from lossmap.report.price import size_text
 from lossmap.results import value_groups
 
 if TYPE_CHECKING:
@@ -157,7 +159,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         price_of_losses, shares, plane, measure.plan, workers=workers, autocast=machine.autocast, repeats=passes,
     )  # fmt: skip
     if execution.dry_run:
-        say(f"would compute losses at {len(grid)} points between {' and '.join(labels_of(settings))}")
+        size = size_text(file_bytes(len(grid), [measure.fields]))
+        say(f"would compute losses at {len(grid)} points between {' and '.join(labels_of(settings))}, some {size}")
         say(output.about_data(problems))
         say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
         announce(world, "line", lambda: price(points=len(grid)))

@@ -21,7 +21,8 @@ from lossmap.cli.settings import Settings, UsageError
 from lossmap.cli.trust import code_files
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
-from lossmap.geometry.grid import Grid
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.disk import file_bytes
 from lossmap.io.printable import printable
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, is_of_another_plane, read, training_path
@@ -36,6 +37,7 @@ from lossmap.parallel.process import peak_memory
 from lossmap.parallel.shards import Shard
 from lossmap.parallel.world import World
 from lossmap.plotting.notes import noise_note
+from lossmap.report.price import size_text
 
 Printer = Callable[[str], None]
 
@@ -197,10 +199,17 @@ class OutputFile:
             groups = {"trajectory": self.trajectory, **groups}
         return groups
 
-    def describe(self, problems: Mapping[str, Problem], what: str, measures: Mapping[str, Any] | None = None) -> str:
+    def describe(
+        self,
+        problems: Mapping[str, Problem],
+        what: str,
+        fields: Sequence[Sequence[Field]],
+        measures: Mapping[str, Any] | None = None,
+    ) -> str:
         """What would be done, for --dry-run.
 
         what      what would be computed at each point
+        fields    of each measure, for the size of the result
         measures  as of `open`, where they are known before anything is computed: compared with the file's own
 
         Raises as `open` does where the run would be refused.
@@ -208,7 +217,7 @@ class OutputFile:
         n = sum(p.numel() for p in next(iter(problems.values())).model.parameters())
         points = len(self.grid) if self.points is None else self.points.size
         return (
-            f"would compute {what} at {points:,} points of {self.grid}{self._size(measures or {})}\n"
+            f"would compute {what} at {points:,} points of {self.grid}, some {self._size(fields)}\n"
             f"  model   {self.file_settings['model']}, {n:,} parameters\n"
             f"{about_data(problems)}\n"
             f"  plane   {self.plane!r}\n"
@@ -216,14 +225,10 @@ class OutputFile:
             "nothing was computed, and nothing was written (--dry-run)"
         )
 
-    def _size(self, measures: Mapping[str, Any]) -> str:
-        """How large the result will be, where its fields are known."""
-        fields = sum(len(names) for names, _ in measures.values())
-        if not fields:
-            return ""
+    def _size(self, fields: Sequence[Sequence[Field]]) -> str:
+        """How large the result will be."""
         entries = sum(t.numel() for axis in self.plane.axes for t in axis.values())
-        directions = 4 * entries * self.settings.plane.store_directions
-        return f", some {(8 * fields * len(self.grid) + directions) / 1e6:,.3g} MB"
+        return size_text(file_bytes(len(self.grid), fields) + 4 * entries * self.settings.plane.store_directions)
 
     def _existing(self, measures: Mapping[str, Any]) -> str:
         overwrite = self.settings.run.overwrite
@@ -241,11 +246,15 @@ class OutputFile:
 
 def about_data(problems: Mapping[str, Problem]) -> str:
     """What a dry run says of the samples that were read; the same samples under several names are said once."""
+    from lossmap.data.criteria import SupervisedLoss
     from lossmap.data.description import description_of
 
     known: dict[int, str] = {}
-    described = {known.setdefault(id(p.data), name): p.data for name, p in problems.items()}
-    lines = [line for name, data in described.items() for line in _indented(name, description_of(data))]
+    described = {known.setdefault(id(p.data), name): p for name, p in problems.items()}
+    lines: list[str] = []
+    for name, problem in described.items():
+        of_pairs = isinstance(problem.loss, SupervisedLoss)
+        lines += _indented(name, description_of(problem.data, of_pairs))
     return "  data    " + "\n          ".join(lines)
 
 

@@ -15,29 +15,36 @@ from lossmap.data.batches import Batches, FixedBatches, Resident
 MAX_CLASSES = 1000  # whole numbers of more different values are no class labels
 
 
-def description_of(data: Batches) -> list[str]:
+def description_of(data: Batches, of_pairs: bool = True) -> list[str]:
     """One line for the number of samples, and one for each tensor of a batch.
+
+    of_pairs  whether the loss is one of outputs and targets, so that a batch of two is inputs and targets
 
     Of streamed data, and of batches as they are given, the tensors of the first batch are described.
     """
     if isinstance(data, Resident):
-        return [f"{data.samples:,} samples", *_lines_of(data.tensors, "")]
+        return [_counted(data.samples, "sample"), *_lines_of(data.tensors, "", of_pairs)]
     batch, where = next(iter(data)), " in the first batch"
     if isinstance(data, FixedBatches):
-        number = len(data.batches)
-        return [f"{number:,} batches as given, never cut; {data.samples:,} samples", *_lines_of(batch, where)]
-    return [f"{data.samples:,} samples, read as they are needed", *_lines_of(batch, where)]
+        number = _counted(len(data.batches), "batch", "batches")
+        head = f"{number} as given, never cut; {_counted(data.samples, 'sample')}"
+        return [head, *_lines_of(batch, where, of_pairs)]
+    return [f"{_counted(data.samples, 'sample')}, read as they are needed", *_lines_of(batch, where, of_pairs)]
 
 
-def _lines_of(batch: Any, where: str) -> list[str]:
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def _lines_of(batch: Any, where: str, of_pairs: bool) -> list[str]:
     named = pytree.tree_flatten_with_path(batch)[0]
-    tensors = [(_name(path, batch), leaf) for path, leaf in named if isinstance(leaf, Tensor)]
+    tensors = [(_name(path, batch, of_pairs), leaf) for path, leaf in named if isinstance(leaf, Tensor)]
     return [f"{name}: {_described(t)}{where}" for name, t in tensors]
 
 
-def _name(path: Any, batch: Any) -> str:
+def _name(path: Any, batch: Any, of_pairs: bool) -> str:
     """`inputs` and `targets` of a pair; a key of a dict; else where it stands."""
-    if isinstance(batch, tuple) and len(batch) == 2 and len(path) == 1:
+    if of_pairs and isinstance(batch, tuple) and len(batch) == 2 and len(path) == 1:
         return ("inputs", "targets")[path[0].idx]
     if isinstance(batch, Mapping) and len(path) == 1:
         return str(path[0].key)
@@ -63,5 +70,5 @@ def _described(t: Tensor) -> str:
         if len(values) <= MAX_CLASSES:
             few, most = int(counts.min()), int(counts.max())
             each = f"{few}" if few == most else f"{few} to {most}"
-            return f"{text}, {len(values)} classes, {low:.0f} to {high:.0f}, {each} of each"
+            return f"{text}, {_counted(len(values), 'class', 'classes')}, {low:.0f} to {high:.0f}, {each} of each"
     return f"{text}, {low:.0f} to {high:.0f}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lossmap.geometry.grid import Field
 from lossmap.io.memory_store import MemoryStore
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SMALLEST = 50_000  # bytes of a file that holds hardly anything
+FRAME = 17_000  # bytes of a survey's file beside its arrays: attributes, digests, settings, HDF5's own
+FRAME_OF_MEASURE = 13_000  # and for each measure
 PathLike = str | os.PathLike[str]
 
 
@@ -44,6 +47,15 @@ def check_free_space(path: Path, memory: MemoryStore, arriving: int = 0) -> None
     disk = os.statvfs(path.parent)
     if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:
         raise OSError(errno.ENOSPC, f"the survey needs about {max(1, needed // 1_000_000):,} MB")
+
+
+def file_bytes(points: int, measures: Sequence[Sequence[Field]]) -> int:
+    """About what a survey's file takes, without directions: each reading, its seconds, rank and status.
+
+    measures  the fields of each
+    """
+    widths = [sum(field.size for field in fields) for fields in measures]
+    return FRAME + sum(FRAME_OF_MEASURE + points * (8 * width + 17) for width in widths)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
 from typing import Any, Protocol, cast
@@ -195,8 +195,7 @@ class EigenvalueMap:
             self._settings = {"parameters": parameters, **self._settings, "chosen": {"way": ready.plan.stored()}}
         if noise_repeats is not None:
             self._settings["noise_repeats"] = noise_repeats
-        first, *others = self.prepared
-        self.prefixes = {first: "", **{split: f"{split}_" for split in others}}
+        self.prefixes = _prefixes(self.prepared)
         own = [f for split in self.prepared for f in self._fields_of(split)]
         if audit:
             own = [_renamed(f, "audit_") for f in own]
@@ -550,6 +549,26 @@ def parts_of(which: str) -> tuple[str, ...]:
     if len(set(kinds)) < len(kinds) or ("ends" in kinds and {"top", "bottom"} & set(kinds)):
         raise ValueError(f"--which names the same eigenvalues twice: {which!r}; top:k and bottom:k hold the ends")
     return parts
+
+
+def _prefixes(splits: Iterable[str]) -> dict[str, str]:
+    """By split what its fields' names begin with: nothing for the first."""
+    first, *others = splits
+    return {first: "", **{split: f"{split}_" for split in others}}
+
+
+def expected_fields(
+    splits: Iterable[str], which: str, unit: str, *, certify: str = "audit", noise_repeats: int | None = None
+) -> list[list[Field]]:
+    """The fields of the measure and of its audit, if any, as they will be, before a product was made."""
+    parts, own = parts_of(which), []
+    for split, prefix in _prefixes(splits).items():
+        for read in fields_of(parts, prefix, split, unit):
+            own.append(read)
+            if noise_repeats and read.name.endswith("_eig"):
+                own.append(noise_error_of(read, noise_repeats))
+    audited = certify == "audit" and parts != ("trace",)
+    return [own, [_renamed(f, "audit_") for f in own]] if audited else [own]
 
 
 def fields_of(parts: tuple[str, ...], prefix: str, split: str, unit: str) -> list[Field]:

@@ -1,5 +1,7 @@
 """What is said, or refused, before anything is computed: the samples of a dry run, and weights that changed since."""
 
+import re
+
 import pytest
 import torch
 
@@ -16,6 +18,18 @@ def net():
 
 def data(split="train"):
     return torch.linspace(-2, 4, 36).reshape(12, 3), torch.arange(12) % 2
+"""
+
+
+PHYSICS = """
+import lossmap, torch
+
+
+def problem():
+    batch = torch.linspace(0, 1, 16)[:, None], torch.tensor([[0.0], [1.0]])
+    return lossmap.Problem.custom(
+        torch.nn.Linear(1, 1), lambda model, batch: sum(model(x).square().mean() for x in batch), [batch]
+    )
 """
 
 
@@ -45,6 +59,24 @@ def test_every_dry_run_says_what_samples_were_read(here, capsys, command):
     said = capsys.readouterr().out
     assert "12 samples" in said and "inputs: float32, 3 each, -2 to 4, mean 1" in said
     assert "targets: int64, 2 classes, 0 to 1, 6 of each" in said and not (here / "r.h5").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["surface --x=-1:1:31 --y=-1:1:31", "eigenmap --x=-1:1:5", "connect --model-file a.pt --other b.pt"]
+)
+def test_the_size_of_a_result_that_a_dry_run_says_is_about_that_of_the_file(here, capsys, command):
+    line = f"{command} --model net.py:net --dataset net.py:data --device cpu --surf-file r.h5"
+    assert main([*line.split(), "--dry-run"]) == 0
+    said = re.search(r"some ([\d.]+) kB", capsys.readouterr().out)
+    assert main(line.split()) == 0
+    assert said and 0.7 < 1000 * float(said[1]) / (here / "r.h5").stat().st_size < 1.3
+
+
+def test_a_dry_run_names_no_inputs_and_targets_of_a_loss_of_model_and_batch(here, capsys):
+    (here / "problem.py").write_text(PHYSICS)
+    assert main(["surface", "--problem", "problem.py:problem", "--x=-1:1:3", "--surf-file", "r.h5", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "batch[0]: float32" in said and "inputs" not in said and "1 batch as given" in said
 
 
 def test_like_refuses_weights_that_changed_since_unless_they_are_named(here, capsys):

@@ -27,7 +27,14 @@ def test_dicts_regression_and_complex_numbers():
 def test_streams_and_batches_as_given_are_described_by_their_first_batch():
     streamed = Streamed(lambda rows: (torch.ones(len(rows), 2), torch.zeros(len(rows), dtype=torch.int64)), range(9), 4)
     assert description_of(streamed)[0] == "9 samples, read as they are needed"
-    assert description_of(streamed)[2] == "targets: int64, 1 classes, 0 to 0, 4 of each in the first batch"
+    assert description_of(streamed)[2] == "targets: int64, 1 class, 0 to 0, 4 of each in the first batch"
     given = FixedBatches(((torch.ones(3, 2), "left", torch.arange(3)), (torch.ones(5, 2), "right", torch.arange(5))))
     assert description_of(given)[0] == "2 batches as given, never cut; 8 samples"
     assert description_of(given)[1].startswith("batch[0]: float32, 2 each")
+
+
+def test_the_parts_of_a_batch_are_no_inputs_and_targets_where_the_loss_is_of_model_and_batch():
+    given = FixedBatches(((torch.linspace(0, 1, 16)[:, None], torch.tensor([[0.0], [1.0]])),))
+    head, *lines = description_of(given, of_pairs=False)
+    assert head == "1 batch as given, never cut; 1 sample"
+    assert [line.partition(":")[0] for line in lines] == ["batch[0]", "batch[1]"]
