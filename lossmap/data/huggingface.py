@@ -143,9 +143,17 @@ def _kind(model: nn.Module, batches: Batches) -> str | None:
         return _fitting_kind(model, few, batches)
     except (NoLossError, LabelError, torch.OutOfMemoryError):
         raise
-    except (IndexError, TypeError, RuntimeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"the model refuses the first samples: {reason}; they are {_described(few)}") from error
+        raise ValueError(
+            f"the model refuses the first samples: {reason}; they are {_described(few)}{_without(model, few)}"
+        ) from error
+
+
+def _without(model: nn.Module, batch: Batch) -> str:
+    """That a batch lacks what the model reads first, such as `pixel_values`, for a message; nothing where it has it."""
+    main = getattr(model_within(model), "main_input_name", None)
+    return f", without {main}" if isinstance(main, str) and main not in batch else ""
 
 
 def _described(batch: Batch) -> str:

@@ -57,6 +57,10 @@ PAIRS = (
 )
 
 
+def _folder_of(path: Path) -> Path:
+    return path.parent if path.is_file() else path
+
+
 @dataclass(frozen=True)
 class Reader:
     """What a data set is read with: the model's folder, and the length of samples of a text.
@@ -69,10 +73,13 @@ class Reader:
     block_length: int | None = None
 
     def tokenizer(self, path: Path) -> Any:
-        """The tokenizer of the model's folder, or of the data's. Raises ValueError where there is none."""
+        """The tokenizer of the model's folder, or of the data's: a folder, or a file in one.
+
+        Raises ValueError where there is none.
+        """
         from transformers import AutoTokenizer
 
-        folder = tokenizer_folder(self.model) if is_in_folder(self.model) else path
+        folder = tokenizer_folder(self.model) if is_in_folder(self.model) else _folder_of(path)
         if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
             raise ValueError(
                 f"{path} holds text, which needs a tokenizer, and {folder} has none (tokenizer.json); "
@@ -156,7 +163,7 @@ def _text(path: Path, split: str, reader: Reader) -> Source:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
-    tokenizer, length = reader.tokenizer(path.parent), reader.length()
+    tokenizer, length = reader.tokenizer(path), reader.length()
     tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(tokens) < 2:
         raise ValueError(f"{path} must have at least two tokens; got {len(tokens)}")

@@ -370,6 +370,8 @@ WORDS_AND_ERRORS = {
     "--model hf:gpt --dataset hf:corpus.txt --split test": "corpus.txt is one text, of the split train",
     "--model hf:gpt --dataset hf:tokens --model-args {}": "--model-args are keywords of a factory",
     "--model hf:shards --dataset hf:sentences": "needs a tokenizer, and shards has none",
+    "--model hf:shards --dataset hf:corpus.txt": "corpus.txt holds text, which needs a tokenizer, and shards has none",
+    "--model hf:vit --dataset hf:tagged": "labels 4 x 3 from 0 to 1, without pixel_values",
     "--model hf:vit --dataset hf:pairs": "has the columns a, b; the samples must stand in input_ids",
     "--model hf:bert --dataset hf:corpus.txt": "which BertForSequenceClassification does not; save a data set",
     "--model hf:bert --dataset hf:words": "the column label must hold numbers; got 'good'",
