@@ -223,6 +223,8 @@ def _source(
             return source
         if isinstance(source, FixedBatches):
             raise ValueError(f"--normalize: {name} gives batches that are not cut; let it normalize them")
+        if not plain.startswith("npz:"):  # of which the same was said as it was read
+            _warn_of_another_scale(source, plain, normalize)
         return _normalised(source, *_parsed(normalize))
     if normalize is not None:
         means = _parsed(normalize)
@@ -446,6 +448,21 @@ def _of_unit_range(x: NDArray[Any], name: str, normalize: str | None, raw: bool)
         )
     log.warning("%s: images of whole numbers (%s) are divided by 255 (--raw-data: as they are)", name, x.dtype)
     return x.astype(np.float32) / np.float32(255)
+
+
+def _warn_of_another_scale(source: Source, name: str, normalize: str) -> None:
+    """Say so where the first samples of a user's function are images of 0 to 255, and mean and std of 0 to 1."""
+    if max(map(max, _parsed(normalize))) > 2:
+        return
+    first = [source.fetch([i]) for i in range(min(source.samples, 8))]  # one by one: they need not join
+    images = [b[0].double().numpy() for b in first if isinstance(b, tuple) and isinstance(b[0], Tensor)]
+    highest = max((float(x.max()) for x in images if _hold_255_as_floats(x)), default=None)
+    if highest is not None:
+        log.warning(
+            "%s: the first images hold whole numbers up to %g, and --normalize %s is by values from 0 to 1: divide "
+            "them by 255 in that function, or multiply mean and std by 255",
+            name, highest, normalize,
+        )  # fmt: skip
 
 
 def _parsed(text: str) -> tuple[list[float], list[float]]:

@@ -407,3 +407,26 @@ def test_whole_numbers_kept_as_floats_and_a_normalization_of_unit_values_do_not_
     assert not caplog.text
     load(f"npz:{tmp_path / 'whole.npz'}", normalize="0.5/0.25")
     assert "hold whole numbers up to 255 as float32" in caplog.text and "--normalize 0.5/0.25 is by" in caplog.text
+
+
+FACTORY = """
+import torch
+
+
+def data(split="train"):
+    return torch.arange(96).reshape(2, 3, 4, 4).to(torch.uint8), torch.arange(2)
+
+
+def unit(split="train"):
+    return data()[0] / 255, torch.arange(2)
+"""
+
+
+def test_bytes_of_a_users_function_and_a_normalization_of_unit_values_do_not_pass_in_silence(tmp_path, caplog):
+    path = tmp_path / "images.py"
+    path.write_text(FACTORY)
+    for name, normalize in (("unit", "0.5/0.25"), ("data", "128/64")):
+        load(f"{path}:{name}", normalize=normalize)
+    assert "--normalize" not in caplog.text
+    load(f"{path}:data", normalize="0.5/0.25")
+    assert "whole numbers up to 95, and --normalize 0.5/0.25 is by values from 0 to 1" in caplog.text
