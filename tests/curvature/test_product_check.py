@@ -935,3 +935,13 @@ def test_a_frozen_teacher_that_is_called_without_gradients_is_refused_with_the_w
         check_product(problem, "all")
     model.teacher.requires_grad_(False)
     assert not check_product(problem, "trainable", backends=("double-backward",)).rejected
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's own, of a script
+def test_torchscript_is_named_where_it_rounds_the_gradients_that_products_are_compared_with(caplog):
+    torch.manual_seed(0)
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)))
+    problem = Problem.supervised(model, "crossentropy", (torch.linspace(-2, 4, 36).view(12, 3), torch.arange(12) % 2))
+    assert spectrum(problem) is not None and "terms cancel" not in caplog.text
+    assert "the model is TorchScript, which may round gradients of float64 weights to float32" in caplog.text
