@@ -39,8 +39,9 @@ def draw_sharpness(checkpoints: Mapping[str, Group]) -> Figure:
         left, right = figure.subplots(1, 2)
         _draw_rows(left, {label: [n for n in row if not n.is_rise] for label, row in numbers.items()})
         _draw_rows(right, {label: [n for n in row if n.is_rise] for label, row in numbers.items()})
-        left.set_xlabel(f"curvature\n({unit} per squared unit of theta)")
-        right.set_xlabel(f"rise of the loss ({unit});\nworst: at least")
+        named = "" if unit == "1" else unit  # of a loss of one's own nothing is known
+        left.set_xlabel(f"curvature\n({f'{named} per squared unit of theta'.strip()})")
+        right.set_xlabel(f"rise of the loss{f' ({named})' * bool(named)};\nworst: at least")
         name_scales(figure)
         if len(checkpoints) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(checkpoints)))

@@ -55,7 +55,7 @@ def health_report(stored: StoredReport) -> str:
     of = ""
     if report.get("weight") is not None:
         of = f" with {count(report['weight'], counted(report['unit']))}"
-    size = f"{report['parameters']:,} parameters, {report['samples']:,} samples{of}{beside}"
+    size = f"{count(report['parameters'], 'parameter')}, {count(report['samples'], 'sample')}{of}{beside}"
     lines = [f"Health of {report['label']}: {number}  ({size})"]
     if len(lines[0]) > WIDTH:
         lines = [f"Health of {report['label']}: {number}", f"  ({size})"]

@@ -90,7 +90,8 @@ def sharpness_report(stored: StoredReport) -> str:
     """The report of one checkpoint."""
     unit = stored.text("unit")
     lines = [titled("Sharpness", stored.text("label"))]
-    loss, slope = loss_and_gradient_text(stored, unit)
+    named = "" if unit == "1" else unit  # of a loss of one's own nothing is known
+    loss, slope = loss_and_gradient_text(stored, named)
     about = (
         f"{count(int(stored.number('size')), 'parameter')} ({stored.text('parameters')}), "
         f"{count(int(stored.number('samples')), counted(unit))}, {stored.text('precision')}; "
@@ -118,7 +119,7 @@ def sharpness_report(stored: StoredReport) -> str:
             str(SharpnessNumber("", ball[name], _known(ball.get(f"{name}_error", 0.0)))) for name in ("sam", "worst")
         ]
         rows.append((ball["kind"], f"{ball['radius']:g}", str(average), *cells))
-    lines += ["", f"  Rise of the loss, {unit}:", *table(rows, right=(1,))]
+    lines += ["", f"  Rise of the loss{', ' * bool(named)}{named}:", *table(rows, right=(1,))]
     lines += [f"  {line}" for line in filled(_ball_notes(balls, int(stored.number("seed", 0.0))), WIDTH - 2)]
     return "\n".join(lines)
 

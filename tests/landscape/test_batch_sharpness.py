@@ -78,3 +78,14 @@ def test_sharpness_reports_it_and_a_file_keeps_it(tmp_path):
     without = lossmap.sharpness(problem, **few)
     assert without.batch is None and "batch's loss" not in repr(without)
     assert "batch" not in SharpnessRequest().stored()  # files of earlier versions resume
+
+
+def test_a_loss_without_a_unit_is_named_by_none():
+    problem = small()
+    x, y = problem.data.tensors
+    own = Problem.custom(problem.model, lambda model, b: nn.functional.cross_entropy(model(b[0]), b[1]), (x, y))
+    found = lossmap.sharpness(own, draws=2, ascent_steps=1, starts=1, critical=False, trace_products=0)
+    text = repr(found)
+    assert found.unit == "1" and "Rise of the loss:" in text and " 1," not in text.split("gradient norm")[0]
+    labels = [axes.get_xlabel() for axes in lossmap.draw(found).axes]
+    assert labels[0].startswith("curvature\n(per squared unit of theta)") and labels[1].startswith("rise of the loss;\n")
