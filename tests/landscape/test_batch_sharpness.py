@@ -88,4 +88,4 @@ def test_a_loss_without_a_unit_is_named_by_none():
     text = repr(found)
     assert found.unit == "1" and "Rise of the loss:" in text and " 1," not in text.split("gradient norm")[0]
     labels = [axes.get_xlabel() for axes in lossmap.draw(found).axes]
-    assert labels[0].startswith("curvature\n(per squared unit of theta)") and labels[1].startswith("rise of the loss;\n")
+    assert labels[0].startswith("curvature\n(per squared unit of theta)") and labels[1].startswith("rise of the loss;")
