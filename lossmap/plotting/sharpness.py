@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from lossmap.geometry.grid import curvature_unit
 from lossmap.io.surface import Group
+from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
 from lossmap.report.sharpness import SharpnessNumber, sharpness_rows
 from lossmap.report.stored import StoredReport
@@ -39,9 +41,8 @@ def draw_sharpness(checkpoints: Mapping[str, Group]) -> Figure:
         left, right = figure.subplots(1, 2)
         _draw_rows(left, {label: [n for n in row if not n.is_rise] for label, row in numbers.items()})
         _draw_rows(right, {label: [n for n in row if n.is_rise] for label, row in numbers.items()})
-        named = "" if unit == "1" else unit  # of a loss of one's own nothing is known
-        left.set_xlabel(f"curvature\n({f'{named} per squared unit of theta'.strip()})")
-        right.set_xlabel(f"rise of the loss{f' ({named})' * bool(named)};\nworst: at least")
+        left.set_xlabel(f"curvature\n({curvature_unit(unit)})")
+        right.set_xlabel(f"rise of the loss{in_brackets(unit)};\nworst: at least")
         name_scales(figure)
         if len(checkpoints) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(checkpoints)))

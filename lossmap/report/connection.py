@@ -10,7 +10,7 @@ from math import hypot, isfinite, isinf, isnan
 import numpy as np
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import WIDTH, count, counted, filled, number, table, value_with_error, wrapped
+from lossmap.report.text import WIDTH, behind, count, counted, filled, number, table, value_with_error, wrapped
 
 # other ways between both networks that may be measured beside the line, by what stands before their names
 BESIDE = {"unaligned": "before alignment", "curve": "on the curve"}
@@ -115,12 +115,13 @@ def _lines_beside(stored: StoredReport, split: str) -> list[str]:
 def _barrier_text(stored: StoredReport, split: str) -> str:
     height, error = stored.number(f"{split}_barrier"), stored.number(f"{split}_error")
     unit, at = stored.text("unit"), stored.number(f"{split}_at")
+    in_unit = behind(unit)
     if isinf(height):
         return f"infinite at t = {at:.3g}"
     if height == 0.0:
         middle = stored.number(f"{split}_middle")
-        return f"none: no point lies above the line between both ends; at the middle {number(middle)} {unit}"
-    text = f"{value_with_error(height, error)} {unit} above the line between both ends, at t = {at:.3g}"
+        return f"none: no point lies above the line between both ends; at the middle {number(middle)}{in_unit}"
+    text = f"{value_with_error(height, error)}{in_unit} above the line between both ends, at t = {at:.3g}"
     if isnan(error):
         return (
             f"{text}; its error is not known: the loss gives no number for each sample (--noise-repeats, if it draws)"
@@ -139,7 +140,7 @@ def _midpoint_text(stored: StoredReport, split: str) -> str:
     if not isfinite(height):
         return "infinite"
     at = stored.number(f"{split}_midpoint_at")
-    return f"{value_with_error(height, error)} {stored.text('unit')} of both ends, at t = {at:.3g}"
+    return f"{value_with_error(height, error)}{behind(stored.text('unit'))} of both ends, at t = {at:.3g}"
 
 
 def monotone_text(stored: StoredReport, split: str) -> str:

@@ -17,6 +17,7 @@ from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
     PRECONDITIONED,
     WIDTH,
+    behind,
     count,
     counted,
     filled,
@@ -90,7 +91,7 @@ def sharpness_report(stored: StoredReport) -> str:
     """The report of one checkpoint."""
     unit = stored.text("unit")
     lines = [titled("Sharpness", stored.text("label"))]
-    named = "" if unit == "1" else unit  # of a loss of one's own nothing is known
+    named = behind(unit).strip()
     loss, slope = loss_and_gradient_text(stored, named)
     about = (
         f"{count(int(stored.number('size')), 'parameter')} ({stored.text('parameters')}), "

@@ -99,6 +99,11 @@ def counted(unit: str) -> str:
     return what if per else "sample"
 
 
+def behind(unit: str) -> str:
+    """A unit as it stands behind a number; nothing where there is none (1), as of a loss of one's own."""
+    return f" {unit}" if unit not in ("", "1") else ""
+
+
 def field_in_words(name: str) -> str:
     """A field as people say it: "training loss" of train_loss, "test accuracy" of test_acc."""
     samples, _, what = name.partition("_")

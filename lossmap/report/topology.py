@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import WIDTH, count, field_in_words, filled, number, table, titled, value_with_error
+from lossmap.report.text import WIDTH, behind, count, field_in_words, filled, number, table, titled, value_with_error
 
 MAX_ROWS = 12  # minima that the table shows, the most persistent ones
 ERRORS = {
@@ -51,7 +51,7 @@ def _about(stored: StoredReport, real: int) -> str:
     low, high = (number(float(f(values))) for f in (np.nanmin, np.nanmax))
     unit = stored.text("unit", "1")
     parts = [f"{count(real, 'minimum', 'minima')} on {grid}; values from {low} to {high}"]
-    parts[0] += f" {unit}" if unit != "1" else ""
+    parts[0] += behind(unit)
     left_out = len(stored.arrays["minimum"]) - real
     if not real:
         parts.append(f"no point differs from another by more than {ERRORS[stored.text('error_kind')]}")

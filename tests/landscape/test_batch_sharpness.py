@@ -10,6 +10,7 @@ from lossmap.data.batches import FixedBatches
 from lossmap.data.problem import Problem
 from lossmap.landscape.batch_sharpness import _batches, batch_sharpness
 from lossmap.landscape.sharpness_request import SharpnessRequest
+from lossmap.report.text import behind
 
 
 def small():
@@ -78,6 +79,10 @@ def test_sharpness_reports_it_and_a_file_keeps_it(tmp_path):
     without = lossmap.sharpness(problem, **few)
     assert without.batch is None and "batch's loss" not in repr(without)
     assert "batch" not in SharpnessRequest().stored()  # files of earlier versions resume
+
+
+def test_a_number_of_a_loss_without_a_unit_has_none_behind_it():
+    assert [behind(unit) for unit in ("nats per token", "1", "")] == [" nats per token", "", ""]
 
 
 def test_a_loss_without_a_unit_is_named_by_none():
