@@ -303,7 +303,9 @@ def test_checkpoints_of_the_original_tool_are_read(reference):
 @pytest.mark.filterwarnings("ignore")
 def test_an_archive_of_torch_export_is_named_and_its_tensors_are_read_as_the_sentence_says(tmp_path):
     net, path = torch.nn.Linear(3, 2), tmp_path / "net.pt2"
-    torch.export.save(torch.export.export(net, (torch.zeros(1, 3),)), path)
+    # not strict, as is the default of later versions: PyTorch 2.6's compiler, which strict needs, gives a layer up that
+    # the tests before have had it compile often
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 3),), strict=False), path)
     with pytest.raises(ValueError, match=r"archive of torch\.export.*torch\.export\.load\(FILE\)\.state_dict"):
         load_into(net, path)
     torch.save(torch.export.load(path).state_dict, tmp_path / "net.pt")
