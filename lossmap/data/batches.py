@@ -63,7 +63,8 @@ def samples_in(batch: Batch) -> int:
     Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph, or of the
     targets `y` of an object (torch_geometric's graphs), or its `num_graphs`; where these differ too, as the parts of a
     physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together; for
-    lists of images and of their boxes, and lists of samples, see `_in_lists`.
+    lists of images and of their boxes, and lists of samples, see `_in_lists`. A number by itself within an entry, such
+    as a label, says that the entry's tensors are of one sample, whatever their length.
     """
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
         return sum(map(samples_in, batch))
@@ -82,28 +83,46 @@ def samples_in(batch: Batch) -> int:
             return graphs  # of torch_geometric's batches of several kinds of nodes
         entries = list(batch.values()) if isinstance(batch, Mapping) else batch
         lengths = _lengths(entries) if isinstance(entries, (tuple, list)) else set()
-    return lengths.pop() if len(lengths) == 1 else _in_lists(batch)
+    listed = _in_lists(batch) if len(lengths) != 1 or _holds_numbers(batch) else None
+    if listed is None:
+        return lengths.pop() if len(lengths) == 1 else 1
+    return listed
 
 
-def _in_lists(batch: Batch) -> int:
-    """The samples of a batch of lists: of images beside one of boxes, or one of samples; 1 where that is not evident.
+def _holds_numbers(batch: Batch) -> bool:
+    """Whether a tensor without dimensions stands within an entry of the batch, and not directly in it.
+
+    In a dict of dicts it is none of a sample, since keys name parts.
+    """
+    if isinstance(batch, Mapping):
+        entries = [entry for entry in batch.values() if isinstance(entry, (tuple, list))]
+    elif isinstance(batch, (tuple, list)):
+        entries = [entry for entry in batch if not isinstance(entry, torch.Tensor)]
+    else:
+        return False
+    within = pytree.tree_leaves(entries)
+    return any(isinstance(leaf, torch.Tensor) and not leaf.dim() for leaf in within)
+
+
+def _in_lists(batch: Batch) -> int | None:
+    """The samples of a batch of lists: of images beside one of boxes, or one of samples; None where not evident.
 
     Lists of one kind each, and of one length, hold a sample an entry. Where each entry holds several kinds, the same
     in all (an image and its boxes, dicts), the entries are the samples.
     """
     entries = list(batch.values()) if isinstance(batch, Mapping) else batch
     if not isinstance(entries, (tuple, list)) or not entries:
-        return 1
+        return None
     if all(isinstance(entry, Mapping) for entry in entries):
-        return len(entries) if len({tuple(entry) for entry in entries}) == 1 else 1
+        return len(entries) if len({tuple(entry) for entry in entries}) == 1 else None
     if not all(isinstance(entry, (tuple, list)) and entry for entry in entries):
-        return 1
+        return None
     rows = [tuple(map(_kind, entry)) for entry in entries]
     of_one_kind = all(len(set(row)) == 1 for row in rows)
     alike = len(set(rows)) == 1
     if of_one_kind and not alike and len({len(row) for row in rows}) == 1:
         return len(rows[0])
-    return len(rows) if alike and not of_one_kind else 1
+    return len(rows) if alike and not of_one_kind else None
 
 
 def _kind(value: Any) -> Any:

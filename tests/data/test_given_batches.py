@@ -365,6 +365,17 @@ IMAGES = [torch.zeros(1, 5, width) for width in (4, 6, 5)]
         (([X[:3], X[:2]], [X[:3], X[:2]]), 1),  # two samples of two parts, or two parts of two samples
         ((IMAGES, BOXES[:2]), 1),
         (([X, X], [Y, Y]), 12),  # two inputs and two targets of twelve samples
+        (
+            list(zip(X, Y, strict=True)),
+            12,
+        ),  # samples with a label each: the width of their inputs is no number of samples
+        (tuple(zip(X, Y, strict=True)), 12),
+        ([{"x": x, "y": y} for x, y in zip(X, Y, strict=True)], 12),
+        ([(X[0], Y[0])], 1),
+        ((tuple(X), tuple(Y)), 12),  # the same, by tuple(zip(*samples))
+        ({"x": list(X), "y": list(Y)}, 12),
+        ((X, {"temperature": torch.tensor(2.0)}), 12),  # a number beside a tensor of samples
+        ({"a": {"x": X, "scale": Y[0]}, "b": {"x": X, "scale": Y[0]}}, 12),
     ],
 )
 def test_samples_of_batches_of_lists_are_counted_where_they_can_be_told(batch, samples):
