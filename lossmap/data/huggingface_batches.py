@@ -147,10 +147,18 @@ def accepted_names(forward: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def columns_read(columns: Sequence[str], accepted: Collection[str] | None) -> list[str]:
-    """The columns that a model takes, as its Trainer does; the others are reported."""
+    """The columns that a model takes, as its Trainer does; the others are reported.
+
+    Raises ValueError where it takes none but targets.
+    """
     read = [name for name in columns if accepted is None or name in accepted]
     if len(read) < len(columns):
         unread = [name for name in columns if name not in read]
+        if not set(read).difference(TARGET_NAMES):
+            raise ValueError(
+                f"the model takes no samples from the data, whose columns are {listed(columns)}: it is a model of "
+                "another kind of data"
+            )
         log.warning(
             "read are the columns %s; not those that the model does not take: %s", ", ".join(read), listed(unread)
         )

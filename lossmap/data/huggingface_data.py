@@ -181,6 +181,10 @@ def _table(path: Path, split: str, reader: Reader) -> Source:
 
     try:
         table = datasets.load_from_disk(str(path))
+    except IndexError:  # it has no file of rows
+        raise ValueError(
+            f"{path} has no rows, or a split of it has none, which the datasets library cannot load"
+        ) from None
     except FileNotFoundError:
         raise ValueError(
             f"{path} is no data set of the datasets library; dataset.save_to_disk(FOLDER) makes one. A text is named "
@@ -193,6 +197,8 @@ def _table(path: Path, split: str, reader: Reader) -> Source:
         table = table[present[0]]
     elif split != "train":
         raise ValueError(f"{path} is one table, for the split train; a DatasetDict has several")
+    if not len(table):
+        raise ValueError(f"{path} has no rows in its split {split}")
     columns = list(table.column_names)
     fetch = _fetch_of(path, table, columns, reader)
     return Source(fetch, len(table))

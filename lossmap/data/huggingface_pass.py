@@ -130,7 +130,7 @@ def own_loss(model: nn.Module, batch: Batch) -> Tensor:
                 f"{name} has a loss that compares the samples of a batch with each other, no mean over samples: take "
                 "Problem.custom(model, lambda model, batch: model(**batch, return_loss=True).loss, [batch, ...])"
             )
-        if "labels" in batch and "labels" not in signature(model_within(model).forward).parameters:
+        if "labels" not in signature(model_within(model).forward).parameters:
             raise NoLossError(
                 f"{name} returns no loss for batches of {', '.join(batch)}, since it has no argument `labels`: take a "
                 "model with a head, such as one ForSequenceClassification, or Problem.custom with a loss of its outputs"

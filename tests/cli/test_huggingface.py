@@ -371,7 +371,10 @@ WORDS_AND_ERRORS = {
     "--model hf:gpt --dataset hf:tokens --model-args {}": "--model-args are keywords of a factory",
     "--model hf:shards --dataset hf:sentences": "needs a tokenizer, and shards has none",
     "--model hf:shards --dataset hf:corpus.txt": "corpus.txt holds text, which needs a tokenizer, and shards has none",
-    "--model hf:vit --dataset hf:tagged": "labels 4 x 3 from 0 to 1, without pixel_values",
+    "--model hf:vit --dataset hf:tagged": "takes no samples from the data, whose columns are input_ids, labels",
+    "--model hf:vit --dataset hf:long": "takes no samples from the data, whose columns are input_ids: it is a model of",
+    "--model hf:gpt --dataset hf:images": "pixel_values 4 x 3 x 4 x 4, labels 4 from 0 to 1, without input_ids",
+    "--model hf:gpt --dataset hf:empty": "empty has no rows, or a split of it has none",
     "--model hf:vit --dataset hf:pairs": "has the columns a, b; the samples must stand in input_ids",
     "--model hf:bert --dataset hf:corpus.txt": "which BertForSequenceClassification does not; save a data set",
     "--model hf:bert --dataset hf:words": "the column label must hold numbers; got 'good'",
@@ -388,6 +391,7 @@ WORDS_AND_ERRORS = {
 
 def test_what_cannot_be_is_refused_in_a_sentence(folder, capsys):
     tables.Dataset.from_dict({"a": [1], "b": [2]}).save_to_disk("pairs")
+    tables.Dataset.from_dict({"input_ids": []}).save_to_disk("empty")
     tables.Dataset.from_dict({"text": TEXTS[:2], "label": ["good", "bad"]}).save_to_disk("words")
     tables.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1, 1, -1]}).save_to_disk("unknown")
     tables.Dataset.from_dict({"input_ids": [[3] * 9] * 2}).save_to_disk("long")

@@ -375,6 +375,11 @@ MISTAKES = {
     "another tokenizer": (gpt2, {"input_ids": torch.full((2, 4), 9)}, "must be < 7, the model's vocabulary; got 9"),
     "no labels": (bert, {"input_ids": torch.ones(2, 4, dtype=torch.long)}, "returns no loss for batches of input_ids"),
     "no head": (lambda: bert("Model"), padded(sequences()), "no argument `labels`: take a model with a head"),
+    "no head, no labels": (
+        lambda: bert("Model"),
+        {"input_ids": torch.ones(2, 4, dtype=torch.long)},
+        "no argument `labels`: take a model with a head",
+    ),
     "a loss of pairs": (clip, padded(sequences()) | {"pixel_values": IMAGES}, "compares the samples of a batch"),
     "none counts": (gpt2, {"input_ids": torch.ones(2, 1, dtype=torch.long)}, "no label counts"),
     "no model of transformers": (lambda: torch.nn.Linear(2, 2), torch.eye(2), "Linear is no model of transformers"),
