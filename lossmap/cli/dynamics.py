@@ -33,6 +33,7 @@ from lossmap.io.provenance import provenance
 from lossmap.landscape.progress import display
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
+from lossmap.report.price import size_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,8 +151,8 @@ def run(settings: Settings, world: World) -> int:
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)
     if execution.dry_run:
-        files = world.together(lambda: find_checkpoints(sources))
-        say(dry_run(files, options.top, path, {settings.data.split: problem}))
+        files = world.once(lambda: find_checkpoints(sources))
+        say(dry_run(files, options, path, {settings.data.split: problem}))
         announce(world, "dynamics", lambda: _price(settings, problem, files, world))
         return 0
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
@@ -196,15 +197,19 @@ def run(settings: Settings, world: World) -> int:
     return output.EXIT_CODES[result.outcome]
 
 
-def dry_run(files: Mapping[float, Path], top: int, path: Path, problems: Mapping[str, Problem]) -> str:
+def dry_run(files: Mapping[float, Path], options: DynamicsSettings, path: Path, problems: Mapping[str, Problem]) -> str:
     """What the command would do."""
+    from lossmap.geometry.parameter_vector import selected
     from lossmap.landscape.checkpoint_steps import short_names
 
     names = ", ".join(short_names(files.values()))
+    moving = selected(next(iter(problems.values())).model, options.parameters)
+    stored = 4 * len(files) * options.top * sum(p.numel() for p in moving.values())
     return (
-        f"would compute the {top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
+        f"would compute the {options.top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
         f"{output.about_data(problems)}\n"
-        f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)"
+        f"  result  {path}, with eigenvectors of {size_text(stored)}\n"
+        "nothing was computed, and nothing was written (--dry-run)"
     )
 
 

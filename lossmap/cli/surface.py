@@ -96,7 +96,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             sample_seed=settings.data.data_seed,
         )
         measures = {measure.name: (measure.fields, measure.settings)}
-        say(result.describe(problems, "losses and accuracies", [measure.fields], measures))
+        names = ", ".join(field.name for field in measure.fields)
+        say(result.describe(problems, names, [measure.fields], measures))
         announce(world, "losses", lambda: price_of_losses(problems, plane, measure.plan, len(grid), repeats=repeats))
         return 0
 

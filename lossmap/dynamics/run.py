@@ -39,7 +39,7 @@ from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, 
 from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.keywords import checked_keywords
-from lossmap.landscape.checkpoint_steps import found_checkpoints, numbered_in_order
+from lossmap.landscape.checkpoint_steps import find_checkpoints
 from lossmap.landscape.fingerprint import code_of
 from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_file import settings_of
@@ -87,12 +87,6 @@ class RunDynamics(DrawnResult):
             lines += [f"{'' if i else 'evaluation:':<12}{line}" for i, line in enumerate(text)]
         lines += self.summary.splitlines()
         return "\n".join([*lines, *(f"failed: {failure}" for failure in self.failures)])
-
-
-def _warn_of_order(files: Mapping[float, Path], doubled: Sequence[str]) -> None:
-    for note in (*doubled, numbered_in_order(files)):
-        if note:
-            log.warning("%s", note)
 
 
 @checked_keywords
@@ -188,10 +182,8 @@ def run_dynamics(
     if settings is None:
         settings = settings_of({"train": problem})
     path = Path(path)
-    files, doubled = world.together(lambda: found_checkpoints(checkpoints))
+    files = world.once(lambda: find_checkpoints(checkpoints))
     other = world.together(lambda: _checked_other_seed(other_seed, null, files, problem, unsafe, selection))
-    if world.rank == 0:
-        _warn_of_order(files, doubled)
     folder = VectorFolder.beside(path)
     stop = as_stop(stop)
     device = next(problem.model.parameters()).device
@@ -262,7 +254,7 @@ def run_dynamics(
         if store is not None:
             store.close()
 
-    return _compared(beside, files, surface, world, folder, centre)
+    return _compared(beside, files, surface, world, folder, centre, tol)
 
 
 def _compared(
@@ -272,12 +264,13 @@ def _compared(
     world: World,
     folder: VectorFolder,
     centre: bool,
+    tol: float,
 ) -> RunDynamics:
     """The snapshots compared, with the null where one is to be measured, and the result stored. Every rank calls it."""
     path = beside.path
     try:
         halved = _measure_null(beside, files, surface, world)
-        summary = world.once(partial(_compare_and_store, folder, surface, centre, beside, halved))
+        summary = world.once(partial(_compare_and_store, folder, surface, centre, tol, beside, halved))
     except Interrupted:  # all checkpoints are recorded; the same call goes on with the null
         return RunDynamics(path, "unfinished", "")
     finally:
@@ -429,7 +422,12 @@ def _stored_plan(
 
 
 def _compare_and_store(
-    folder: VectorFolder, surface: Surface, centre: bool, beside: NullMeasure, halved: tuple[float, ...] | None
+    folder: VectorFolder,
+    surface: Surface,
+    centre: bool,
+    tol: float,
+    beside: NullMeasure,
+    halved: tuple[float, ...] | None,
 ) -> str:
     """Compares the snapshots that are there, and stores the result; the answers in words."""
     path = beside.path
@@ -445,7 +443,7 @@ def _compare_and_store(
         snapshots = Snapshots(stored.steps, stored.values, stored.size, stored.blocks, stored.residuals)
         run = compare_eigenspaces(snapshots, centre=centre)
         folder.clear()  # where an earlier run was killed between its last two steps
-        return str(summarize(run, null=null_in(surface.groups[RESULTS])))
+        return str(summarize(run, null=null_in(surface.groups[RESULTS]), tolerance=tol))
     if RESULTS in surface.groups:  # failed checkpoints were measured again: the others' vectors are in the file
         folder.fill(path)
     missing = [step for step in steps if not folder.holds(step)]
@@ -458,7 +456,7 @@ def _compare_and_store(
     snapshots = Snapshots(np.array(steps), values, size, folder.blocks(steps), fields["eigenvalue_errors"])
     run = compare_eigenspaces(snapshots, centre=centre)
     null = beside.compare(halved or (), snapshots)
-    answers = summarize(run, null=null)
+    answers = summarize(run, null=null, tolerance=tol)
     group = results(run, answers, fields, beside.problem.unit, null)
     if beside.other_seed is not None:
         group = Group(group.arrays, {**group.attributes, "other_seed": file_sha256(beside.other_seed)})

@@ -8,6 +8,7 @@
     null         how do the overlaps compare with two halves of the samples at one checkpoint, and with a net of another
                  seed (`nulls`)? Asked only where that was measured
     zero         which of the eigenvalues cannot be told from zero? Asked only where there are any
+    converged    are the eigenpairs as exact as was asked for? Said only where some are not, as within a short budget
 
 The thresholds are ours, chosen so that the words mean what they say on runs constructed to be one thing or
 the other (tests), and stand in `Thresholds`; no paper fixes them. An answer is `cannot say` where there are
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isnan, nan
+from math import inf, isnan, nan
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from lossmap.report.text import WIDTH, filled
 Array = np.ndarray
 STILL = 0.02  # loss of overlap, over the whole run and per step, below which nothing rotates
 MAX_JUMPS_NAMED = 5
+SLACK = 2.0  # an eigenpair counts as exact enough up to this many tolerances: rounding alone may exceed one
 INDENT = 12  # characters of a question's column
 
 
@@ -82,9 +84,15 @@ class Summary:
 
 
 def summarize(
-    run: EigenspaceDynamics, thresholds: Thresholds | None = None, null: InformedNull | None = None
+    run: EigenspaceDynamics,
+    thresholds: Thresholds | None = None,
+    null: InformedNull | None = None,
+    tolerance: float = inf,
 ) -> Summary:
-    """The answers for a run. They rest on the overlaps and the uncentred PCA, which no sign changes."""
+    """The answers for a run. They rest on the overlaps and the uncentred PCA, which no sign changes.
+
+    tolerance  the error of an eigenvalue, as a share of the largest of its snapshot, to which they were to be computed
+    """
     limits = thresholds or Thresholds()
     s, r = len(run.steps), int(np.isfinite(run.values).sum(axis=1).max())
     if s < 2:
@@ -99,7 +107,7 @@ def summarize(
             Answer("clustered", "no", blank),
             Answer("course", "random", blank),
         ]
-        return Summary((related, *_null(run, null), *rest, *_zero(run)))
+        return Summary((related, *_null(run, null), *rest, *_zero(run), *_converged(run, tolerance)))
     jumps = jumps_of(run, limits)
     answers = (
         _stable(run, r, limits),
@@ -107,7 +115,7 @@ def summarize(
         _clustered(run, jumps, limits),
         _course(run, r, jumps, limits),
     )
-    return Summary((related, *_null(run, null), *answers, *_zero(run)))
+    return Summary((related, *_null(run, null), *answers, *_zero(run), *_converged(run, tolerance)))
 
 
 def _null(run: EigenspaceDynamics, null: InformedNull | None) -> tuple[Answer, ...]:
@@ -172,6 +180,25 @@ def _zero(run: EigenspaceDynamics) -> tuple[Answer, ...]:
         "eigenvalues, or use float64"
     )
     return (Answer("zero", "yes", sentence, {"snapshots": float(snapshots), "most": float(most)}),)
+
+
+def _converged(run: EigenspaceDynamics, tolerance: float) -> tuple[Answer, ...]:
+    """That some eigenpairs are less exact than was asked for, whose eigenvectors turn by their errors too."""
+    if run.residuals is None:
+        return ()
+    scale = np.nanmax(np.abs(run.values), axis=1, keepdims=True)
+    errors = np.divide(run.residuals, scale, out=np.zeros_like(run.values), where=scale > 0)
+    beyond = errors > SLACK * tolerance  # NaN compares as false
+    snapshots = int(beyond.any(axis=1).sum())
+    if not snapshots:
+        return ()
+    most = float(errors[beyond].max())
+    sentence = (
+        f"no: at {snapshots} of {len(run.steps)} snapshots eigenvalues are off by up to {100 * most:.2g} % of the "
+        f"largest, where {100 * tolerance:g} % was asked for: their eigenvectors turn by such errors too, which lower "
+        "the overlaps above; allow more products (a longer --budget), or follow fewer eigenvalues"
+    )
+    return (Answer("converged", "no", sentence, {"snapshots": float(snapshots), "most": most}),)
 
 
 def _expected(run: EigenspaceDynamics) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ Lightning writes `epoch=3-step=400.ckpt` and, beside them, `last.ckpt`, whose st
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from lossmap.data.checkpoints import checkpoints_in, is_checkpoint, is_last, sorted_as_people_count, step_in
 from lossmap.landscape.names_of_steps import is_certain, without_other_numbers
+
+log = logging.getLogger(__name__)
 
 # `step=200`, `iter_200`, `epoch=2-acc=71`, each tried for all files; what stands behind is no part of the number
 COUNTED = (r"(?:global_?)?steps?", r"it(?:er|eration)?s?", r"ep(?:och)?s?")
@@ -122,7 +125,7 @@ def known_steps(files: Sequence[Path]) -> list[float | None]:
 
 
 def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], list[str]]:
-    """As `find_checkpoints`, with sentences: on files left out beside another of their step, on guessed steps."""
+    """As `find_checkpoints`, with its sentences, and without their report."""
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -152,8 +155,7 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
         steps = [float(i) for i in range(len(files))]
     found = dict(zip(steps, files, strict=True))
-    guess = guessed_steps(found)
-    return found, [*notes, guess] if guess else notes
+    return found, [note for note in (*notes, guessed_steps(found), numbered_in_order(found)) if note]
 
 
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
@@ -168,7 +170,12 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     hashes. Of `step1.pt` and `step1.safetensors` the latter is taken. Lightning's `last.ckpt` is left out beside
     another of its step.
 
+    Files left out, guessed steps and numbers from 0 are reported.
+
     Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
     its content, and where there is none.
     """
-    return found_checkpoints(paths)[0]
+    files, notes = found_checkpoints(paths)
+    for note in notes:
+        log.warning("%s", note)
+    return files

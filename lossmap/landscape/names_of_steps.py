@@ -34,12 +34,14 @@ HASH = r"(?<![a-z\d])(?!e\d+(?![a-z\d]))(?=\d*[a-f])(?=[a-f]*\d)[a-f\d]{6,40}(?!
 NO_STEP = "|".join((DATE, WITH_EXPONENT, BEHIND_A_WORD, VIT, BARE_METRIC, SIZE, HASH))
 WITH_COMMAS = r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])"
 THOUSANDS = r"(?<![\d.])(\d+)k(?![a-z\d])"
+EXPONENTS = r"(?<![a-z\d.,])(\d{1,2})e(\d)(?![a-z\d.])"  # step_1e3; a hash has more digits, a loss a sign or decimals
 CERTAIN = r"(?:(?:checkpoint|ckpt|model|weights)[-_]?)?\d+"  # names whose number is nothing else
 
 
 def without_other_numbers(name: str) -> str:
-    """A name in small letters, whose numbers may be steps: 1,000 and 1k written out, other numbers taken out."""
+    """A name in small letters, whose numbers may be steps: 1,000, 1k and 1e3 written out, other numbers taken out."""
     plain = re.sub(WITH_COMMAS, lambda found: found[0].replace(",", ""), name.lower())
+    plain = re.sub(EXPONENTS, lambda found: found[1] + "0" * int(found[2]), plain)
     return re.sub(THOUSANDS, r"\g<1>000", re.sub(NO_STEP, "~", plain))
 
 

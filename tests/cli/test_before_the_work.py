@@ -76,6 +76,7 @@ def test_a_dry_run_names_no_inputs_and_targets_of_a_loss_of_model_and_batch(here
     (here / "problem.py").write_text(PHYSICS)
     assert main(["surface", "--problem", "problem.py:problem", "--x=-1:1:3", "--surf-file", "r.h5", "--dry-run"]) == 0
     said = capsys.readouterr().out
+    assert said.startswith("would compute train_loss at 3 points")
     assert "batch[0]: float32" in said and "inputs" not in said and "1 batch as given" in said
 
 

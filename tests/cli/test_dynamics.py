@@ -99,8 +99,16 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
     assert main([*command(run, tmp_path / "a.h5"), "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "4 checkpoints: epoch_0.pkl, epoch_2.pkl, epoch_10.pkl" in said.out
+    assert re.search(r"a\.h5, with eigenvectors of [\d.]+ [kM]B$", said.out, re.MULTILINE), said.out
     assert re.search(r"^dynamics: about [\d,]+ products of .* s", said.err, re.MULTILINE), said.err
     assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_dry_run_says_how_the_steps_were_found(run, tmp_path, caplog):
+    for name in ("early.pkl", "late.pkl"):
+        shutil.copy(run / "epoch_0.pkl", tmp_path / name)
+    assert main([str(tmp_path), "--model", "mlp", "--samples", "64", "--dry-run"]) == 0
+    assert "numbered from 0 in the order early.pkl, late.pkl" in caplog.text
 
 
 @pytest.mark.parametrize(

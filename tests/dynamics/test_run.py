@@ -364,6 +364,12 @@ def test_files_without_numbers_are_counted(tmp_path):
     assert list(find_checkpoints([tmp_path])) == [0, 1]
 
 
+def test_exponents_in_names_are_written_out(tmp_path):
+    for name in ("step_1e3", "step_1e4", "step_2e3"):
+        torch.save(small().state_dict(), tmp_path / f"{name}.pt")
+    assert list(find_checkpoints([tmp_path])) == [1000, 2000, 10000]
+
+
 def test_decimals_in_names_are_no_steps(tmp_path):
     names = ("epoch=2-acc=0.61", "epoch=5-acc=0.72", "epoch=11-acc=0.80")
     for name in names:

@@ -43,6 +43,17 @@ def test_a_subspace_that_stays_is_called_stable_low_dimensional_and_still():
     assert [line.partition(":")[0] for line in lines if line[0] != " "] == [a.question for a in found.answers]
 
 
+def test_eigenpairs_less_exact_than_was_asked_for_are_said():
+    vectors = [noisy(frame(300, 4), 0.05, k) for k in range(6)]
+    values, residuals = [np.arange(4, 0, -1.0)] * 6, [np.full(4, 4e-3)] * 6
+    residuals[2] = np.array([4e-3, 4e-3, 4e-3, 0.5])
+    measured = compare_eigenspaces(Snapshots.of(list(range(6)), values, vectors, residuals=residuals))
+    found = summarize(measured, tolerance=1e-3)["converged"]
+    assert found.answer == "no" and found.numbers == {"snapshots": 1.0, "most": 0.125}
+    assert "at 1 of 6 snapshots eigenvalues are off by up to 12 % of the largest, where 0.1 % was" in found.sentence
+    assert "converged" not in words(summarize(measured, tolerance=0.1))
+
+
 def test_a_steady_rotation_is_called_continuous_and_low_dimensional_but_not_stable():
     basis = frame(300, 6)
     turns = np.linspace(0, np.pi / 2, 21)
