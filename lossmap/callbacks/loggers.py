@@ -72,7 +72,7 @@ def _by(method: Callable[..., Any]) -> Log:
 class CsvLog:
     """A table with one row a step, flushed with each. Raises ValueError where the file does not end in .csv.
 
-    path  of the file, which is begun anew
+    path  of the file; where it is there already, `name-2.csv` is begun, as the log says
 
     It is written anew, and appears whole, where a reading has a number that those before it had not (a threshold, once
     the learning rate is no longer 0), after a row that could not be written, and where the file is gone. What another
@@ -94,7 +94,7 @@ class CsvLog:
         added = [name for name in self.rows[-1] if name not in self.columns]
         self.columns += added
         now = _state_of(self.path)
-        if None not in (now, self.state) and now != self.state:
+        if now is not None and now != self.state:
             self._go_on_beside()
             now = None
         is_appended = self.is_whole and not added and now is not None
@@ -110,11 +110,12 @@ class CsvLog:
         self.is_whole = True
 
     def _go_on_beside(self) -> None:
-        """Take a name that no file has, since another process writes into this one."""
-        other, self.state = self.path, None
+        """Take a name that no file has, since this one is of an earlier training, or of another process."""
+        other, why = self.path, "another process has written into %s" if self.state else "%s was there before"
+        self.state = None
         numbered = (self.asked.with_name(f"{self.asked.stem}-{i}{self.asked.suffix}") for i in count(2))
         self.path = next(path for path in numbered if not path.exists())
-        logger.warning("another process has written into %s: the readings of this training are in %s", other, self.path)
+        logger.warning(f"{why}: the readings of this training are in %s", other, self.path)
 
     def _write_anew(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ class CsvLog:
                 table = self._table(file)
                 table.writeheader()
                 table.writerows(self.rows)
-            if self.state is not None and _state_of(self.path) not in (None, self.state):  # while this was written
+            if _state_of(self.path) not in (None, self.state):  # while this was written
                 self._go_on_beside()
             os.replace(beside, self.path)
         finally:
