@@ -64,6 +64,7 @@ class Effort:
     max_products  at each end; None: until it has converged
     trace_products, density_error, density_steps, density_probes  of the whole spectrum, see `spectrum_of`; no trace
                   with 0 products, no density without `density`
+    halves        whether there is time for the null of halves, of a run that asks for one
     """
 
     max_products: int | None = None
@@ -72,6 +73,7 @@ class Effort:
     density_error: float = 0.02
     density_steps: int | None = None
     density_probes: int | None = None
+    halves: bool = True
 
 
 StoreVectors = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
@@ -172,6 +174,8 @@ class CheckpointCurvature:
         }
         if effort != Effort():
             self.settings["effort"] = asdict(effort)
+            if effort.halves:  # older files, which have the null, do not name it
+                del self.settings["effort"]["halves"]
         if self.plan is not None:
             self.settings["chosen"] = {"way": self.plan}
         curved = f"{problem.unit} per squared unit of theta"

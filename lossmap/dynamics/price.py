@@ -13,7 +13,7 @@ from lossmap.curvature.product_time import seconds_of_first, seconds_of_product,
 from lossmap.dynamics.checkpoint_curvature import DENSE, CheckpointCurvature, Effort
 from lossmap.io.read import read
 from lossmap.linalg.expected_products import SpectrumParts
-from lossmap.linalg.product_budget import fit_parts
+from lossmap.linalg.product_budget import Fit, fit_parts
 from lossmap.linalg.solver_time import seconds_by_part, seconds_of_parts, weights_of_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
@@ -72,18 +72,26 @@ def fitted_effort(
     Raises what a product raises.
     """
     began, rounds = time.monotonic(), ceil(len(measure.files) / workers)
-    nulls, searches = sum(beside) / workers, ceil((len(measure.files) + len(beside)) / workers)
     operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
     each = seconds_of_product(operator)
     rounding = ROUNDINGS * seconds_of_rounding(lambda: measure.factory.at(measured=True))
     first = seconds_of_first(operator, each) + rounding
     by_part = seconds_by_part(parts, each, operator.dtype, operator.device)
     seconds -= time.monotonic() - began
-    left = MARGIN * max(0.0, seconds) - searches * (first + CHECKPOINT_SECONDS)
-    whole = nulls * by_part["ends"] * (replace(parts, trace=0, density=False).products + 1)
-    # the null is of eigenpairs alone: it takes its whole before the rest is shared, or is cut as the checkpoints are
-    products = max((left - whole) / rounds, left / (rounds + nulls)) / by_part["ends"] - 1
-    fit = fit_parts(parts, products, weights=weights_of_parts(by_part))
+
+    def fit_beside(shares: Sequence[float]) -> Fit:
+        nulls, searches = sum(shares) / workers, ceil((len(measure.files) + len(shares)) / workers)
+        left = MARGIN * max(0.0, seconds) - searches * (first + CHECKPOINT_SECONDS)
+        whole = nulls * by_part["ends"] * (replace(parts, trace=0, density=False).products + 1)
+        # a null is of eigenpairs alone: it takes its whole before the rest is shared, or is cut as checkpoints are
+        products = max((left - whole) / rounds, left / (rounds + nulls)) / by_part["ends"] - 1
+        return fit_parts(parts, products, weights=weights_of_parts(by_part))
+
+    fit, others = fit_beside(beside), [share for share in beside if share == 1.0]
+    halves = len(others) == len(beside) or fit.parts.max_products == parts.max_products
+    if not halves:  # the run's own eigenpairs come first
+        logger.warning("the budget holds no null of halves: --null halves needs a longer one")
+        fit = fit_beside(others)
     if seconds <= 0:
         logger.warning("the budget was over before the first checkpoint, by start and preparation alone")
     if fit.cuts:
@@ -97,7 +105,7 @@ def fitted_effort(
             density_steps=parts.density_steps,
             density_probes=parts.density_probes,
         )
-    return replace(effort, max_products=parts.max_products)
+    return replace(effort, max_products=parts.max_products, halves=halves)
 
 
 def stored_effort(path: Path, budget: float) -> Effort | None:

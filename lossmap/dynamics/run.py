@@ -242,7 +242,7 @@ def run_dynamics(
         return store
 
     store = world.together(opened)
-    beside = NullMeasure(problem, path, measure_beside, seed, null == "halves", other)
+    beside = NullMeasure(problem, path, measure_beside, seed, null == "halves" and measure.effort.halves, other)
     if store is not None:
         _announce(measure, beside, store, world, rank_0, progress)
     try:

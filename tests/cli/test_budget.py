@@ -88,9 +88,10 @@ def test_a_run_is_fitted_at_every_checkpoint_and_goes_on_as_it_was(monkeypatch, 
         torch.save(zoo.build("mlp", seed=step).state_dict(), here / f"step{step}.pt")
     price(monkeypatch, 1.0)
     work = ["dynamics", "step0.pt", "step1.pt", *SUBJECT, "--top", "1", "--full-spectrum", "--surf-file", "run.h5"]
-    work += ["--null", "none"]
     assert lossmap([*work, "--budget", "8m"]) == 0
     assert "the budget holds at each checkpoint: 1 probe of" in caplog.text
+    assert "the budget holds no null of halves" in caplog.text
+    assert all("null_halves" not in group.arrays for group in read("run.h5").groups.values())
     stored = read("run.h5").settings["measures"]["along"]
     assert stored["budget"] == 480.0 and stored["effort"]["density_probes"] == 1
     assert "about" in capsys.readouterr().err
