@@ -10,6 +10,7 @@ from lossmap.curvature.autotune import Probe, prepare
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.checks import tried_on_samples
+from lossmap.data.gradient_mode import with_gradients_recorded
 from lossmap.data.loss_check import check_loss
 from lossmap.device_errors import gpu_lost_by
 from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
@@ -191,6 +192,40 @@ def test_a_loss_is_checked_over_fewer_samples_where_memory_bears_no_more(emptied
     tight.model.room = 1
     with pytest.raises(torch.OutOfMemoryError):
         check_loss(tight)
+
+
+def test_a_check_that_needs_more_memory_than_the_loss_takes_fewer_samples_or_is_left_out_aloud(emptied, caplog):
+    def of_gradients(model, batch):
+        x, y = batch
+        if torch.is_grad_enabled() and len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return nn.functional.cross_entropy(model(x), y)
+
+    given = problem(40)
+    given = lossmap.Problem.custom(given.model, of_gradients, given.data.tensors)
+    with pytest.raises(torch.OutOfMemoryError):
+        with_gradients_recorded(given, given.data.tensors, 1e-5)
+    uncut = given.with_data(FixedBatches((given.data.tensors,)))
+    assert with_gradients_recorded(uncut, given.data.tensors, 1e-5) is uncut
+    assert "memory ran out while it was looked at whether the loss follows the recording of gradients" in caplog.text
+
+
+def test_a_metric_that_runs_out_of_memory_is_read_in_smaller_batches():
+    def accuracy(outputs, targets):
+        if len(outputs) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return (outputs.argmax(1) == targets).double().mean()
+
+    given = problem(40, 40)
+    tight = lossmap.Problem.supervised(
+        given.model, "crossentropy", given.data.tensors, batch_size=40, metrics={"own": accuracy}
+    )
+    plane = random_plane(tight.model, axes=1)
+    surface, ample = (
+        lossmap.survey(lossmap.losses(p, plane), Grid.line(0, 1, 2), progress=False) for p in (tight, given)
+    )
+    assert surface.outcome == "complete", surface.failures
+    np.testing.assert_allclose(surface["train_own"], ample["train_acc"] / 100)
 
 
 def test_memory_that_runs_out_on_a_part_says_nothing_of_parts(emptied):

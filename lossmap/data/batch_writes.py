@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from lossmap.data.batches import Batch, map_tensors
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import CustomCount, Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 
 
@@ -46,7 +47,8 @@ def with_copied_batches(problem: Problem, batch: Batch) -> Problem:
     """
     try:
         return replace(problem, **_on_copies(problem, copied(batch)))
-    except Exception:  # user code may raise any exception
+    except Exception as error:  # user code may raise any exception
+        skip("whether batches are written into", error, problem, batch)
         return problem
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lossmap.data.batches import Batch, FixedBatches, map_tensors, samples_in
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 
 
@@ -27,7 +28,8 @@ def set_by_first_batch(problem: Problem, batch: Batch, tolerance: float) -> str 
     """
     try:
         return _set_by_first(problem, batch, tolerance)
-    except Exception:  # user code may raise any exception, as on few samples
+    except Exception as error:  # user code may raise any exception, as on few samples
+        skip("what the first batch sets", error, problem, batch)
         return None
 
 

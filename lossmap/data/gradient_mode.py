@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.data.stable_forms import stable_forms
 from lossmap.seeding import same_random_state
 
@@ -44,7 +45,8 @@ def with_gradients_recorded(problem: Problem, batch: Batch, tolerance: float) ->
     """
     try:
         recorded, plain = (_loss(problem, batch, is_recorded) for is_recorded in (True, False))
-    except Exception:  # user code may raise any exception
+    except Exception as error:  # user code may raise any exception
+        skip("whether the loss follows the recording of gradients", error, problem, batch)
         return problem
     if not abs(recorded - plain) > tolerance * max(abs(recorded), abs(plain)):
         return problem

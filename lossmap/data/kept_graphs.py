@@ -19,6 +19,7 @@ from lossmap.data.batches import Batch, FixedBatches, map_tensors
 from lossmap.data.borrow import CONTAINERS, MAX_ENTRIES, entries_of, restored, temporary_parameters
 from lossmap.data.memos import memos_of
 from lossmap.data.problem import CustomCount, Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 
 MAX_DEPTH = 3  # of containers within each other
@@ -48,10 +49,12 @@ def with_nothing_kept(problem: Problem, batch: Batch) -> Problem:
     """
     cuts: list[slice | None] = [None] if isinstance(problem.data, FixedBatches) else [slice(2), None]
     for cut in cuts:
+        part = map_tensors(lambda t, cut=cut: _part(t, cut), batch)  # type: ignore[misc]
         try:
-            name, is_older = _read_again(problem, map_tensors(lambda t, cut=cut: _part(t, cut), batch))  # type: ignore[misc]
+            name, is_older = _read_again(problem, part)
             break
-        except Exception:  # user code may raise any exception, as on so few samples
+        except Exception as error:  # user code may raise any exception, as on so few samples
+            skip("what the model keeps with its graph", error, problem, part)
             name, is_older = None, False
     if name is None:
         return problem

@@ -60,6 +60,7 @@ from lossmap.data.outside_state import (
     without_cache,
 )
 from lossmap.data.problem import Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 
 MAX_MEMOS = 32
@@ -119,7 +120,8 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
         memos = memos_of(model)
         try:
             own = _value(problem, batch)
-        except Exception:  # user code may raise any exception
+        except Exception as error:  # user code may raise any exception
+            skip("what an earlier pass has left", error, problem, batch)
             return None
         _keep_only(memos, state)
         with moved.borrowed():
@@ -166,7 +168,8 @@ def _stand_for_weights(group: Sequence[Memo], entirely: bool, problem: Problem, 
             before = _reached(problem, batch, parameters)
             with _forgotten(group, entirely):
                 return bool(_reached(problem, batch, parameters) - before) or not parameters
-        except Exception:  # user code may raise any exception
+        except Exception as error:  # user code may raise any exception
+            skip("what an earlier pass has left", error, problem, batch)
             return True
 
 
@@ -247,7 +250,8 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
             own = _without(model, problem, batch).value  # what is kept is kept of the model's own weights
         try:
             twin = copy_of(model)
-        except Exception:  # it cannot be copied
+        except Exception as error:  # it cannot be copied
+            skip("what an earlier pass has left outside of the model", error, problem, batch)
             return None
         moved = MovedWeights(model)
         # both are moved, since what a function of the twin closes over is the model's
@@ -390,7 +394,8 @@ def _without(
                 value = _value(problem, batch)
                 are_alike = len({memo.alike for memo in memos}) == 1  # not of all there are, of which nothing is asked
                 return _Outcome(value, tuple(n for m in memos for n in _numbers_in(m.value)) if are_alike else ())
-        except Exception:  # user code may raise any exception
+        except Exception as error:  # user code may raise any exception
+            skip("what an earlier pass has left", error, problem, batch)
             return _Outcome(None)
 
 

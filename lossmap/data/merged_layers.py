@@ -27,6 +27,7 @@ from lossmap.data.borrow import evaluate_in_training, temporary_parameters
 from lossmap.data.gradients import each_gradient
 from lossmap.data.moved_weights import is_moved_in_place
 from lossmap.data.problem import Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 
 TOLERANCE = 1e-4  # of the loss, between merged and unmerged
@@ -68,7 +69,8 @@ def find_merged_layers(problem: Problem, batch: Batch) -> None:
             missing = {n for n in _required(problem.model) if n.startswith(f"{name}." if name else "")} - reached
             if missing and _is_merged(problem, batch, module, total, missing):
                 merged.append(name)
-    except Exception:  # user code may raise anything; what fails is reported where the loss is evaluated
+    except Exception as error:  # user code may raise anything; what fails is reported where the loss is evaluated
+        skip("which layers are merged", error, problem, batch)
         return
     if merged:
         evaluate_in_training(problem.model, merged)
@@ -79,7 +81,8 @@ def _is_merged(problem: Problem, batch: Batch, module: nn.Module, total: float, 
         with _one_pass(problem):
             module.training = True
             unmerged, reached = _reached(problem, batch)
-    except Exception:  # outputs of another kind in training mode, as of auxiliary heads
+    except Exception as error:  # outputs of another kind in training mode, as of auxiliary heads
+        skip("which layers are merged", error, problem, batch)
         return False
     return bool(missing & reached) and abs(unmerged - total) <= TOLERANCE * abs(total)
 

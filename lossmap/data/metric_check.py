@@ -21,6 +21,7 @@ from lossmap.data.batch_parts import targets_of
 from lossmap.data.batches import Batch, FixedBatches, join_batches, map_tensors, samples_in
 from lossmap.data.criteria import CorrectClasses, Criterion, MeanMetric, Metric, NoNumber
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
 
 TOLERANCE = 1e-4  # relative to the summed sizes of the parts; metrics are computed in the model's precision
@@ -79,6 +80,7 @@ def _failure(name: str, metric: Metric, outputs: Any, batch: Batch) -> Exception
     except NoNumber as error:
         raise NoNumber(f"{name}: {error}") from None
     except Exception as error:  # user code may raise any exception, as on samples of one class
+        raise_if_of_device(error)
         return error
     pairs = zip(pytree.tree_leaves(given), pytree.tree_leaves(outputs), strict=True)
     if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs if isinstance(a, Tensor)):
@@ -100,6 +102,7 @@ def _evaluate_over_all(problem: Problem, name: str, function: Criterion) -> None
         try:
             float(function(outputs, targets))
         except Exception as error:  # user code may raise any exception
+            raise_if_of_device(error)
             raise _named(name, error) from error
 
 
@@ -127,6 +130,7 @@ def _whole_and_cut(metric: Metric, outputs: Any, targets: Any, n: int) -> str | 
             singles = [value([i], order) for i in every]
             halves = [value(every[:half], order), value(every[half:], order)]
         except Exception as error:  # user code may raise any exception, as on samples of one class
+            raise_if_of_device(error)
             return f"on a few of them it fails: {type(error).__name__}"
         for parts in (singles, halves):
             if not abs(whole - sum(parts)) <= TOLERANCE * max(abs(whole), sum(abs(p) for p in parts)):

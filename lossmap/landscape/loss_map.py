@@ -28,6 +28,7 @@ from lossmap.data.batches import Batch, MappedFetch, Resident, Streamed, join_ba
 from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
+from lossmap.device_errors import raise_if_of_device
 from lossmap.geometry.directions import Plane, move_in_place
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import is_error_of_user_code
@@ -266,6 +267,7 @@ class LossMap:
                 try:
                     summed[place] = float(metric.whole(outputs, targets)) * problem.samples
                 except Exception as error:  # user code may raise any exception
+                    raise_if_of_device(error)
                     raise ValueError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
         return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
 
