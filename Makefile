@@ -61,9 +61,10 @@ smoke-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -W default -m pytest --numprocesses auto --dist loadfile tests/public_api tests/compatibility \
 		tests/test_numerics.py tests/zoo tests/data/test_loaders.py tests/data/test_batches.py
 
-# On a machine with a GPU, and with a build of PyTorch that can use it: GPU_PYTHON names the Python that has it.
+# Checks, tests, then benchmarks of at most 8 minutes, on a machine with a GPU and with a build of PyTorch that can use it:
+# GPU_PYTHON names the Python that has it.
 GPU_PYTHON ?= $(BIN)/python
-gpu: $(READY)
+gpu: check
 	LOSSMAP_GPU_TESTS=1 $(GPU_PYTHON) -m pytest tests/gpu
 	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py --folder gpu
 

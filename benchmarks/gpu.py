@@ -10,10 +10,10 @@ point     both ends at a point of ResNet-20's map, 2,048 images, to 1e-2: classi
 map       both ends at 3x3 points of ResNet-20, 2,048 images, to 1e-2: seconds and products a point
 language  both ends of Llamas of 134 million and of a billion weights (random), 4 x 512 tokens, with bars
 
-Each row also names the most memory that it took on the card. Rows are printed as they come; what is not begun after
---minutes is left out, and said. With --folder the rows of each finished part are kept there and printed again by
-the same command on the same card by the same code, not measured; a map goes on at its next point. --tiny runs
-everything in seconds, on a CPU too.
+Each row also names the most memory that it took on the card. Rows are printed as they come; after --minutes the part
+that runs is broken off, and said so, as are those left out. With --folder the rows of each finished part are kept there
+and printed again by the same command on the same card by the same code, not measured; a map goes on at its next point.
+--tiny runs everything in seconds, on a CPU too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import contextlib
 import hashlib
 import io
 import platform
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -335,6 +337,28 @@ def run_part(part: str, bench: Bench, speed: float, head: str) -> None:
         new.replace(kept)
 
 
+class Overtime(KeyboardInterrupt):
+    """The time is over: as an interrupt, which no code takes for an error of a point."""
+
+
+def within(seconds: float, work: Callable[[], None]) -> bool:
+    """Whether the work ended within so many seconds; it is broken off else."""
+
+    def raise_overtime(*_: object) -> None:
+        raise Overtime
+
+    before = signal.signal(signal.SIGALRM, raise_overtime)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        work()
+    except Overtime:
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return True
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -353,11 +377,13 @@ def main() -> None:
     speed, head = peak(bench), f"{name}, torch {torch.__version__}, code {digest_of_code()}"
     print(f"{name}, float32 matrix product {speed:.1f} TFLOP/s, torch {torch.__version__}, {date.today().isoformat()}")
     for part in options.only:
-        if time.perf_counter() - began > 60 * options.minutes:
+        left = 60 * options.minutes - (time.perf_counter() - began)
+        if left <= 0:
             print(f"\n## {part}: left out, {options.minutes:g} minutes are over")
             continue
         print(f"\n## {part}\n", flush=True)
-        run_part(part, bench, speed, head)
+        if not within(left, partial(run_part, part, bench, speed, head)):
+            print(f"\n(broken off: {options.minutes:g} minutes are over)", flush=True)
 
 
 if __name__ == "__main__":

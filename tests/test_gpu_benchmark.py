@@ -2,12 +2,15 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import lossmap
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +37,19 @@ def test_finished_parts_are_printed_again_and_one_that_failed_is_measured_anew(t
     assert calls == [1.0, 2.0] and "| a row |" in printed and "kept" in printed
     gpu.run_part("surface", bench, 4.0, "H200")
     assert calls == [1.0, 2.0, 4.0]
+
+
+def test_a_part_is_broken_off_when_the_time_is_over(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    net = torch.nn.Linear(2, 2)
+    problem = lossmap.Problem.supervised(net, "mse", (torch.eye(2), torch.eye(2)))
+    measure = lossmap.losses(problem, lossmap.random_plane(net, axes=1))
+    grid = lossmap.Grid.line(-1, 1, 1_000_001)
+    assert not gpu.within(
+        1.0, lambda: lossmap.survey(measure, grid, progress=False)
+    )  # no point counts as failed for it
+    assert gpu.within(60.0, lambda: None) and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 @pytest.mark.slow

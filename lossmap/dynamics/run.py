@@ -41,6 +41,7 @@ from lossmap.io.surface import DONE, Group, Surface
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.checkpoint_steps import find_checkpoints
 from lossmap.landscape.fingerprint import code_of
+from lossmap.landscape.progress import progress_display
 from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_file import settings_of
 from lossmap.landscape.survey_recorder import Progress
@@ -103,7 +104,7 @@ def run_dynamics(
     seed: int = 0,
     world: World | None = None,
     stop: Stop | Callable[[], bool] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], None] | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     rank_0: str = "auto",
@@ -135,7 +136,7 @@ def run_dynamics(
         seed: of start vectors and probes.
         world: the ranks; None: those that a launcher started.
         stop: a function that returns whether to stop: asked between checkpoints, and at every product within one.
-        progress: called on rank 0 a few times a second.
+        progress: as of `survey`.
         overwrite: whether a file that is there is begun anew.
         retry_failed: whether failed checkpoints are measured again.
         rank_0: `computes` too, only `deals`, or `auto`.
@@ -243,13 +244,14 @@ def run_dynamics(
 
     store = world.together(opened)
     beside = NullMeasure(problem, path, measure_beside, seed, null == "halves" and measure.effort.halves, other)
-    if store is not None:
-        _announce(measure, beside, store, world, rank_0, progress)
     try:
-        surface = survey(
-            measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=retry_failed,
-            rank_0=rank_0, point_timeout=point_timeout, share_values=False,
-        )  # fmt: skip
+        with progress_display(world, "checkpoints", progress, unit="checkpoint") as show:
+            if store is not None:
+                _announce(measure, beside, store, world, rank_0, show)
+            surface = survey(
+                measure, grid, store=store, world=world, stop=stop, progress=show, retry_failed=retry_failed,
+                rank_0=rank_0, point_timeout=point_timeout, share_values=False,
+            )  # fmt: skip
     finally:
         if store is not None:
             store.close()

@@ -61,7 +61,7 @@ def dense(given, path, top):
 def test_every_checkpoint_has_the_eigenpairs_of_its_dense_hessian(tmp_path, wide):
     given = problem(wide)
     folder = turned(given.model, tmp_path / "run", [0, 2, 10])
-    run = run_dynamics([folder], given, path=tmp_path / "a.h5", top=3, tol=1e-5)
+    run = run_dynamics([folder], given, path=tmp_path / "a.h5", top=3, tol=1e-5, progress=False)
     assert run.outcome == "complete" and "stable" in run.summary
     held, surface = read_vectors(tmp_path / "a.h5"), read(tmp_path / "a.h5")
     assert held.steps.tolist() == [0, 2, 10]
