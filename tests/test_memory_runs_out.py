@@ -130,11 +130,13 @@ def test_a_copy_of_the_images_in_another_format_is_made_only_where_there_is_room
     given = lossmap.Problem.supervised(net, "crossentropy", (x, torch.arange(8) % 3))
     assert isinstance(given.data, Resident)
     last = given.with_data(Resident((x.contiguous(memory_format=torch.channels_last), torch.arange(8) % 3), 8))
-    for room, fits in ((x.nbytes, True), (x.nbytes - 1, False)):
+    trial = loss._Trial(given, random_plane(net), None)
+    for room, splits in ((x.nbytes, 1), (x.nbytes - 1, 0), (2 * x.nbytes, 2), (2 * x.nbytes - 1, 1)):
         monkeypatch.setattr(loss.memory, "sample_budget", lambda device, room=room: room)
-        forms = loss._forms(given, loss._Trial(given, random_plane(net), None), loss.ForwardPlan(8))
-        assert any(form.channels_last for form in forms) == fits
-        assert loss._has_room_for_copy(last)  # nothing to copy
+        for count in (1, 2):
+            forms = loss._forms(given, trial, loss.ForwardPlan(8), [given] * count)
+            assert any(form.channels_last for form in forms) == (count <= splits)
+        assert loss._has_room_for_copy([last])  # nothing to copy
 
 
 def worst_twenty(outputs, targets):

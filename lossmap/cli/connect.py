@@ -145,7 +145,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         identity["curve"] = recipe.as_settings()
     plan = ForwardPlan(execution.batch_size or first.data.batch_size)
     if execution.probe and not execution.dry_run:
-        probe = partial(probe_forward_plan, first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
+        # each way has samples of its own in the plan's memory format
+        probe = partial(
+            probe_forward_plan, first, plane, autocast=machine.autocast, batch_size=execution.batch_size,
+            beside=[*list(problems.values())[1:], *list(problems.values()) * len(beside)],
+        )  # fmt: skip
         plan = world.once(lambda: stored_plan(path, execution.overwrite) or probe())
     measure = world.together(
         lambda: connection_map(

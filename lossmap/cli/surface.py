@@ -104,7 +104,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     def probe() -> ForwardPlan:
         if not execution.probe:
             return ForwardPlan(execution.batch_size or first.data.batch_size)
-        return probe_forward_plan(first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
+        others = list(problems.values())[1:]
+        return probe_forward_plan(
+            first, plane, autocast=machine.autocast, batch_size=execution.batch_size, beside=others
+        )
 
     plan = result.chosen(world, "loss", "way", probe)
     measure = world.together(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 from typing import Any
@@ -107,7 +107,7 @@ def losses(
 
     def chosen() -> ForwardPlan:
         refuse_unmoved(first)
-        return former or probe_forward_plan(first, plane, autocast=autocast)
+        return former or probe_forward_plan(first, plane, autocast=autocast, beside=list(problems.values())[1:])
 
     plan = made_by_all(total, next(iter(first.model.parameters())).device, chosen, "probe of the forward pass")
     if loss_error is not None:
@@ -132,6 +132,7 @@ def probe_forward_plan(
     autocast: torch.dtype | None = None,
     seconds: float = 2.0,
     batch_size: int | None = None,
+    beside: Sequence[Problem] = (),
 ) -> ForwardPlan:
     """The fastest plan among those that can be tried in about this time: first the form, then the batch size.
 
@@ -140,6 +141,7 @@ def probe_forward_plan(
     autocast    a lower precision, as in `losses`
     seconds     after which no further batch size is tried
     batch_size  where it is given, only memory format and folding are chosen
+    beside      the other splits, which are read by the same plan: their images are copied to its memory format, too
 
     A plan with folding is taken only if its loss agrees with the plain one to 1e-4 at the origin.
     """
@@ -155,7 +157,7 @@ def probe_forward_plan(
         fastest = trial.seconds_that_fit(best)
     if fastest is None:
         fastest = trial.seconds(best)  # raises what it is
-    for form in _forms(problem, trial, best):
+    for form in _forms(problem, trial, best, [problem, *beside]):
         taken = trial.seconds_that_fit(form)
         if taken is not None and taken < GAIN * fastest:
             best, fastest = form, taken
@@ -175,7 +177,7 @@ def seconds_of_pass(problem: Problem, plane: Plane, plan: ForwardPlan, autocast:
     return _Trial(problem, plane, autocast).seconds(plan) * problem.data.samples
 
 
-def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardPlan]:
+def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan, splits: Sequence[Problem]) -> list[ForwardPlan]:
     """The other memory format, folding, and both: those that apply to this problem."""
     images = any(
         isinstance(t, Tensor) and t.dim() == 4 and t.is_floating_point()
@@ -184,7 +186,7 @@ def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardP
     last, folded = replace(plain, channels_last=True), replace(plain, fold=True)
     foldable = problem.separable and fold_batchnorm_modules(problem.model) is not None and trial.agrees(folded, plain)
     forms = []
-    images = images and _has_room_for_copy(problem)
+    images = images and _has_room_for_copy(splits)
     if images:
         forms.append(last)
     if foldable:
@@ -194,14 +196,13 @@ def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardP
     return forms
 
 
-def _has_room_for_copy(problem: Problem) -> bool:
-    """Whether a second copy of the images, in another memory format, is within the memory for samples.
+def _has_room_for_copy(splits: Sequence[Problem]) -> bool:
+    """Whether a second copy of the images of all splits, in another memory format, is within the memory for samples.
 
     The data stay beside it, for measures that need them as they are. What is streamed is never there as a whole.
     """
-    if not isinstance(problem.data, Resident):
-        return True
-    images = [t for t in pytree.tree_leaves(problem.data.tensors) if isinstance(t, Tensor) and t.dim() == 4]
+    leaves = [pytree.tree_leaves(p.data.tensors) for p in splits if isinstance(p.data, Resident)]
+    images = [t for of_split in leaves for t in of_split if isinstance(t, Tensor) and t.dim() == 4]
     copied = [t for t in images if not t.is_contiguous(memory_format=torch.channels_last)]
     size = sum(t.nbytes for t in copied)
     if not copied or size <= memory.sample_budget(copied[0].device):
