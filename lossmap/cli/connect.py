@@ -94,6 +94,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         Way,
         connection_map,
         fixed_batches,
+        plan_for_errors,
         statistics_of,
     )
     from lossmap.landscape.curves import curved_plane, price_of_bend, stored_bend, train_bend
@@ -119,9 +120,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     workers = len(team.all_teams) or 1
     lines, alignment = lines_and_ranks(settings, world, first, done)
     plane, beside = lines[0], {}
+    plain = ForwardPlan(execution.batch_size or first.data.batch_size)
     each = partial(
-        price_of_losses, shares, plane, ForwardPlan(execution.batch_size or first.data.batch_size), 1,
-        autocast=machine.autocast, repeats=(len(lines) + (recipe is not None)) * (1 + (done == RECOMPUTE)),
+        price_of_losses, shares, plane, plan_for_errors(problems, plain), 1, autocast=machine.autocast,
+        repeats=(len(lines) + (recipe is not None)) * (1 + (done == RECOMPUTE)),
     )  # fmt: skip
     training = partial(price_of_bend, first, plane)
     settings = world.once(lambda: fitted(settings, path, each, recipe, training, began, workers, say))
@@ -143,7 +145,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     repeats = settings.noise.noise_repeats
     if recipe is not None:
         identity["curve"] = recipe.as_settings()
-    plan = ForwardPlan(execution.batch_size or first.data.batch_size)
+    plan = plain
     if execution.probe and not execution.dry_run:
         # each way has samples of its own in the plan's memory format
         probe = partial(
@@ -160,7 +162,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     # a point's own, and that of its statistics, for each way
     passes = ((2 if statistics is not None else 1) + (repeats or 1) - 1) * (1 + len(beside))
     price = partial(
-        price_of_losses, shares, plane, measure.plan, workers=workers, autocast=machine.autocast, repeats=passes,
+        price_of_losses, shares, plane, plan_for_errors(problems, measure.plan),
+        workers=workers, autocast=machine.autocast, repeats=passes,
     )  # fmt: skip
     if execution.dry_run:
         size = size_text(file_bytes(len(grid), [measure.fields]))
@@ -183,7 +186,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if store is None:
         return output.EXIT_CODES[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
-        report(store, settings, done, problems, plane, beside, say, alignment)
+        report(store, settings, done, problems, plane, beside, say, alignment, measure.batches)
     store.close()
     output.draw_pictures(path, settings.draw, say)
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
@@ -377,9 +380,9 @@ def _file(
 
 def report(
     store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane,
-    beside: Mapping[str, Way], say: output.Printer, alignment: Alignment | None,
+    beside: Mapping[str, Way], say: output.Printer, alignment: Alignment | None, batches: Mapping[str, int],
 ) -> None:  # fmt: skip
-    """Print the report, and put it into the file."""
+    """Print the report, and put it into the file. batches: by split, on which errors rest."""
     from lossmap.landscape.connection import GROUP, connection_in
     from lossmap.landscape.curves import CurveRecipe, described
     from lossmap.training.run_folder import save
@@ -394,6 +397,7 @@ def report(
         length=plane.lengths[0],
         labels=labels_of(settings),
         alignment="" if alignment is None else alignment.describe(),
+        batches=batches,
         curve_recipe=described(CurveRecipe(curve.curve, curve.curve_steps, curve.curve_rate))
         if "curve" in beside
         else "",

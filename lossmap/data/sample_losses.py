@@ -3,8 +3,9 @@
     mean of the b losses = the batch's mean loss        b samples; nothing is known of other losses
 
 Understood are the names crossentropy and mse, and PyTorch's modules below with reduction `mean` that weigh no class and
-ignore no target of the data. What a loss returns otherwise is one number for a batch, in which the samples cannot be
-told apart.
+ignore no target of the data (`sample_losses`). Where these weigh classes, ignore targets or take a sum, each sample has
+a part of the sum, and a weight (`weighted_sample_losses`). What a loss returns otherwise is one number for a batch, in
+which the samples cannot be told apart.
 """
 
 from __future__ import annotations
@@ -44,9 +45,42 @@ def sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tensor | None
     return each.detach().double().reshape(each.shape[0], -1).mean(1)
 
 
+def weighted_sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tensor | None:
+    """(b, 2) in float64: each sample's part of the loss's sum over a batch, and its weight in the mean.
+
+    The mean over any samples is the sum of their parts over the sum of their weights, which are 1 but for classes that
+    have weights and for targets that are ignored. None where the loss cannot be asked for its samples.
+    """
+    losses = sample_losses(problem, outputs, batch)
+    if losses is not None:
+        return torch.stack([losses, torch.ones_like(losses)], 1)
+    summed = _summed(problem)
+    if summed is None or not isinstance(outputs, Tensor):
+        return None
+    criterion, scale = summed
+    targets = targets_of(batch, outputs)
+    elementwise = copy.copy(criterion)
+    elementwise.reduction = "none"
+    double = torch.float64 in floating_dtypes(outputs)
+    each: Tensor = in_one_precision(elementwise, double, outputs, targets)
+    sums = each.detach().double().reshape(each.shape[0], -1).sum(1)
+    if _is_sum(problem):
+        return torch.stack([sums, torch.ones_like(sums)], 1)
+    counts = targets != elementwise.ignore_index
+    weights = counts.double()
+    if elementwise.weight is not None:
+        weights = weights * elementwise.weight.double()[torch.where(counts, targets, 0)]
+    return scale * torch.stack([sums, weights.reshape(len(sums), -1).sum(1)], 1)
+
+
 def has_sample_losses(problem: Problem) -> bool:
     """Whether the loss can be asked for single samples, as far as it can be said without its outputs."""
     return _criterion(problem) is not None
+
+
+def has_weighted_sample_losses(problem: Problem) -> bool:
+    """Whether single samples have a part of the loss and a weight, as far as it can be said without its outputs."""
+    return has_sample_losses(problem) or _summed(problem) is not None
 
 
 def sample_correct(metric: Metric, outputs: Any, batch: Batch) -> Tensor | None:
@@ -71,6 +105,20 @@ def _criterion(problem: Problem) -> Any:
     if not isinstance(loss.total, ScaledCriterion) or loss.total.scale is not None:
         return None  # weights of classes, ignored targets, sums: no plain mean over samples
     return _elementwise(loss.loss)
+
+
+def _summed(problem: Problem) -> tuple[Any, float] | None:
+    """The criterion whose sum, times a factor, stands for a mean over weights, or that is a sum itself; else None."""
+    loss = problem.loss
+    if not isinstance(loss, SupervisedLoss) or not isinstance(loss.total, ScaledCriterion) or loss.total.scale is None:
+        return None
+    is_known = loss.loss == "crossentropy" or type(loss.loss) in MODULES
+    return (loss.total.criterion, loss.total.scale) if is_known else None
+
+
+def _is_sum(problem: Problem) -> bool:
+    """Whether the loss is a sum over a batch as it was given."""
+    return getattr(getattr(problem.loss, "loss", None), "reduction", "mean") == "sum"
 
 
 def _elementwise(loss: Any) -> Any:

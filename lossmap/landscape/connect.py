@@ -149,6 +149,7 @@ def connect(
         labels=tuple(labels),
         alignment="" if alignment is None else alignment.describe(),
         curve_recipe="" if recipe is None else described(recipe),
+        batches=measure.batches,
     )
     if path is not None and world.rank == 0:
         put_group(path, GROUP, Group(*result.stored()), lambda: surface)

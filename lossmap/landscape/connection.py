@@ -83,6 +83,7 @@ class Connection(DrawnResult):
         curve_recipe: what it is and how its bend was trained, in words; empty where there is none.
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
         noise_repeats: realisations of a random loss, of which the errors are; 0 where they are of the samples.
+        batches: by split, on how many batches the errors rest; 0 where they rest on single samples, or realisations.
 
     Example:
         >>> import torch, lossmap
@@ -110,6 +111,7 @@ class Connection(DrawnResult):
     curve_recipe: str = ""
     notes: tuple[str, ...] = ()
     noise_repeats: int = 0
+    batches: Mapping[str, int] = field(default_factory=dict)
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -188,7 +190,7 @@ def connection_in(surface: Surface, lengths: Mapping[str, float], **about: Any) 
     """The connection whose losses a surface holds, over t from 0 to 1.
 
     lengths  of the ways beside the line, by their names: unaligned, curve
-    about    bn, samples, length, labels, alignment and curve_recipe
+    about    bn, samples, length, labels, alignment, curve_recipe and batches
     """
     plain = {n: v for n, v in surface.fields.items() if n.partition("_")[0] not in lengths}
     beside: dict[str, Any] = {}
@@ -213,6 +215,18 @@ def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -
         noise_repeats=int(surface.settings.get("measures", {}).get("loss", {}).get("noise_repeats") or 0),
         **about,
     )
+
+
+def _terms_of(c: Connection, split: str) -> dict[str, Any]:
+    """Where errors do not rest on samples: on how many batches, and how many of them an interval of 95 % is wide."""
+    batches = c.batches.get(split, 0)
+    own: dict[str, Any] = {f"{split}_batches": batches} if batches else {}
+    terms = c.noise_repeats or batches
+    if terms > 1:
+        from scipy.special import stdtrit  # loading it takes long, and reading a result does without
+
+        own[f"{split}_clear"] = float(stdtrit(terms - 1.0, 0.975))  # Student's t
+    return own
 
 
 def _report_of(c: Connection) -> StoredReport:
@@ -244,6 +258,7 @@ def _report_of(c: Connection) -> StoredReport:
             if split in errors:
                 arrays[f"{split}_{name}_error"] = errors[split]
         attributes[f"{split}_samples"] = int(c.samples.get(split, 0))
+        attributes |= _terms_of(c, split)
         if not np.isfinite(losses[[0, -1]]).all():
             continue  # there is no barrier to state
         barrier = c.barrier(split)

@@ -2,18 +2,24 @@
 
     point (t,) -> {train_loss, train_acc, train_barrier_error, train_midpoint_error, ...}     0 at the first network
 
-With l_i(t) the loss of sample i, the rise above the straight line between both ends is the mean over i of l_i(t) - (1 -
-t) l_i(0) - t l_i(1), and its standard error is that of N paired differences: what all three have in common, such as a
-hard sample, cancels. Likewise above the mean of both ends. Where the loss cannot be asked for single samples
-(`data.sample_losses`) the errors are NaN. Of a loss that draws at random, read in R fixed realisations, they are those
-of R paired differences instead: of the realisations' rises, whose random numbers are the same at all points.
+With l_i(t) the loss of sample i and w_i its weight (1, but for weights of classes, and targets that are ignored), the
+rise above the straight line between both ends is a ratio of sums over the samples, of paired differences:
+
+    R = sum_i d_i / sum_i w_i      d_i = w_i (l_i(t) - (1 - t) l_i(0) - t l_i(1))
+    error of R = sqrt(n / (n - 1) sum_i (d_i - R w_i)^2) / sum_i w_i      n samples (Cochran, 1977, section 6.4)
+
+What all three losses have in common, such as a hard sample, cancels. Likewise above the mean of both ends. Where the
+loss cannot be asked for single samples (`data.sample_losses`) i runs over batches, each with the sum of its losses and
+the weight that the loss gives it, of at most a 64th of the samples where these may be cut; the errors are NaN where
+there is one batch alone. Of a loss that draws at random, read in R fixed realisations, they are those of R paired
+differences instead: of the realisations' rises, whose random numbers are the same at all points.
 
 At every point the statistics of batch norm are those of the interpolated network, where they are to be recomputed: from
 fixed batches, the same on every rank, also of a team whose ranks share the samples. Beside the line other ways between
 both networks can be read at the same t: the line to the other one before it was aligned (unaligned_train_loss, ...) and
 a curve of low loss (curve_train_loss, ...).
 Price: one pass a point for each realisation, one more for statistics; two points more on each rank, for the losses at
-both ends; all that for each way.
+both ends, and one pass for the weights of batches; all that for each way.
 """
 
 from __future__ import annotations
@@ -29,10 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.batches import Batch, Batches
+from lossmap.data.batches import Batch, Batches, FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
-from lossmap.data.sample_losses import sample_losses
+from lossmap.data.sample_losses import has_weighted_sample_losses, weighted_sample_losses
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.io.surface import Group
@@ -46,7 +52,9 @@ NONE = "none"  # what is stored where no batch norm keeps statistics
 STATISTICS_BATCH = 128  # samples of a batch of which statistics are made, fixed so that they hang on nothing else
 ERRORS = ("barrier", "midpoint")
 Samples = dict[str, Tensor | None]
-PAIRED = 2 * len(ERRORS)  # sums and sums of squares
+PAIRED = 3 + 3 * len(ERRORS)  # n, sums of w and w^2; of each rise, sums of d, d^2 and d w
+MIN_BATCHES = 64  # by which errors are known, of data that may be cut: with fewer they are less certain than a tenth
+ROUNDING = 2.0**-52  # of a sum in float64, times its terms
 AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
 
 
@@ -88,13 +96,15 @@ class ConnectionMap(LossMap):
         self._statistics = statistics
         self._curve = curve
         self._beside: dict[str, ConnectionMap] = {}
-        # by split each sample's losses, or of a random loss each realisation's, at both ends and at the present point;
-        # None where they are not to be had
+        # by split each sample's or batch's sum of losses and weight (n, 2), or of a random loss each realisation's loss
+        # (R,), at both ends and at the present point; None where they are not to be had
         self._ends: tuple[Samples, Samples] | None = None
         self._seen: Samples = {}
         self._rows: list[Tensor | None] = []  # of the batches of a pass
-        self._each: Tensor | None = None  # of a pass, on the host: the loss of each sample
+        self._each: Tensor | None = None  # of a pass, on the host: the numbers of each sample or batch
+        self._weights: dict[str, Tensor] = {}  # by split those of its batches, where they are needed
         self._t = nan
+        self._of_all = _sizes(problems, total)
         super().__init__(
             problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
         )
@@ -128,11 +138,26 @@ class ConnectionMap(LossMap):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen")}
-        return state | {"_rows": [], "_each": None}
+        return state | {"_rows": [], "_each": None, "_weights": {}}
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """By split, on how many batches of all ranks its errors rest, about; 0 where they rest on single samples."""
+        numbers = {}
+        for split, (problem, *_) in self._planned.items():
+            samples, fixed = self._of_all[split]
+            numbers[split] = fixed or -(-samples // problem.data.batch_size)
+            if self.noise_repeats is not None or has_weighted_sample_losses(problem):
+                numbers[split] = 0
+        return numbers
 
     def _use(self, plan: ForwardPlan) -> None:
         super()._use(plan)
-        self._ends, self._seen = None, {}  # of the former batches
+        if self.noise_repeats is None:
+            for split, (problem,) in self._planned.items():
+                size = size_of_batches(problem, self._of_all[split][0], plan.batch_size)
+                self._planned[split] = (problem.rebatched(size),)
+        self._ends, self._seen, self._weights = None, {}, {}  # of the former batches
         # copies: the measure that this one may be a copy of keeps its own
         self._beside = {name: copy.copy(way) for name, way in self._beside.items()}
         for way in self._beside.values():
@@ -153,27 +178,43 @@ class ConnectionMap(LossMap):
         return super()._width(problem) + PAIRED
 
     def _look_at(self, problem: Problem, outputs: Any, batch: Batch) -> None:
-        if self.noise_repeats is not None:
-            return
-        self._rows.append(sample_losses(problem, outputs, batch))
+        if self.noise_repeats is None and has_weighted_sample_losses(problem):
+            self._rows.append(weighted_sample_losses(problem, outputs, batch))
+
+    def _read(self, problem: Problem, model: nn.Module, batch: Batch, kept: list[Batch]) -> Tensor:
+        sums = super()._read(problem, model, batch, kept)
+        if problem.noise_seed is None and not has_weighted_sample_losses(problem):
+            self._rows.append(sums[0].reshape(1, 1))
+        return sums
 
     def _pass(self, problem: Problem) -> Tensor:
-        """As of the base, and behind it sums and sums of squares of the paired differences."""
+        """As of the base, and behind it sums over the paired differences and their weights."""
         self._rows, self._each = [], None
         sums = super()._pass(problem)
         if self.noise_repeats is not None:  # what is paired are the realisations, see `_reading`
             return torch.cat([sums, torch.full((PAIRED,), nan, dtype=torch.float64)])
         split = next(name for name, planned in self._planned.items() if planned[0] is problem)
         rows, self._each = self._each, None
-        if rows is not None and not abs(float(rows.sum()) - float(sums[1])) <= AGREEMENT * abs(float(sums[1])):
+        if rows is not None and not has_weighted_sample_losses(problem):
+            rows = torch.stack([rows, self._weights_of(split, problem)], 1)
+        elif rows is not None:
+            rows = rows.reshape(-1, 2)
+        if rows is not None and not abs(float(rows[:, 0].sum()) - float(sums[1])) <= AGREEMENT * abs(float(sums[1])):
             rows = None
         self._seen[split] = rows
         return torch.cat([sums, self._paired(split, rows)])
 
+    def _weights_of(self, split: str, problem: Problem) -> Tensor:
+        """(batches,) the weights of the batches of a split."""
+        if split not in self._weights:
+            weights = [float(problem.count(batch)) for batch in problem.data]
+            self._weights[split] = torch.tensor(weights, dtype=torch.float64)
+        return self._weights[split]
+
     def _fetched(self, sums: Tensor) -> Tensor:
-        """As of the base, and in the same copy the losses of the samples."""
+        """As of the base, and in the same copy the numbers of the samples or batches."""
         rows, self._rows = self._rows, []
-        known = [row.to(sums.device) for row in rows if row is not None]
+        known = [row.reshape(-1).to(sums.device) for row in rows if row is not None]
         if not known or len(known) < len(rows):
             return super()._fetched(sums)
         fetched = super()._fetched(torch.cat([sums, *known]))
@@ -181,24 +222,28 @@ class ConnectionMap(LossMap):
         return fetched[: len(sums)]
 
     def _paired(self, split: str, rows: Tensor | None) -> Tensor:
-        """(PAIRED,) of the rises above the line and above the mean of both ends; NaN where they are not known."""
+        """(PAIRED,) sums for the errors of the rises above the line and above the mean of both ends.
+
+        rows  (n, 2) sums of losses and weights; NaN where they, or those at the ends, are not known
+        """
         ends = (None, None) if self._ends is None else (self._ends[0][split], self._ends[1][split])
         if rows is None or ends[0] is None or ends[1] is None:
             return torch.full((PAIRED,), nan, dtype=torch.float64)
-        rises = (
-            rows - (1.0 - self._t) * ends[0] - self._t * ends[1],
-            rows - (ends[0] + ends[1]) / 2.0,
-        )
-        return torch.stack([total for rise in rises for total in (rise.sum(), rise.square().sum())])
+        here, a, b = rows[:, 0], ends[0][:, 0], ends[1][:, 0]
+        weights = rows[:, 1]
+        sums = [(weights > 0).sum().double(), weights.sum(), weights.square().sum()]
+        for rise in (here - (1.0 - self._t) * a - self._t * b, here - (a + b) / 2.0):
+            sums += [rise.sum(), rise.square().sum(), (rise * weights).sum()]
+        return torch.stack(sums)
 
     def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
         reading = super()._reading(sums)
         if self.noise_repeats is not None:
             return reading | self._errors_of_realisations(sums)
         for split, row in zip(self._planned, sums, strict=True):
-            pairs = row[-PAIRED:].reshape(-1, 2)
-            for name, (total, squares) in zip(ERRORS, pairs.tolist(), strict=True):
-                reading[f"{split}_{name}_error"] = _standard_error(float(row[0]), total, squares)
+            of_weights, rises = row[-PAIRED:].tolist()[:3], row[-PAIRED + 3 :].reshape(-1, 3)
+            for name, of_rise in zip(ERRORS, rises.tolist(), strict=True):
+                reading[f"{split}_{name}_error"] = _error_of_ratio(*of_weights, *of_rise)
         return reading
 
     def _errors_of_realisations(self, sums: Sequence[Tensor]) -> dict[str, float]:
@@ -216,17 +261,39 @@ class ConnectionMap(LossMap):
                 continue
             rises = (losses - (1.0 - self._t) * a - self._t * b, losses - (a + b) / 2.0)
             for name, rise in zip(ERRORS, rises, strict=True):
-                error = _standard_error(len(rise), float(rise.sum()), float(rise.square().sum()))
-                errors[f"{split}_{name}_error"] = error
+                errors[f"{split}_{name}_error"] = float(rise.std()) / sqrt(len(rise))
         return errors
 
 
-def _standard_error(samples: float, total: float, squares: float) -> float:
-    """Of the mean of so many numbers, from their sum and their sum of squares."""
-    if not samples > 1:
+def size_of_batches(problem: Problem, samples: int, size: int) -> int:
+    """Samples in a batch, `size` or fewer, so that there are enough for errors where these rest on batches."""
+    if problem.noise_seed is not None or has_weighted_sample_losses(problem):
+        return size
+    return min(size, max(1, samples // MIN_BATCHES))
+
+
+def plan_for_errors(problems: Mapping[str, Problem], plan: ForwardPlan) -> ForwardPlan:
+    """The plan in batches as small as some split's errors need them, by which passes are timed."""
+    sizes = [size_of_batches(p, p.data.samples, plan.batch_size) for p in problems.values()]
+    return replace(plan, batch_size=min(sizes))
+
+
+def _sizes(problems: Mapping[str, Problem], total: Total) -> dict[str, tuple[int, int]]:
+    """By split, over all ranks: how many samples there are, and how many batches that cannot be cut."""
+    own = [(p.data.samples, len(p.data.batches) if isinstance(p.data, FixedBatches) else 0) for p in problems.values()]
+    summed = total(torch.tensor(own, dtype=torch.float64)).tolist()
+    return {split: (int(n), int(fixed)) for split, (n, fixed) in zip(problems, summed, strict=True)}
+
+
+def _error_of_ratio(n: float, w: float, ww: float, d: float, dd: float, dw: float) -> float:
+    """The standard error of sum d / sum w, from the number of pairs and the sums of w, w^2, d, d^2 and d w."""
+    if not n > 1:
         return nan
-    variance = (squares - total * total / samples) / (samples - 1)
-    return sqrt(max(variance, 0.0) / samples) if variance == variance else nan
+    ratio = d / w
+    squares = dd - 2.0 * ratio * dw + ratio * ratio * ww
+    if squares <= ROUNDING * n * dd:  # all pairs have one ratio, as of a loss in which no sample has a part
+        return 0.0
+    return sqrt(squares * n / (n - 1)) / w
 
 
 def _error_fields(split: str, problem: Problem) -> Iterator[Field]:

@@ -16,7 +16,7 @@ from lossmap.report.text import WIDTH, behind, count, counted, filled, number, t
 BESIDE = {"unaligned": "before alignment", "curve": "on the curve"}
 IN_ROWS = {"unaligned": "not aligned", "curve": "on the curve"}
 NO_BARRIER = "no barrier can be stated"
-CLEAR = 2.0  # standard errors above which a barrier is said to be there
+CLEAR = 2.0  # standard errors above which a barrier is said to be there, where they do not rest on a few terms
 STATISTICS = {
     "recompute": "batch-norm statistics recomputed at every point, the ends too, from fixed batches of the samples",
     "interpolate": "batch-norm statistics interpolated between those of both networks",
@@ -123,16 +123,24 @@ def _barrier_text(stored: StoredReport, split: str) -> str:
         return f"none: no point lies above the line between both ends; at the middle {number(middle)}{in_unit}"
     text = f"{value_with_error(height, error)}{in_unit} above the line between both ends, at t = {at:.3g}"
     if isnan(error):
-        return (
-            f"{text}; its error is not known: the loss gives no number for each sample (--noise-repeats, if it draws)"
-        )
-    kind, repeats = counted(unit), int(stored.number("noise_repeats", 0))
-    known = f"standard error over the {kind}s, paired, at that point"
+        return f"{text}; its error is not known: that takes several batches, or of a loss that draws --noise-repeats"
+    kinds, repeats = _terms_of(stored, split), int(stored.number("noise_repeats", 0))
+    terms = f"the {kinds}"
     if repeats:
-        kind, known = "realisation", f"standard error over {repeats} realisations of the noise, paired, at that point"
-    if height <= CLEAR * error:
-        return f"{text} ({known}); it cannot be told from none by these {kind}s"
+        terms = f"{repeats} realisations of the noise"
+    elif stored.number(f"{split}_batches", 0):
+        terms = count(int(stored.number(f"{split}_batches")), "batch", "batches")
+    known = f"standard error over {terms}, paired, at that point"
+    if height <= stored.number(f"{split}_clear", CLEAR) * error:
+        return f"{text} ({known}); it cannot be told from none by these {kinds}"
     return f"{text} ({known})"
+
+
+def _terms_of(stored: StoredReport, split: str) -> str:
+    """Of what the standard errors are: samples, tokens, batches or realisations."""
+    if stored.number("noise_repeats", 0):
+        return "realisations"
+    return "batches" if stored.number(f"{split}_batches", 0) else f"{counted(stored.text('unit', ''))}s"
 
 
 def _midpoint_text(stored: StoredReport, split: str) -> str:
@@ -160,9 +168,9 @@ def monotone_text(stored: StoredReport, split: str) -> str:
         f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, by {number(bump)} in all between "
         f"t = {low:.3g} and {high:.3g}"
     )
-    if bump <= CLEAR * hypot(_paired_error(stored, split, low), _paired_error(stored, split, high)):
-        kind = counted(stored.text("unit")) if not stored.number("noise_repeats", 0) else "realisation"
-        return f"{text}; that cannot be told from none by these {kind}s"
+    clear = stored.number(f"{split}_clear", CLEAR)
+    if bump <= clear * hypot(_paired_error(stored, split, low), _paired_error(stored, split, high)):
+        return f"{text}; that cannot be told from none by these {_terms_of(stored, split)}"
     return text
 
 

@@ -92,7 +92,7 @@ def test_between_the_minima_of_a_double_well_the_barrier_is_the_hill():
     found = line.barrier()
     assert (found.height, found.at) == (pytest.approx(0.25, abs=1e-14), 0.5)
     assert (found.midpoint, found.midpoint_at, found.middle) == (pytest.approx(0.25, abs=1e-14), 0.5, found.height)
-    assert isnan(found.error) and "gives no number for each sample" in words(line)
+    assert found.error == 0.0 and "over 4 batches" in words(line)  # in this loss no sample has a part
     assert not found.is_monotone and found.bump == pytest.approx(0.25, abs=1e-14)
 
 
@@ -161,10 +161,141 @@ def test_losses_of_samples_have_the_mean_of_the_batch(loss):
     assert each.shape == (8,) and float(each.sum()) == pytest.approx(float(total), rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), nn.MultiMarginLoss()])
-def test_a_loss_that_is_no_plain_mean_over_samples_has_no_error(loss):
-    line = lossmap.connect(supervised(net(0), loss), net(1), points=3)
-    assert np.isnan(line.barrier_errors["train"]).all() and np.isfinite(line.losses["train"]).all()
+def ratio_errors(sums, weights, t):
+    """Of the rises above the line and above the mean of both ends, by Cochran's formula: each (points,).
+
+    sums (points, terms) of the losses of each term, weights (terms,): the loss is sum of sums / sum of weights
+    """
+    n, t = (weights > 0).sum(), t[:, None]
+    errors = []
+    for d in (sums - (1 - t) * sums[:1] - t * sums[-1:], sums - (sums[:1] + sums[-1:]) / 2):
+        apart = d - d.sum(1, keepdims=True) / weights.sum() * weights
+        errors.append(np.sqrt(n / (n - 1) * (apart**2).sum(1)) / weights.sum())
+    return errors
+
+
+def along(model, other, t, terms):
+    """The sums (points, terms) and the weights (terms,) of a function of the model, at points of the line."""
+    plane, sums = line_between(model, other), []
+    for at in t:
+        with temporary_parameters(model, plane.at((float(at),))), torch.no_grad():
+            sums.append(np.array([float(loss) for loss, _ in terms(model)]))
+            weights = np.array([float(weight) for _, weight in terms(model)])
+    return np.array(sums), weights
+
+
+def check_errors(line, sums, weights):
+    np.testing.assert_allclose(line.losses["train"], sums.sum(1) / weights.sum(), rtol=1e-6)
+    for errors, truth in zip(
+        (line.barrier_errors, line.midpoint_errors), ratio_errors(sums, weights, line.t), strict=True
+    ):
+        np.testing.assert_allclose(errors["train"], truth, rtol=1e-5, atol=1e-7)
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 30.0])
+IGNORED = torch.where(torch.arange(30) % 4 == 1, -100, Y)
+PIECES = torch.where(torch.rand(30, 5, generator=torch.Generator().manual_seed(1)) < 0.4, -100, Y[:, None])
+
+
+class Pieces(nn.Module):
+    """The network at five shifted inputs: (b, classes, 5)."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.net = net(seed)
+
+    def forward(self, x):
+        return self.net(x[:, None] + torch.arange(5.0)[:, None] / 5).movedim(-1, 1)
+
+
+def entropies(targets, weights):
+    """Each sample's sum of weighted cross entropies and sum of weights, of a model."""
+    own = torch.where(targets >= 0, weights[targets.clamp(0)], 0.0).reshape(30, -1)
+
+    def terms(model):
+        each = F.cross_entropy(model(X), targets, reduction="none").reshape(30, -1)
+        return list(zip((own * each).sum(1), own.sum(1), strict=True))
+
+    return terms
+
+
+def squares(model):
+    return [(apart.square().sum(), 1.0) for apart in model(X) - F.one_hot(Y, 3)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "make", "terms"),
+    [
+        (nn.CrossEntropyLoss(weight=WEIGHTS), Y, net, entropies(Y, WEIGHTS)),
+        ("crossentropy", IGNORED, net, entropies(IGNORED, torch.ones(3))),
+        (nn.CrossEntropyLoss(weight=WEIGHTS), PIECES, Pieces, entropies(PIECES, WEIGHTS)),
+        (nn.MSELoss(reduction="sum"), F.one_hot(Y, 3).float(), net, squares),
+    ],
+    ids=["class weights", "ignored targets", "tokens", "sums"],
+)
+@pytest.mark.parametrize("batch_size", [4, 30])
+def test_errors_of_losses_that_weigh_samples_are_those_of_a_ratio(loss, targets, make, terms, batch_size):
+    a, b = make(0), make(1)
+    line = lossmap.connect(Problem.supervised(a, loss, (X, targets), batch_size=batch_size), b, points=5)
+    check_errors(line, *along(a, b, line.t, terms))
+    assert line.batches == {"train": 0}
+
+
+def batch_loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y), (y >= 0).sum()
+
+
+def summed_batch_loss(model, batch):
+    loss, weight = batch_loss(model, batch)
+    return (loss * weight if weight else 0.0), weight
+
+
+SINGLE = [(X[i : i + 1], IGNORED[i : i + 1]) for i in range(30)]
+GIVEN = [(X[i : i + 4], IGNORED[i : i + 4]) for i in range(0, 30, 4)]
+
+
+@pytest.mark.parametrize(
+    ("problem_of", "terms"),
+    [
+        # cut into as many batches as there are samples, of fewer than a hundred
+        (lambda m: Problem.custom(m, batch_loss, (X, IGNORED)), lambda m: [summed_batch_loss(m, b) for b in SINGLE]),
+        (
+            lambda m: Problem.custom(
+                m, lambda m, b: batch_loss(m, (b["x"], b["y"])), [{"x": x, "y": y, "of": str(x)} for x, y in GIVEN]
+            ),
+            lambda m: [summed_batch_loss(m, b) for b in GIVEN],
+        ),
+        (
+            lambda m: supervised(m, nn.MultiMarginLoss()),
+            lambda m: [(F.multi_margin_loss(m(X[i : i + 1]), Y[i : i + 1]), 1.0) for i in range(30)],
+        ),
+    ],
+    ids=["cut", "uncut", "criterion"],
+)
+def test_errors_of_losses_without_samples_are_those_of_a_ratio_over_batches(problem_of, terms):
+    a, b = net(0), net(1)
+    line = lossmap.connect(problem_of(a), b, points=5)
+    check_errors(line, *along(a, b, line.t, terms))
+    assert line.batches == {"train": len(terms(a))}
+
+
+def hill(model, batch):
+    """1 above the line at its middle, more or less by the batch."""
+    theta = model.theta[0]
+    return 4 * theta * (1 - theta) * (1.0 + batch["x"].mean()), 1.0
+
+
+@pytest.mark.parametrize(("spread", "is_clear"), [(0.5, False), (0.025, True)])
+def test_of_two_batches_a_barrier_of_two_standard_errors_is_not_clear(spread, is_clear):
+    batches = [{"x": torch.full((2, 1), value), "of": name} for value, name in ((spread, "a"), (-spread, "b"))]
+    line = lossmap.connect(Problem.custom(Point([0.0]), hill, batches), Point([1.0]), points=3)
+    assert (line.barrier().height, line.barrier().error) == (pytest.approx(1.0), pytest.approx(spread))
+    assert "standard error over 2 batches, paired, at that point" in words(line)
+    assert ("cannot be told from none by these batches" in words(line)) != is_clear
+    one = [{"x": batches[0]["x"], "edge": torch.ones(3, 1)}]  # uneven: it is not cut
+    alone = lossmap.connect(Problem.custom(Point([0.0]), hill, one), Point([1.0]), points=3)
+    assert isnan(alone.barrier().error) and "its error is not known: that takes several batches" in words(alone)
 
 
 def test_recomputed_statistics_are_those_of_a_forward_in_training_mode_over_the_same_batches():
