@@ -400,9 +400,18 @@ def _dot_of(one: Named, other: Named) -> float:
 
 
 def difference(origin: Named, other: Named) -> dict[str, Tensor]:
-    """Other - origin, over the origin's names. Raises ValueError naming what is missing or of another shape."""
+    """Other - origin, over the origin's names. Raises ValueError naming what is missing or of another shape.
+
+    Of coarse precisions in float32: rounded to them it would lead past the other model.
+    """
     _alike(origin, other, "the other model")
-    return {k: other[k].detach().to(w.device, w.dtype) - w for k, w in origin.items()}
+    ends = ((k, other[k].detach().to(w.device, w.dtype), w) for k, w in origin.items())
+    return {k: end.to(precision_of_step(w)) - w for k, end, w in ends}
+
+
+def precision_of_step(w: Tensor) -> torch.dtype:
+    """In which a step from a tensor is kept: its own, or float32 where that is coarse."""
+    return torch.float32 if w.dtype in SUMMED_IN_FLOAT32 else w.dtype
 
 
 def normalised(axis: Named, origin: Named, norm: str, ignore: str) -> dict[str, Tensor]:

@@ -169,7 +169,8 @@ def train_bend(
         batch = shuffled_batch(problem.data, recipe.batch_size, step, "order of the curve", recipe.seed)
         of_b, of_c = place_on(recipe.kind, t)
         with torch.no_grad():
-            here = {n: line.origin[n] + of_b * ends[n] + of_c * bend[n] for n in names}
+            steps = {n: of_b * ends[n] + of_c * bend[n] for n in names}
+            here = {n: (line.origin[n] + step).to(line.origin[n].dtype) for n, step in steps.items()}
         value, gradient = _loss_and_gradient(problem, here, batch)
         if not isfinite(value):
             raise FloatingPointError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data import checkpoints
-from lossmap.geometry.directions import Named, Plane, random_or_drawn
+from lossmap.geometry.directions import Named, Plane, precision_of_step, random_or_drawn
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.geometry.wrappers import plain_names
 from lossmap.io import legacy
@@ -66,7 +66,7 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named
         d = torch.as_tensor(arrays[k])
         if d.numel() != w.numel():
             raise ValueError(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
-        axis[k] = d.to(w.device, w.dtype).reshape(w.shape)
+        axis[k] = d.to(w.device, precision_of_step(w)).reshape(w.shape)
     return axis
 
 

@@ -18,6 +18,7 @@ from lossmap.geometry.directions import (
     line_between,
     normalised,
     origin_of,
+    plane_through,
     projected,
     random_axis,
     random_plane,
@@ -122,6 +123,15 @@ def test_a_line_between_models_is_at_each_of_them():
     for point, model in (((0.0,), a), ((1.0,), b)):
         for name, p in model.named_parameters():
             torch.testing.assert_close(line.at(point)[name], p.detach(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_planes_of_coarse_precisions_pass_through_their_models_to_the_bit(precision):
+    a, b, c = (net().to(precision) for _ in range(3))
+    plane = plane_through(a, b, c)
+    for point, model in (((1.0, 0.0), b), ((0.0, 1.0), c)):
+        there = plane.at(point)
+        assert all(torch.equal(there[name], p) for name, p in model.named_parameters())
 
 
 @settings(max_examples=20, deadline=None)

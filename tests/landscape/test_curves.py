@@ -109,6 +109,19 @@ def test_a_model_comes_back_untouched_and_the_same_seed_bends_alike():
     assert train_bend(supervised(model), line, CurveRecipe(steps=20), stop=lambda: next(asked)) is None
 
 
+def test_the_curve_of_a_bfloat16_model_ends_at_its_models_to_the_bit(tmp_path):
+    a, b = net(0).bfloat16(), net(1).bfloat16()
+    recipe = CurveRecipe(steps=3)
+    problem, line = supervised(a), line_between(a, b)
+    plane = curved_plane(line, train_bend(problem, line, recipe), recipe)
+    for t, model in ((0.0, a), (1.0, b)):
+        there = plane.at(place_on("bezier", t))
+        assert all(torch.equal(there[name], p) for name, p in model.named_parameters())
+    curve = lossmap.connect(problem, b, points=3, curve="bezier", curve_steps=3, path=tmp_path / "curve.h5").curve
+    again = lossmap.connect(problem, b, points=3, curve="bezier", curve_steps=3, path=tmp_path / "curve.h5").curve
+    assert np.isfinite(curve.losses["train"]).all() and again.equals(curve)
+
+
 def test_a_file_keeps_the_bend_and_goes_on_with_it(tmp_path, monkeypatch):
     model, other, path = net(0), net(1), tmp_path / "c.h5"
     first = lossmap.connect(supervised(model), other, points=5, curve="polygon", curve_steps=30, path=path)
