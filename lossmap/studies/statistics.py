@@ -11,7 +11,7 @@ from scipy import stats
 Array = np.ndarray
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-MIN_GROUPS = 4  # of independent nets, for an interval
+MIN_GROUPS = 7  # of independent nets, for an interval: of fewer, resamples are too often in one order
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ def log_ratio(above: Array, below: Array) -> Interval:
 
 
 def rank_correlation(x: Array, y: Array, groups: Array | None = None, seed: int = 0) -> Interval:
-    """Spearman's correlation of finite pairs, with a percentile interval of resampled groups (Efron 1979).
+    """Spearman's correlation of finite pairs, with a percentile interval of resampled groups (Efron 1979), expanded for
+    their small number (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
 
     groups  (k,) whole numbers: nets of one recipe are not independent and are drawn together; by default each alone
 
-    NaN with an infinite interval where one side does not vary; an infinite interval for fewer than four groups.
+    NaN with an infinite interval where one side does not vary; an infinite interval for fewer than seven groups.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     groups = np.arange(len(x)) if groups is None else np.asarray(groups)
@@ -70,7 +71,10 @@ def rank_correlation(x: Array, y: Array, groups: Array | None = None, seed: int 
         rows = np.concatenate([members[i] for i in chosen])
         samples.setdefault(len(rows), []).append(rows)
     drawn = np.concatenate([_spearman(x[rows], y[rows]) for rows in map(np.stack, samples.values())])
-    low, high = np.nanquantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    # quantiles further out, since resamples of few groups vary less than new ones would, and Student's t is wider
+    few = len(members)
+    outside = stats.norm.sf(sqrt(few / (few - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2, few - 1))
+    low, high = np.nanquantile(drawn, [outside, 1.0 - outside])
     return Interval(value, float(low), float(high), len(x))
 
 

@@ -55,6 +55,19 @@ def test_intervals_of_independent_numbers_hold_zero(monkeypatch, size):
     assert held >= stats.binom.ppf(0.001, 30, 0.92)  # percentile intervals of 16 are somewhat narrow
 
 
-def test_nets_of_three_recipes_have_no_interval():
-    found = rank_correlation(np.arange(9.0), np.arange(9.0) ** 2, np.repeat(np.arange(3), 3))
+def test_intervals_of_eight_recipes_hold_the_truth(monkeypatch):
+    """As in the study: three seeds each, which scatter about their recipe. Plain percentiles miss 0 in 28 of 400."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    generator = np.random.default_rng(0)
+    groups, missed = np.repeat(np.arange(8), 3), 0
+    for _ in range(400):
+        x, y = np.repeat(generator.normal(size=(2, 8)), 3, axis=1) + 0.3 * generator.normal(size=(2, 24))
+        missed += rank_correlation(x, y, groups).sign != 0
+    assert missed <= 20
+
+
+@pytest.mark.parametrize("recipes", [3, 6])
+def test_nets_of_few_recipes_have_no_interval(recipes):
+    nets = np.arange(3.0 * recipes)
+    found = rank_correlation(nets, nets**2, np.repeat(np.arange(recipes), 3))
     assert found.value == pytest.approx(1.0) and found.sign == 0
