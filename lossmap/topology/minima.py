@@ -171,7 +171,7 @@ def _beside_nothing(values: np.ndarray) -> np.ndarray:
 
 def _curvature(surface: Surface, tree: MergeTree) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray, np.ndarray]:
     """Sign of the smallest Hessian eigenvalue and least number of negative ones, at the minima and at the saddles."""
-    if "min_eig" not in surface or "max_eig" not in surface:
+    if "min_eig" not in surface:
         none = np.empty(0, dtype=np.int64)
         return (), (), none, none
     signs = signs_of(surface)

@@ -84,6 +84,8 @@ def test_the_hessian_of_the_network_is_read_at_minima_and_saddles():
     fields["bottom_eig"] = np.stack([low, low + 0.3, low + 1], axis=-1)
     fields["bottom_eig_error"] = np.full((*shape, 3), 0.01)
     assert lossmap.find_minima(lossmap.Surface(surface.grid, fields)).index.tolist() == [2, 0]
+    del fields["max_eig"]  # of a map of the lower end alone
+    assert lossmap.find_minima(lossmap.Surface(surface.grid, fields)).index.tolist() == [2, 0]
     fields["min_eig_error"] = np.full(shape, 1.0)
     del fields["bottom_eig"]
     assert lossmap.find_minima(lossmap.Surface(surface.grid, fields)).sign == ("undecided", "undecided")
