@@ -300,14 +300,9 @@ def _user_problems(
     if not sets_modes_itself(network):
         network.eval()
     check_finite(network, model.model_file or "the problem's model")
-    return {
-        name: replace(
-            p,
-            model=network,
-            data=datasets.limited(p.data, data.samples, data.data_seed, data.data_split, data.split_idx),
-        )
-        for name, p in problems.items()
-    }
+    part = (data.samples, data.data_seed, data.data_split, data.split_idx)
+    limited = {name: p.over_part(datasets.limited(p.data, *part)) for name, p in problems.items()}
+    return {name: replace(p, model=network) for name, p in limited.items()}
 
 
 def _returned_by(factory: Callable[..., Any], name: str, keywords: Mapping[str, str]) -> Any:

@@ -233,6 +233,10 @@ class NoNumber(ValueError):
     """A metric is no number."""
 
 
+class NoWeight(ValueError):
+    """No sample of some data counts in the loss."""
+
+
 @dataclass(frozen=True)
 class MeanMetric:
     """A function's mean over a batch, as the sum over its samples."""
@@ -460,5 +464,5 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> f
     if weight is None and total == count:
         return None
     if total <= 0:
-        raise ValueError("every target is ignored, or has weight 0: the loss is undefined")
+        raise NoWeight("every target is ignored, or has weight 0: the loss is undefined")
     return data.samples / total

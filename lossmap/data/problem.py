@@ -24,8 +24,10 @@ from lossmap.data.batches import Batch, Batches, FixedBatches, samples_in
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
     ACCURACY,
+    CorrectClasses,
     Criterion,
     Metric,
+    NoWeight,
     Outputs,
     SupervisedLoss,
     accuracy_over,
@@ -334,7 +336,7 @@ class Problem:
         with temporary_parameters(self.model, {}):  # to count may mean to run the loss
             weight = sum(self.count(batch) for batch in self.data)
         if weight == 0:
-            raise ValueError("every batch has weight 0, as where all of its targets are ignored: the loss is undefined")
+            raise NoWeight("every batch has weight 0, as where all of its targets are ignored: the loss is undefined")
         return weight
 
     @property
@@ -351,6 +353,21 @@ class Problem:
     def with_data(self, data: Batches) -> Problem:
         """The same problem over other data."""
         return replace(self, data=data)
+
+    def over_part(self, data: Batches) -> Problem:
+        """The problem of a part of its data by itself: loss and accuracy are means over the weights of that part.
+
+        A rank's share is none: `with_data` leaves the weights those of all samples, so that shares add up. Raises
+        NoWeight where every target of the part is ignored, or has weight 0.
+        """
+        if data is self.data or not isinstance(self.loss, SupervisedLoss):
+            return self.with_data(data)
+        loss = self.loss.loss
+        total = summed_criterion(loss, criterion_and_unit(loss)[0], data)
+        own = {name: m for name, m in self.metrics.items() if not isinstance(m.total, CorrectClasses)}
+        if len(own) < len(self.metrics):
+            own |= accuracy_over(data, loss)
+        return replace(self, data=data, loss=replace(self.loss, total=total), metrics=own)
 
     def rebatched(self, size: int) -> Problem:
         """The same problem, its data cut into batches of this size."""

@@ -86,10 +86,10 @@ def halves_of(problem: Problem, seed: int, division: int = 0) -> tuple[Problem, 
 def _over(problem: Problem, rows: list[int]) -> Problem:
     data = problem.data
     if isinstance(data, Streamed):
-        return problem.with_data(replace(data, indices=[data.indices[i] for i in rows]))
+        return problem.over_part(replace(data, indices=[data.indices[i] for i in rows]))
     if not isinstance(data, Resident):
         raise TypeError(f"batches of {type(data).__name__} are not cut")
-    return problem.with_data(Resident(RowsOf(data.tensors)(rows), min(data.batch_size, len(rows))))
+    return problem.over_part(Resident(RowsOf(data.tensors)(rows), min(data.batch_size, len(rows))))
 
 
 @dataclass(frozen=True)

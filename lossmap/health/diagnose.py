@@ -324,10 +324,10 @@ def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:
     if total <= samples:
         return problem
     if isinstance(data, FixedBatches):
-        return problem.with_data(_whole_batches(data, samples, seed))
+        return problem.over_part(_whole_batches(data, samples, seed))
     chosen = torch.randperm(total, generator=generator("health samples", seed))[:samples].sort().values
     if isinstance(data, Streamed):
-        return problem.with_data(replace(data, indices=[data.indices[i] for i in chosen.tolist()]))
+        return problem.over_part(replace(data, indices=[data.indices[i] for i in chosen.tolist()]))
     if not isinstance(data, Resident):
         return problem
 
@@ -336,7 +336,7 @@ def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:
             return t
         return t[chosen.to(t.device)]
 
-    return problem.with_data(Resident(pytree.tree_map(rows, data.tensors), min(data.batch_size, samples)))
+    return problem.over_part(Resident(pytree.tree_map(rows, data.tensors), min(data.batch_size, samples)))
 
 
 def _whole_batches(data: FixedBatches, samples: int, seed: int) -> FixedBatches:

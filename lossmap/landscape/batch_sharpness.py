@@ -4,8 +4,9 @@
 
 Of stochastic gradient descent it, and not the largest eigenvalue of the whole Hessian, is seen to settle at 2 over the
 learning rate (Andreyev and Beneventano 2024, arXiv:2412.20553: the mean of the quotients, as in the authors' code).
-Batches are drawn without replacement within each, by the seed; batches that are never cut are taken as given. The error
-is the standard error over batches. Price: a gradient and a product of each batch.
+Batches are drawn without replacement within each, by the seed; batches that are never cut are taken as given. The loss
+of each is the mean over its own weights, where classes have some or targets are ignored. The error is the standard
+error over batches. Price: a gradient and a product of each batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch.utils import _pytree as pytree
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.product_check import check_product
-from lossmap.data.batches import FixedBatches, Resident, Streamed
+from lossmap.data.batches import Batches, FixedBatches, Resident, Streamed
+from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem
 from lossmap.seeding import generator
 
@@ -32,7 +34,7 @@ class BatchSharpness:
 
     value    the mean, in the unit of the loss per squared unit of theta; NaN where no batch has a gradient
     error    its standard error over batches; NaN of a single one
-    batches  whose gradient is not 0, over which it is the mean
+    batches  whose gradient is not 0, over which it is the mean; one of ignored targets alone has none
     size     samples of a batch; of batches that are never cut, of the largest
     """
 
@@ -56,8 +58,12 @@ def batch_sharpness(
         raise ValueError(f"a batch of {size} samples is more than the {problem.data.samples} that there are")
     check = check_product(problem, parameters, distant=False)
     quotients = []
-    for own in _batches(problem, size, count, seed):
-        gradient = loss_and_gradient(own, parameters).gradient
+    for data in _batches(problem, size, count, seed):
+        try:
+            own = problem.over_part(data)
+            gradient = loss_and_gradient(own, parameters).gradient
+        except NoWeight:
+            continue
         length = float(gradient.norm())
         if length == 0.0:
             continue
@@ -73,18 +79,18 @@ def batch_sharpness(
     return BatchSharpness(float(values.mean()), error, len(values), size)
 
 
-def _batches(problem: Problem, size: int, count: int, seed: int) -> list[Problem]:
-    """The problem over each of the batches."""
-    data, made = problem.data, []
+def _batches(problem: Problem, size: int, count: int, seed: int) -> list[Batches]:
+    """The data of each of the batches."""
+    data, made = problem.data, list[Batches]()
     if isinstance(data, FixedBatches):
         order = torch.randperm(len(data.batches), generator=generator("batch sharpness", seed))[:count].tolist()
-        return [problem.with_data(FixedBatches((data.batches[i],))) for i in order]
+        return [FixedBatches((data.batches[i],)) for i in order]
     for number in range(count):
         chosen = torch.randperm(data.samples, generator=generator("batch sharpness", seed, number))[:size]
         if isinstance(data, Streamed):
-            made.append(problem.with_data(replace(data, indices=[data.indices[i] for i in chosen.tolist()])))
+            made.append(replace(data, indices=[data.indices[i] for i in chosen.tolist()]))
         elif isinstance(data, Resident):
-            made.append(problem.with_data(Resident(_rows(data.tensors, chosen), min(size, data.batch_size))))
+            made.append(Resident(_rows(data.tensors, chosen), min(size, data.batch_size)))
         else:
             raise ValueError(f"batch sharpness is not measured over {type(data).__name__}")
     return made

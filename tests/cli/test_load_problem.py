@@ -94,3 +94,24 @@ def test_a_factory_of_problems_that_cannot_be_called_or_fails_is_named(tmp_path)
     ):
         with pytest.raises((UsageError, ValueError), match=text):
             problems_of(ModelSettings(), DataSettings(problem=f"{tmp_path / 'own.py'}:{name}"), machine)
+
+
+def test_the_loss_of_a_limited_problem_is_the_mean_over_the_weights_of_its_own_samples(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch, lossmap\n"
+        "def problem():\n"
+        "    torch.manual_seed(0)\n"
+        "    x, y = torch.randn(40, 4), torch.arange(40) % 3\n"
+        "    y[:20] = -100\n"
+        "    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1]))\n"
+        "    return lossmap.Problem.supervised(torch.nn.Linear(4, 3), loss, (x, y))\n"
+    )
+    settings = COMMAND.parse(["--problem", f"{tmp_path / 'own.py'}:problem", "--data-split", "4", "--split-idx", "2"])
+    few = problems_of(settings.model, settings.data, prepare_machine(settings.run, World()))["train"]
+    x, y = few.data.tensors
+    with torch.no_grad():
+        outputs = few.model(x)
+        truth = torch.nn.functional.cross_entropy(outputs, y, weight=torch.tensor([1.0, 5.0, 0.1]))
+        assert float(few.total((x, y))) / few.samples == pytest.approx(float(truth), rel=1e-6)
+        accuracy = few.metrics["acc"].total(outputs, (x, y)) / few.samples
+    assert float(accuracy) == pytest.approx(100 * float((outputs.argmax(1) == y).float().mean()))

@@ -60,6 +60,17 @@ def test_halves_are_disjoint_and_all_samples():
     assert set(rows[0]) | set(rows[1]) == set(map(tuple, given.data.tensors[0].tolist()))
 
 
+def test_the_loss_of_a_half_is_the_mean_over_its_own_weights():
+    plain = problem()
+    weight = torch.arange(1.0, 4.0) ** 3
+    given = Problem.supervised(plain.model, nn.CrossEntropyLoss(weight=weight), plain.data.tensors)
+    for half in halves_of(given, 3):
+        x, y = half.data.tensors
+        with torch.no_grad():
+            truth = nn.functional.cross_entropy(half.model(x), y, weight=weight)
+            assert float(half.total((x, y))) / half.samples == pytest.approx(float(truth), rel=1e-6)
+
+
 def test_the_nulls_are_those_of_dense_eigenvectors_and_stay_in_the_file(tmp_path):
     given, folder = problem(), checkpoints(tmp_path / "run")
     options = {"path": tmp_path / "a.h5", "top": 2, "tol": 1e-6, "backend": "double-backward", "null": "halves"}

@@ -20,14 +20,14 @@ def small():
     return Problem.supervised(model, "crossentropy", (x, y))
 
 
-def quotient(problem, x, y):
+def quotient(problem, x, y, criterion=nn.functional.cross_entropy):
     """g^T H g / g^T g of a batch, from a dense Hessian by torch.autograd.functional."""
     names, parameters = zip(*problem.model.named_parameters(), strict=True)
 
     def loss(theta):
         parts = torch.split(theta, [p.numel() for p in parameters])
         own = {n: t.view(p.shape) for n, t, p in zip(names, parts, parameters, strict=True)}
-        return nn.functional.cross_entropy(torch.func.functional_call(problem.model, own, (x,)), y)
+        return criterion(torch.func.functional_call(problem.model, own, (x,)), y)
 
     theta = torch.cat([p.detach().reshape(-1) for p in parameters])
     g = torch.autograd.functional.jacobian(loss, theta)
@@ -37,13 +37,40 @@ def quotient(problem, x, y):
 def test_it_is_the_mean_of_the_batches_own_quotients():
     problem = small()
     found = batch_sharpness(problem, 5, 6, parameters="all", seed=2)
-    own = [quotient(problem, *b.data.tensors) for b in _batches(problem, 5, 6, 2)]
+    own = [quotient(problem, *b.tensors) for b in _batches(problem, 5, 6, 2)]
     assert found.value == pytest.approx(np.mean(own), rel=1e-9)
     assert found.error == pytest.approx(np.std(own, ddof=1) / 6**0.5, rel=1e-7)
     assert (found.batches, found.size) == (6, 5)
     everything = batch_sharpness(problem, 12, 2, parameters="all")  # each batch holds all samples
     assert everything.value == pytest.approx(quotient(problem, *problem.data.tensors), rel=1e-9)
     assert everything.error < 1e-12
+
+
+IGNORED = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 9.0], dtype=torch.float64), ignore_index=0)
+
+
+@pytest.mark.parametrize(
+    ("problem_of", "criterion"),
+    [
+        (lambda m, data, loss: Problem.supervised(m, loss, data), IGNORED),
+        (lambda m, data, loss: Problem.supervised(m, loss, data), nn.CrossEntropyLoss(weight=IGNORED.weight)),
+        (
+            lambda m, data, loss: Problem.custom(m, lambda m, b: (loss(m(b[0]), b[1]), (b[1] > 0).sum()), data),
+            nn.CrossEntropyLoss(ignore_index=0),
+        ),
+    ],
+    ids=["ignored", "class weights", "weight of its own"],
+)
+def test_the_loss_of_a_batch_is_the_mean_over_its_own_weights(problem_of, criterion):
+    plain = small()
+    problem = problem_of(plain.model, plain.data.tensors, criterion)
+    batches = [b.tensors for b in _batches(problem, 2, 12, 0)]
+    counted = [(x, y) for x, y in batches if criterion.ignore_index != 0 or (y > 0).any()]
+    if criterion.ignore_index == 0:
+        assert len(counted) < 12  # of some nothing counts
+    own = [quotient(problem, x, y, criterion) for x, y in counted]
+    found = batch_sharpness(problem, 2, 12, parameters="all")
+    assert (found.value, found.batches) == (pytest.approx(np.mean(own), rel=1e-9), len(counted))
 
 
 def test_the_error_covers_the_mean_over_all_batches():
