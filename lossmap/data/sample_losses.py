@@ -69,7 +69,8 @@ def weighted_sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tens
     counts = targets != elementwise.ignore_index
     weights = counts.double()
     if elementwise.weight is not None:
-        weights = weights * elementwise.weight.double()[torch.where(counts, targets, 0)]
+        of_classes = elementwise.weight.double().to(targets.device)
+        weights = weights * of_classes[torch.where(counts, targets, 0)]
     return scale * torch.stack([sums, weights.reshape(len(sums), -1).sum(1)], 1)
 
 
