@@ -122,7 +122,7 @@ def make(settings: Settings, world: World) -> int:
     """Make the plane of the settings; store it in --dir-file, or with --proj-file the path of a run on it."""
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.cli.load_model import read_checkpoint, run_files
-    from lossmap.geometry.training_path import random_walk_shares
+    from lossmap.geometry.training_path import origin_on_path, random_walk_shares
     from lossmap.landscape.price import price_of_directions, price_of_path
     from lossmap.landscape.run_on_plane import grid_around, project_run
 
@@ -166,7 +166,8 @@ def make(settings: Settings, world: World) -> int:
         trajectory = project_run(plane, problem, files, states, rates, settings.plane.moving)
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays)
-        say(path_report(trajectory.arrays, random_walk_shares(len(files))))
+        walk = random_walk_shares(len(files), origin=origin_on_path(trajectory.arrays))
+        say(path_report(trajectory.arrays, walk))
     file_settings = load_problem.identity(settings.model, settings.data, plane)
     result = output.OutputFile("plane", settings, grid, plane, file_settings)
     _store(path, grid, result, groups, provenance(machine.describe(), world.size))

@@ -30,6 +30,8 @@ from lossmap.geometry.parameter_vector import state_tensors, warn_of_frozen
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
 
+AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
+
 
 @dataclass(frozen=True, eq=False)
 class PrincipalAxes:
@@ -77,15 +79,31 @@ def principal_axes(
     return PrincipalAxes(tuple(axes), tuple((values[:count] / values.sum()).tolist()))
 
 
-def random_walk_shares(checkpoints: int, count: int = 2) -> tuple[float, ...]:
-    """The shares that the first principal axes explain of a random walk about its end, of as many checkpoints.
+def origin_on_path(arrays: Mapping[str, np.ndarray]) -> int | None:
+    """Which checkpoint of a path on a plane is the plane's origin; None where none is.
 
-    In high dimensions the steps of a walk are orthogonal and of one length, so that its Gram matrix is known:
-    <theta_s - theta_T, theta_t - theta_T> is the number of steps after the later of both. NaN where there are too few.
+    arrays  of the path, as `trajectory` makes them
     """
-    places = np.arange(checkpoints)
-    gram = checkpoints - 1.0 - np.maximum.outer(places, places)
-    values = np.sort(np.linalg.eigvalsh(gram))[::-1] if checkpoints else np.empty(0)
+    distances = np.sqrt(sum(arrays[name] ** 2 for name in ("x", "y", "residual") if name in arrays))
+    nearest = int(distances.argmin())
+    return nearest if distances[nearest] <= AT_ORIGIN * distances.max() else None
+
+
+def random_walk_shares(checkpoints: int, count: int = 2, origin: int | None = -1) -> tuple[float, ...]:
+    """The shares that the first principal axes explain of a random walk of as many checkpoints.
+
+    origin  the checkpoint about which the axes are; None for a point that is none of them, about which nothing is known
+
+    In high dimensions the steps of a walk are orthogonal and of one length, so that its Gram matrix is known: of two
+    checkpoints on one side of the origin it has the steps that both are from there at least, of others 0. NaN where
+    there are too few.
+    """
+    if origin is None or not checkpoints:
+        return (float("nan"),) * count
+    steps = np.arange(checkpoints) - range(checkpoints)[origin]
+    is_one_side = np.multiply.outer(steps, steps) > 0
+    gram = np.where(is_one_side, np.minimum.outer(np.abs(steps), np.abs(steps)), 0.0)
+    values = np.sort(np.linalg.eigvalsh(gram))[::-1]
     shares = values / values.sum() if values.sum() else np.full(values.shape, np.nan)
     return tuple(float(shares[i]) if i < len(shares) - 1 else float("nan") for i in range(count))
 

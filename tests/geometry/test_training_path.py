@@ -5,7 +5,13 @@ from torch import nn
 
 from lossmap.geometry.directions import Plane, origin_of
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.geometry.training_path import pca_plane, principal_axes, random_walk_shares, trajectory
+from lossmap.geometry.training_path import (
+    origin_on_path,
+    pca_plane,
+    principal_axes,
+    random_walk_shares,
+    trajectory,
+)
 
 
 def walk(steps, seed=0):
@@ -63,15 +69,15 @@ def test_principal_axes_of_chosen_parameters_are_the_singular_vectors_of_their_o
         assert abs(float(v @ right[i])) == pytest.approx(1.0, abs=1e-8)
 
 
-@pytest.mark.parametrize("checkpoints", [2, 3, 5, 20])
-def test_shares_of_a_random_walk_are_those_of_simulated_ones(checkpoints):
+@pytest.mark.parametrize(("checkpoints", "origin"), [(2, -1), (3, -1), (5, -1), (20, -1), (20, 0), (20, 7)])
+def test_shares_of_a_random_walk_are_those_of_simulated_ones(checkpoints, origin):
     torch.manual_seed(0)
     steps = torch.randn(checkpoints, 40_000, dtype=torch.float64)
     walk = steps.cumsum(0)
-    path = [{"w": w - walk[-1]} for w in walk]
+    path = [{"w": w - walk[origin]} for w in walk]
     count = min(2, checkpoints - 1)
     simulated = principal_axes({"w": torch.zeros(40_000, dtype=torch.float64)}, path, count).explained
-    expected = random_walk_shares(checkpoints)
+    expected = random_walk_shares(checkpoints, origin=origin)
     assert simulated == pytest.approx(expected[:count], abs=0.01)
     assert np.isnan(expected[count:]).all()
 
@@ -79,3 +85,12 @@ def test_shares_of_a_random_walk_are_those_of_simulated_ones(checkpoints):
 def test_a_long_walk_about_its_end_has_the_shares_of_brownian_motion():
     assert random_walk_shares(2000) == pytest.approx((8 / np.pi**2, 8 / (9 * np.pi**2)), abs=1e-3)
     assert all(np.isnan(random_walk_shares(1)))
+
+
+def test_a_path_that_does_not_meet_the_origin_is_compared_with_no_random_walk():
+    origin, states = walk(6)
+    for model, place in ((origin, 5), (states[2], 2), (walk(1, seed=1)[0], None)):
+        axes = principal_axes(model, states, 2).axes
+        found = trajectory(Plane(model, axes, ({}, {})), states)
+        assert origin_on_path(found) == place
+    assert all(np.isnan(random_walk_shares(6, origin=None)))
