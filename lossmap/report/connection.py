@@ -5,7 +5,7 @@ Rendered from the arrays and attributes that `landscape.connection` names and a 
 
 from __future__ import annotations
 
-from math import hypot, isfinite, isinf, isnan
+from math import isfinite, isinf, isnan
 
 import numpy as np
 
@@ -169,7 +169,8 @@ def monotone_text(stored: StoredReport, split: str) -> str:
         f"t = {low:.3g} and {high:.3g}"
     )
     clear = stored.number(f"{split}_clear", CLEAR)
-    if bump <= clear * hypot(_paired_error(stored, split, low), _paired_error(stored, split, high)):
+    # of losses on both sides of the line's middle the errors may be opposite: their sum bounds that of the difference
+    if bump <= clear * (_paired_error(stored, split, low) + _paired_error(stored, split, high)):
         return f"{text}; that cannot be told from none by these {_terms_of(stored, split)}"
     return text
 

@@ -430,7 +430,7 @@ def test_errors_of_a_random_loss_are_over_realisations_paired_at_both_ends(tmp_p
     assert np.isnan(alone.barrier_errors["train"]).all() and "not known" in repr(alone)
 
 
-@pytest.mark.parametrize(("error", "is_clear"), [(0.01, True), (0.06, False), (np.nan, True)])
+@pytest.mark.parametrize(("error", "is_clear"), [(0.02, True), (0.03, False), (np.nan, True)])
 def test_a_turn_within_the_errors_is_said_to_be_no_clear_one(error, is_clear):
     t, middle = np.linspace(0, 1, 5), np.array([False, True, True, True, False])
     errors = np.where(middle, error, 0.0)
