@@ -27,7 +27,8 @@ def cubic(places: np.ndarray, heights: np.ndarray) -> Callable[[np.ndarray], np.
     if places.shape[1] == 1:
         spline = interpolate.CubicSpline(places[:, 0], heights)
         return lambda at: np.asarray(spline(at[:, 0]))
-    return interpolate.CloughTocher2DInterpolator(places, heights)
+    pieces: Callable[[np.ndarray], np.ndarray] = interpolate.CloughTocher2DInterpolator(places, heights)
+    return pieces
 
 
 def quintic(places: np.ndarray, heights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -40,7 +41,11 @@ def quintic(places: np.ndarray, heights: np.ndarray) -> Callable[[np.ndarray], n
     if places.shape[1] == 1:
         spline = interpolate.make_interp_spline(places[:, 0], heights, k=5)
         return lambda at: np.asarray(spline(at[:, 0]))
-    return interpolate.RBFInterpolator(places, heights, kernel="quintic", neighbors=min(NEIGHBOURS, len(places)))
+    count = min(NEIGHBOURS, len(places))
+    radial: Callable[[np.ndarray], np.ndarray] = interpolate.RBFInterpolator(
+        places, heights, kernel="quintic", neighbors=count
+    )
+    return radial
 
 
 def largest_miss(places: np.ndarray, heights: np.ndarray, fit: Fit = cubic) -> float | None:
