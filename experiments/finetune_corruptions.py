@@ -38,9 +38,9 @@ from lossmap import zoo
 from lossmap.data import datasets
 from lossmap.data.batches import Batches
 from lossmap.data.checkpoints import load_into
-from lossmap.data.corruptions import BENCHMARKS
 from lossmap.data.problem import Problem
 from lossmap.dynamics.run import RunDynamics, run_dynamics
+from lossmap.images.corruptions import BENCHMARKS
 from lossmap.io.eigenvector_store import read_vectors, results_of
 from lossmap.plotting.dynamics import classic, draw_evolution
 from lossmap.plotting.style import save

@@ -249,7 +249,7 @@ class _ImageFetch:
         rows = _rows(indices)
         x = self.images[rows]
         if self.corruption is not None:
-            from lossmap.data.corruptions import corrupt
+            from lossmap.images.corruptions import corrupt
 
             if x.dtype == np.uint8 and self.whole != 255.0:
                 x = x.astype(np.float32) / np.float32(self.whole)
@@ -276,7 +276,7 @@ def _split_corruption(name: str) -> tuple[str, tuple[str, int, str] | None]:
         if re.match(r"(digits|cifar)\w*\+", name, re.IGNORECASE):
             raise ValueError(f"{name!r} must have the form digits+gaussian_noise:5")
         return name.strip(), None
-    from lossmap.data.corruptions import known
+    from lossmap.images.corruptions import known
 
     plain, corruption, level, benchmark = match.groups()
     benchmark = (benchmark or "cifar-10-c").lower()

@@ -80,7 +80,7 @@ def test_images_are_normalised_as_the_published_nets_were_trained(tmp_path, plan
 
 
 def test_corrupted_cifar_is_that_of_its_bytes(tmp_path, planes):
-    from lossmap.data.corruptions import corrupt
+    from lossmap.images.corruptions import corrupt
 
     x, y = planes
     binary(tmp_path, x, y)

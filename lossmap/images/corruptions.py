@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from lossmap.data.image_operations import (
+from lossmap.images.operations import (
     Draw,
     Images,
     box_matrix,

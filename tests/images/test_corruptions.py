@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lossmap.data import corruptions, image_operations
-from lossmap.data.corruptions import EXTRA, STRENGTHS, corrupt, known
+from lossmap.images import corruptions, operations
+from lossmap.images.corruptions import EXTRA, STRENGTHS, corrupt, known
 
 TABLE = Path(__file__).parents[3] / "shared" / "reference" / "corruptions.json"
 NAMES = sorted(STRENGTHS)
@@ -82,7 +82,7 @@ def test_distortion_does_not_fall_as_severity_rises(name, images):
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_are_equal_between_processes(name):
     code = (
-        "import hashlib, numpy as np\nfrom lossmap.data.corruptions import corrupt\n"
+        "import hashlib, numpy as np\nfrom lossmap.images.corruptions import corrupt\n"
         "x = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)\n"
         f"print(hashlib.sha256(corrupt(x, {name!r}, 3, seed=2)).hexdigest())"
     )
@@ -188,7 +188,7 @@ def test_zooming_agrees_with_reading_between_pixels():
     places = (np.arange(9) - 4) / 1.25 + 4
     rows, columns = np.meshgrid(places, places, indexing="ij")
     expected = ndimage.map_coordinates(x[0, ..., 0], [rows, columns], order=1)
-    np.testing.assert_allclose(image_operations.zoomed(x, 1.25)[0, ..., 0], expected, atol=1e-6)
+    np.testing.assert_allclose(operations.zoomed(x, 1.25)[0, ..., 0], expected, atol=1e-6)
 
 
 def test_reading_between_pixels_is_scipys():
@@ -196,7 +196,7 @@ def test_reading_between_pixels_is_scipys():
     rng = np.random.default_rng(0)
     rows, columns = rng.uniform(-8, 16, (2, 1, 9, 9))
     expected = [ndimage.map_coordinates(x[0, ..., c], [rows[0], columns[0]], order=1, mode="reflect") for c in range(3)]
-    np.testing.assert_allclose(image_operations.sampled(x, rows, columns)[0], np.stack(expected, -1), atol=1e-5)
+    np.testing.assert_allclose(operations.sampled(x, rows, columns)[0], np.stack(expected, -1), atol=1e-5)
 
 
 def test_exchanged_pixels_of_glass_are_the_same_pixels():
@@ -209,18 +209,18 @@ def test_exchanged_pixels_of_glass_are_the_same_pixels():
 def test_smearing_moves_a_point_along_its_line():
     x = np.zeros((1, 15, 15, 1), np.float32)
     x[0, 7, 7] = 1.0
-    out = image_operations.smeared(x, 3, 1.0, np.zeros(1, np.float32))
+    out = operations.smeared(x, 3, 1.0, np.zeros(1, np.float32))
     assert out[0, :7].sum() == 0 and out[0, 8:].sum() == 0
     assert abs(float(out.sum()) - 1) < 1e-6 and out[0, 7, 7] == out.max()
 
 
 def test_clouds_fill_the_range_from_0_to_1():
     draw = corruptions._drawing([np.random.default_rng(i) for i in range(3)])
-    clouds = image_operations.plasma_clouds((32, 20), 2.0, draw)
+    clouds = operations.plasma_clouds((32, 20), 2.0, draw)
     assert clouds.shape == (3, 32, 20) and clouds.min() >= 0 and clouds.max() <= 1
     rough, smooth = (
         np.abs(
-            np.diff(image_operations.plasma_clouds((32, 32), decay, corruptions._drawing([np.random.default_rng(0)])))
+            np.diff(operations.plasma_clouds((32, 32), decay, corruptions._drawing([np.random.default_rng(0)])))
         ).mean()
         for decay in (1.2, 3.0)
     )

@@ -1,0 +1,1 @@
+"""Corruptions of images and the operations that they are made of: arrays to arrays, without torch."""
