@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ _MISSING = object()
 _borrowed: WeakKeyDictionary[nn.Module, _Loan] = WeakKeyDictionary()
 _precisions: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of copies in another one
 _origins: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of which these are copies
+_originals: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
 _in_training: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()  # modules to evaluate in that mode
 
 
@@ -195,19 +196,22 @@ class ModuleState:
         changes = [*self.attributes[attributes:], *self.contents[contents:]]
         return any(_has_new_tensors(now, before) for now, before in changes)
 
-    def convert_outside(self, dtype: torch.dtype) -> None:
-        """Put floating-point tables outside of the model in another precision, until `restore`."""
+    def convert_outside(self, dtype: torch.dtype, own: Mapping[int, Tensor]) -> None:
+        """Put floating-point tables outside of the model in another precision, until `restore`.
+
+        own  the model's tensors by the identity of those of which they are copies, in whose place they stand then
+        """
         attributes, contents = self._inside
         for holder, name, value in self.places:
             if _is_of_other_precision(value, dtype):
-                put(holder, name, value.to(dtype))
+                put(holder, name, own[id(value)] if id(value) in own else value.to(dtype))
                 self._converted = True
         for container, _ in [*self.attributes[attributes:], *self.contents[contents:]]:
             if isinstance(container, set):
                 continue
             for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
                 if _is_of_other_precision(value, dtype):
-                    container[key] = _converted(value, dtype)
+                    container[key] = own[id(value)] if id(value) in own else _converted(value, dtype)
                     self._converted = True
 
 
@@ -382,7 +386,10 @@ class _Loan:
     def begin(self, given: Mapping[str, Tensor]) -> None:
         """Evaluation mode, on copies of those tensors that are not given: a mode of a layer's own may change any."""
         if self.model in _precisions:
-            self.state.convert_outside(_precisions[self.model])
+            original = _originals.get(self.model, lambda: None)()
+            former = {} if original is None else named_tensors(original)
+            by_identity = {id(t): self.own[name] for name, t in former.items() if name in self.own}
+            self.state.convert_outside(_precisions[self.model], by_identity)
         for t, _, _ in self.gradients:
             t.grad = None
         for t, _ in self.hooked:
@@ -463,6 +470,7 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     copies |= {id(container): container.copy() for container in state.empty}
     twin = copy.deepcopy(model, copies)
     accompany_as(twin, model)
+    _originals[twin] = _originals.get(model, ref(model))
     evaluate_in_training(twin, evaluated_in_training(model))
     return twin if dtype is None else to_precision(twin, dtype)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lossmap
+from lossmap.curvature.autotune import prepare
 from lossmap.data.held_model import holds
 from lossmap.data.problem import Problem
 from lossmap.spectra.l2_path import retrained_spectra
@@ -110,3 +111,57 @@ def test_a_loss_that_reads_what_the_models_last_pass_left_holds_it(place):
         problem = Problem.custom(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]) + m.balance, data)
     twin = replace(problem, model=copy.deepcopy(model).double(), data=problem.data.to(dtype=torch.float64))
     assert holds(twin, model) is (place == "closure")
+
+
+class Decayed(nn.Module):
+    """A criterion that keeps what it decays."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, outputs, targets):
+        kept = self.kept.parameters() if isinstance(self.kept, nn.Module) else self.kept
+        return F.cross_entropy(outputs, targets) + squares(kept)
+
+
+def squares(*parts):
+    return DECAY / 2 * sum(p.square().sum() for part in parts for p in part)
+
+
+def decayed_by(place, parameters, model):
+    """A loss with a decay of parameters that stand in a place outside of the model."""
+    first, *others = parameters
+    by_name = {"first": first, "others": others}
+    return {
+        "list": lambda f, y: F.cross_entropy(f, y) + squares(parameters),
+        "dictionary": lambda f, y: F.cross_entropy(f, y) + squares([by_name["first"]], by_name["others"]),
+        "variable": lambda f, y: F.cross_entropy(f, y) + squares([first], others),
+        "default": lambda f, y, held=parameters: F.cross_entropy(f, y) + squares(held),
+        "criterion": Decayed(parameters),
+        "criterion of modules": Decayed(nn.ModuleList(model)),
+    }[place]
+
+
+PLACES = ["list", "dictionary", "variable", "default", "criterion", "criterion of modules"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_parameters_that_a_loss_holds_are_those_of_the_copy(place):
+    model, x, y = classifier()
+    parameters = list(model.parameters())
+    before = [p.clone() for p in parameters]
+    problem = Problem.supervised(model, decayed_by(place, parameters, model), (x, y))
+    factory = prepare(problem, "all")  # products of the backend that passed the comparison over a copy
+    assert factory.plan.rounding  # which was measured over a copy too
+    moved = copy.deepcopy(model)
+    for p in moved.parameters():
+        p.data += 0.1
+    for there in (model, moved):
+        plain = lossmap.spectrum(
+            Problem.supervised(there, "crossentropy", (x, y)), parameters="all", density_error=None
+        )
+        matrix = factory.at({name: p.detach() for name, p in there.named_parameters()})
+        trace = float((matrix @ torch.eye(matrix.size)).trace())
+        assert trace == pytest.approx(plain.trace.value + DECAY * matrix.size, rel=1e-4)
+    assert all(a is b and torch.equal(a, c) for a, b, c in zip(parameters, model.parameters(), before, strict=True))
