@@ -43,6 +43,7 @@ from lossmap.data.outside_state import (
     put,
     slots_of,
 )
+from lossmap.data.rebound import rebind
 from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
 
@@ -469,6 +470,7 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     # what holds nothing, as every module's dictionaries of hooks, `deepcopy` takes apart all the same: half of its time
     copies |= {id(container): container.copy() for container in state.empty}
     twin = copy.deepcopy(model, copies)
+    rebind(twin, copies)
     accompany_as(twin, model)
     _originals[twin] = _originals.get(model, ref(model))
     evaluate_in_training(twin, evaluated_in_training(model))
