@@ -24,6 +24,7 @@ GROUND = {
     "memory",
     "numerics",
     "process_state",
+    "rebound",
     "seeding",
     "special_files",
     "sums",

@@ -43,9 +43,9 @@ from lossmap.data.outside_state import (
     put,
     slots_of,
 )
-from lossmap.data.rebound import rebind
 from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
+from lossmap.rebound import rebind
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
@@ -470,7 +470,7 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     # what holds nothing, as every module's dictionaries of hooks, `deepcopy` takes apart all the same: half of its time
     copies |= {id(container): container.copy() for container in state.empty}
     twin = copy.deepcopy(model, copies)
-    rebind(twin, copies)
+    rebind(twin.modules(), copies)
     accompany_as(twin, model)
     _originals[twin] = _originals.get(model, ref(model))
     evaluate_in_training(twin, evaluated_in_training(model))

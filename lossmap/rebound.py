@@ -8,19 +8,17 @@ a `forward` that closes over a layer would run that layer. What a function takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from torch import nn
 
-
-def rebind(twin: nn.Module, copies: Mapping[int, Any]) -> None:
-    """Give a model's copy functions of its own.
+def rebind(modules: Iterable[Any], copies: Mapping[int, Any]) -> None:
+    """Give the modules of a model's copy functions of their own.
 
     copies  what the copy holds in the place of each of the model's objects, by their identity: deepcopy's memo
     """
-    for module in twin.modules():
+    for module in modules:
         for held in (module.__dict__, *(v for v in module.__dict__.values() if isinstance(v, dict))):
             functions = [(k, v) for k, v in held.items() if isinstance(v, FunctionType) and v.__closure__]
             held.update({k: _rebound(v, copies, {}) for k, v in functions})
