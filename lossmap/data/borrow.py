@@ -197,23 +197,29 @@ class ModuleState:
         changes = [*self.attributes[attributes:], *self.contents[contents:]]
         return any(_has_new_tensors(now, before) for now, before in changes)
 
-    def convert_outside(self, dtype: torch.dtype, own: Mapping[int, Tensor]) -> None:
+    def convert_outside(self, dtype: torch.dtype, counterparts: Callable[[], Mapping[int, Tensor]]) -> None:
         """Put floating-point tables outside of the model in another precision, until `restore`.
 
-        own  the model's tensors by the identity of those of which they are copies, in whose place they stand then
+        counterparts  the model's own tensors by the identity of those of which they are copies, whose place they take
         """
+        own: Mapping[int, Tensor] | None = None
+
+        def converted(value: Tensor) -> Tensor:
+            nonlocal own
+            own = counterparts() if own is None else own
+            self._converted = True
+            return own[id(value)] if id(value) in own else _converted(value, dtype)
+
         attributes, contents = self._inside
         for holder, name, value in self.places:
             if _is_of_other_precision(value, dtype):
-                put(holder, name, own[id(value)] if id(value) in own else value.to(dtype))
-                self._converted = True
+                put(holder, name, converted(value))
         for container, _ in [*self.attributes[attributes:], *self.contents[contents:]]:
             if isinstance(container, set):
                 continue
             for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
                 if _is_of_other_precision(value, dtype):
-                    container[key] = own[id(value)] if id(value) in own else _converted(value, dtype)
-                    self._converted = True
+                    container[key] = converted(value)
 
 
 def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:
@@ -387,10 +393,7 @@ class _Loan:
     def begin(self, given: Mapping[str, Tensor]) -> None:
         """Evaluation mode, on copies of those tensors that are not given: a mode of a layer's own may change any."""
         if self.model in _precisions:
-            original = _originals.get(self.model, lambda: None)()
-            former = {} if original is None else named_tensors(original)
-            by_identity = {id(t): self.own[name] for name, t in former.items() if name in self.own}
-            self.state.convert_outside(_precisions[self.model], by_identity)
+            self.state.convert_outside(_precisions[self.model], self._counterparts)
         for t, _, _ in self.gradients:
             t.grad = None
         for t, _ in self.hooked:
@@ -400,6 +403,12 @@ class _Loan:
             copied = {name: value for name, value in copied.items() if name not in given}
         _point(self.own, _copies(copied))
         set_evaluation_mode(self.model)
+
+    def _counterparts(self) -> dict[int, Tensor]:
+        """The tensors of a copy by the identity of those of the model that it is a copy of."""
+        original = _originals.get(self.model, lambda: None)()
+        former = {} if original is None else named_tensors(original)
+        return {id(t): self.own[name] for name, t in former.items() if name in self.own}
 
     @contextmanager
     def inner(
