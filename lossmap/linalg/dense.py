@@ -2,8 +2,13 @@
 
 What remains is rounding: eigenvalues are those of the symmetric part, within the allowance for rounding in the products
 (see `operator.Rounding`) and half the measured lack of symmetry (Weyl's inequality). Where rounding was measured to be
-large, as under autocast or where terms cancel, the entries are those of the same operator in float64. Price: n
-products, there 2 n, n^3 multiplications in float64, n^2 numbers. Symbols: n the dimension.
+large, as under autocast or where terms cancel, the entries are those of the same operator in float64.
+
+Products with unit vectors are themselves compared with others (`operator.error_of_columns`), which are not counted, as
+others that measure rounding.
+
+Price: n + `CHECKS` products, in float64 as many more, n^3 multiplications in float64, n^2 numbers. Symbols: n the
+dimension.
 """
 
 from __future__ import annotations
@@ -19,13 +24,14 @@ import torch
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.eigenpairs import EigenPairs, Which
 from lossmap.linalg.entry_sums import exact_sums
-from lossmap.linalg.operator import Rounding, SymmetricOperator, columns_of
+from lossmap.linalg.operator import Rounding, SymmetricOperator, check_vectors, columns_of, error_of_columns
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
 
 logger = logging.getLogger("lossmap")
 MAX_ROUNDING = 1e-4  # of the largest absolute eigenvalue, beyond which entries are made in float64
 MAX_EXTRAPOLATED = 0.1  # the same, beyond which what was measured says nothing on float64
+CHECK_SAFETY = 2.0  # the error of the entries that they show is taken so many times
 EXTRAPOLATED_SAFETY = 10.0  # what float64 would do of it by the ratio of the precisions is taken so many times
 
 
@@ -48,7 +54,7 @@ class DenseMatrix:
 
     @classmethod
     def of(cls, operator: SymmetricOperator) -> DenseMatrix:
-        """By n products with unit vectors, in float64 too where rounding shows.
+        """By n products with unit vectors and `CHECKS` more, in float64 too where rounding shows.
 
         Raises FloatingPointError where a product is not finite.
         """
@@ -77,9 +83,11 @@ class DenseMatrix:
         asymmetry = float(np.linalg.norm(measured - measured.T)) / 2.0
         rounding = Rounding.of(operator)
         entries = 0.5 * (measured + measured.T)
-        allowance = None
-        if rounding.measured is not None or rounding.kinks:
-            allowance = rounding.allowance(float(np.linalg.norm(entries, 2)))
+        usual = rounding.allowance(float(np.linalg.norm(entries, 2)))
+        error = CHECK_SAFETY * error_of_columns(operator, [measured @ v.double().numpy() for v in check_vectors(n)])
+        allowance = usual if rounding.measured is not None or rounding.kinks else None
+        if error > usual:
+            allowance = error
         return cls(entries, asymmetry, rounding.epsilon, operator.dtype, allowance)
 
     @cached_property

@@ -36,7 +36,14 @@ from lossmap import seeding
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.entry_sums import EntrySums, Rows, entry_sums, half_width
 from lossmap.linalg.entry_sums import degrees_of_freedom as degrees_of_freedom
-from lossmap.linalg.operator import Rounding, SymmetricOperator, columns_of, finite_product
+from lossmap.linalg.operator import (
+    Rounding,
+    SymmetricOperator,
+    check_vectors,
+    columns_of,
+    error_of_columns,
+    finite_product,
+)
 from lossmap.report.estimates import trace_text
 from lossmap.values import Result
 
@@ -171,15 +178,22 @@ def check_trace_request(method: str, products: int) -> None:
 def by_unit_vectors(operator: SymmetricOperator, target: float = inf, spent: int = 0, sums: bool = True) -> Trace:
     """The sum of the diagonal, by n products; `spent` were made before. The error is the allowance for rounding.
 
+    That of products with unit vectors is shown by a few others, which are not counted (`error_of_columns`).
+
     Raises FloatingPointError where a product is not finite.
     """
     n = operator.size
     diagonal, squares = np.zeros(n), np.zeros(n)
+    vectors = check_vectors(n)
+    images = [np.zeros(n) for _ in vectors]
     for i, column in enumerate(columns_of(operator)):
         diagonal[i], squares[i] = float(column[i]), float(column.square().sum())
+        for v, image in zip(vectors, images, strict=True):
+            image += float(v[i]) * column.numpy()
     rounding = Rounding.of(operator)
     # A measured rounding is of one product; the n errors on the diagonal add up, by sqrt(n) where they are independent.
     error = max(rounding.allowance(float(np.sqrt((diagonal**2).sum()))), sqrt(n) * (rounding.measured or 0.0))
+    error = max(error, sqrt(n) * error_of_columns(operator, images))
     rows = _rows_of(operator)
     zero = np.zeros(len(rows.names))
     own = entry_sums(rows, operator, rows.sums(diagonal), rows.sums(squares), n, "unit vectors", (zero, zero))

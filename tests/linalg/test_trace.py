@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binom
 from scipy.stats import t as student
 
+from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.trace import METHODS, Sketch, degrees_of_freedom, trace, xtrace
 
 
@@ -235,3 +236,29 @@ def test_the_errors_of_a_diagonal_add_up_in_an_exact_trace():
     systematic = plain.entries + size * torch.eye(n, dtype=torch.float64) / 7  # in every product the same
     exact = trace(Measured(systematic, size), products=n)
     assert exact.exact and abs(exact.value - plain.entries.trace()) <= exact.error == pytest.approx(7 * size)
+
+
+class RoundsUnitVectors:
+    """diag(1, ..., n) in float32, whose products lose a part of what they are where all terms of a sum are alike."""
+
+    size, dtype, device, rounding = 12, torch.float32, torch.device("cpu"), 1e-6
+    lost = 1e-4
+
+    def __matmul__(self, v):
+        image = torch.arange(1.0, self.size + 1) * v
+        return image * (1 - self.lost) if int((v != 0).sum()) == 1 else image
+
+
+def test_rounding_of_products_with_unit_vectors_alone_is_in_the_errors():
+    operator = RoundsUnitVectors()
+    true = operator.size * (operator.size + 1) / 2
+    found = trace(operator, products=20)
+    assert found.exact and found.products == operator.size
+    assert 1e-6 * true < abs(found.value - true) <= found.error < 1e-2 * true
+    whole = DenseMatrix.of(operator)
+    pairs = whole.pairs("top:1")
+    assert 1e-5 < abs(pairs.values[0] - operator.size) <= pairs.residuals[0] < 1e-2
+    assert abs(whole.trace().value - true) <= whole.trace().error
+    operator.lost = 0.0
+    assert trace(operator, products=20).error < 1e-5
+    assert DenseMatrix.of(operator).error < 1e-5
