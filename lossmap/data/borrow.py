@@ -43,9 +43,9 @@ from lossmap.data.outside_state import (
     put,
     slots_of,
 )
-from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
 from lossmap.rebound import rebind
+from lossmap.shortcuts import shortcuts_off
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into

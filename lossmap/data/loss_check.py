@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap.data.aliases import refuse_aliases
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
@@ -197,6 +198,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     problem = with_gradients_recorded(problem, few_samples(problem, most), 5 * rounding_of(problem.model))
     probe = _Probe(problem, most)
     _refuse_stale_memo(problem, probe.own_batch)
+    refuse_aliases(problem, probe.own_batch, rounding_of(problem.model))
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:

@@ -90,8 +90,8 @@ def _refuse_shared_memory(named: Named) -> None:
                 f"entries of the parameter {name!r} lie in one memory, as after `a.expand(...)`, and move together: "
                 "clone it, or take the smaller tensor for the parameter and expand it in the forward pass"
             )
-        begin, unit = int(p.storage_offset()), p.element_size()
-        by_storage.setdefault(p.untyped_storage()._cdata, []).append((begin * unit, (begin + span) * unit, name))
+        storage, begin, end = memory_of(p)
+        by_storage.setdefault(storage, []).append((begin, end, name))
     for places in by_storage.values():
         still: list[tuple[int, str]] = []  # those that reach as far as the present one
         for begin, end, second in sorted(places):
@@ -103,6 +103,12 @@ def _refuse_shared_memory(named: Named) -> None:
                         "are two to PyTorch: tie them (module_a.weight = module_b.weight), or clone one"
                     )
             still.append((end, second))
+
+
+def memory_of(t: Tensor) -> tuple[int, int, int]:
+    """(the identity of a strided tensor's storage, the bytes there from its first entry to the one behind its last)."""
+    begin, unit = int(t.storage_offset()), t.element_size()
+    return t.untyped_storage()._cdata, begin * unit, (begin + _span(t)) * unit
 
 
 def _span(p: Tensor) -> int:

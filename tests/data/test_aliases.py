@@ -1,0 +1,71 @@
+"""Tensors in the memory of a parameter: refused where the loss reads them, and nowhere else."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lossmap
+
+KEPT = ["attribute", "list", "buffer", "whole"]
+
+
+class Keeps(nn.Module):
+    def __init__(self, kept, alias=True, read=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.head, self.kept, self.read = nn.Parameter(torch.randn(5, 4)), nn.Linear(5, 3), kept, read
+        part = self.weight.data if kept == "whole" else self.weight.data[2:]
+        part = part if alias else part.clone()
+        if kept == "buffer":
+            self.register_buffer("tail", part)
+        else:
+            self.tail = [part] if kept == "list" else part
+
+    def forward(self, x):
+        outputs = self.head(torch.tanh(x @ self.weight.T))
+        if not self.read:
+            return outputs
+        tail = self.tail[0] if self.kept == "list" else self.tail
+        return outputs + (x @ tail[-3:].T)
+
+
+def survey(model, loss="crossentropy"):
+    problem = lossmap.Problem.supervised(model, loss, (torch.randn(20, 4), torch.arange(20) % 3))
+    return lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), lossmap.Grid.line(-1, 1, 3))
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_lies_in_the_memory_of_a_parameter_is_refused_where_it_is_read(kept):
+    model = Keeps(kept)
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"tail.* lies in the memory of the parameter 'weight'"):
+        survey(model)
+    assert torch.equal(model.weight, before)
+    tail = model.tail[0] if kept == "list" else model.tail
+    assert tail.data_ptr() == (model.weight if kept == "whole" else model.weight[2:]).data_ptr()
+    for harmless in (Keeps(kept, alias=False), Keeps(kept, read=False)):
+        survey(harmless)
+
+
+def test_a_loss_that_keeps_one_is_refused_too():
+    model = Keeps("attribute", alias=False)
+    anchors = [p.detach() for p in model.parameters()]  # not of their own memory
+
+    def anchored(outputs, targets):
+        return F.cross_entropy(outputs, targets) + sum(a.square().sum() for a in anchors)
+
+    with pytest.raises(ValueError, match="anchors lies in the memory of the parameter"):
+        survey(model, anchored)
+    anchors[:] = [a.clone() for a in anchors]
+    survey(model, anchored)
+
+
+def test_parts_of_one_memory_are_no_aliases():
+    flat = torch.randn(40)
+    model = nn.Linear(4, 3)
+    model.weight = nn.Parameter(flat[:12].view(3, 4))
+    model.register_buffer("scale", flat[12:15])
+    model.flat = flat  # all of it, which no pass reads
+    model.forward = lambda x: F.linear(x, model.weight, model.bias) * model.scale
+    survey(model)
