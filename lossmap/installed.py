@@ -23,7 +23,7 @@ def _as_named() -> list[str]:
     paths = sysconfig.get_paths()
     folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    return [*folders, str(Path(__file__).parents[0])]
+    return [*folders, str(Path(__file__).parent)]
 
 
 @functools.cache

@@ -150,9 +150,8 @@ def doubled(problem: Problem) -> Problem:
 
     model, data = copy_of(problem.model, torch.float64), problem.data.to(dtype=torch.float64)
     twin = replace(problem.over(model), data=data)
-    if (
-        twin.count is problem.count is not samples_in
-    ):  # it may count with the model it was made with, which stays as it is
+    # it may count with the model it was made with, which stays as it is
+    if twin.count is problem.count is not samples_in:
         twin = replace(twin, count=count_in_own_precision)
     with temporary_parameters(model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
