@@ -16,9 +16,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lossmap.data.batch_structure import TARGET_NAMES
 from lossmap.data.batches import Batch
-
-TARGET_NAMES = ("labels", "targets", "target", "label", "y")
 
 
 def target_name(batch: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
-from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
+from lossmap.data.batch_structure import TARGET_NAMES, holds_tensors, is_one_batch, open_batch
 from lossmap.data.copy_stream import copied_ahead, streams_of
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
@@ -64,10 +64,13 @@ def samples_in(batch: Batch) -> int:
     targets `y` of an object (torch_geometric's graphs), or its `num_graphs`; where these differ too, as the parts of a
     physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together; for
     lists of images and of their boxes, and lists of samples, see `_in_lists`. A number by itself within an entry, such
-    as a label, says that the entry's tensors are of one sample, whatever their length.
+    as a label, says that the entry's tensors are of one sample, whatever their length; and so does one target of a
+    batch, as of a graph with a label.
     """
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
         return sum(map(samples_in, batch))
+    if _has_one_target(batch):
+        return 1
     lengths = _lengths(pytree.tree_leaves(batch))
     if not lengths:
         raise ValueError(
@@ -87,6 +90,16 @@ def samples_in(batch: Batch) -> int:
     if listed is None:
         return lengths.pop() if len(lengths) == 1 else 1
     return listed
+
+
+def _has_one_target(batch: Batch) -> bool:
+    """Whether the target of a batch is one number: a class at the end of a tuple, or what has a usual name."""
+    if isinstance(batch, (tuple, list)):
+        last = batch[-1] if batch else None
+        return isinstance(last, torch.Tensor) and not last.dim() and not last.is_floating_point()
+    get = batch.get if isinstance(batch, Mapping) else partial(getattr, batch)
+    targets = (get(name, None) for name in TARGET_NAMES)
+    return any((isinstance(t, torch.Tensor) and not t.dim()) or isinstance(t, (int, float)) for t in targets)
 
 
 def _holds_numbers(batch: Batch) -> bool:

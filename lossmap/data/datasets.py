@@ -40,8 +40,7 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data import cifar, huggingface_data
 from lossmap.data import download as fetching
-from lossmap.data.batch_parts import TARGET_NAMES
-from lossmap.data.batch_structure import strided_parts
+from lossmap.data.batch_structure import TARGET_NAMES, strided_parts
 from lossmap.data.batches import (
     Batch,
     Batches,

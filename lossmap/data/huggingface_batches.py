@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lossmap.data.batch_parts import TARGET_NAMES
+from lossmap.data.batch_structure import TARGET_NAMES
 from lossmap.data.batches import Batches, FixedBatches, MappedFetch, Resident, Streamed
 from lossmap.data.huggingface_files import listed
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, as_batches

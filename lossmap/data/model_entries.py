@@ -22,8 +22,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lossmap.data.batch_parts import TARGET_NAMES, are_arguments, are_words, target_name, targets_of
-from lossmap.data.batch_structure import holds_tensors
+from lossmap.data.batch_parts import are_arguments, are_words, target_name, targets_of
+from lossmap.data.batch_structure import TARGET_NAMES, holds_tensors
 from lossmap.data.batches import Batch
 from lossmap.data.huggingface_pass import is_huggingface, model_within
 

@@ -346,6 +346,9 @@ def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
     assert samples_in({"a": X, "b": Y}) == 12
     assert samples_in([Loose(x=X[:4], y=Y[:1]), Loose(x=X[:6], y=Y[:1]), Loose(x=X[:3], edges=Y)]) == 3
     assert samples_in([Loose(x=X[:4], y=Y[:4]), Loose(x=X[:6], edges=X[:2], y=Y[:6])]) == 10
+    assert samples_in([Loose(x=X[:4], y=Y[0]), Loose(x=X[:6], label=2)]) == 2  # graphs with a label each
+    assert samples_in(Loose(x=X[:4], y=Y[0])) == samples_in({"x": X[:4], "y": Y[0]}) == samples_in((X[:4], Y[0])) == 1
+    assert samples_in((X[:4], torch.tensor(0.5))) == samples_in({"x": X[:4], "scale": Y[0]}) == 4  # no targets
 
 
 BOXES = [{"boxes": X[:k], "labels": Y[:k]} for k in (1, 3, 2)]
