@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
@@ -122,10 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def source_of(kind: str, path: Path) -> str:
     """The flags by which a command reads a file of this kind."""
     if kind == "problem":
-        return f"--problem {path}:problem"
-    own = f"--model {path}:model --dataset {path}:data"
+        return f"--problem {quote(f'{path}:problem')}"
+    own = f"--model {quote(f'{path}:model')} --dataset {quote(f'{path}:data')}"
     if kind == "regression":
-        own += f" --loss {path}:loss"
+        own += f" --loss {quote(f'{path}:loss')}"
     return own
 
 

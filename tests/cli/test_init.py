@@ -1,6 +1,7 @@
 """`lossmap init`: what it writes runs as it is, by the commands that it prints."""
 
 import re
+import shlex
 
 import pytest
 
@@ -14,16 +15,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_file_runs_by_the_commands_that_are_printed(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    name = f"own_{kind}.py"
+    name = f"own {kind}.py"  # the commands are to be pasted into a shell
     assert main(["init", name, "--kind", kind]) == 0
     commands = re.findall(r"^  lossmap (.+)$", capsys.readouterr().out, re.MULTILINE)
     assert [c.split()[0] for c in commands] == ["surface", "spectrum"]
     for command in commands:
-        words = [re.sub(r"=-1:1:25", "=-1:1:3", w) for w in command.split() if w != "--plot"]
+        words = [re.sub(r"=-1:1:25", "=-1:1:3", w) for w in shlex.split(command) if w != "--plot"]
         assert main(words) == 0
     assert lossmap.read("surface.h5").outcome == "complete"
     inside = re.search(r"^    (lossmap surface .+) --plot$", (tmp_path / name).read_text(), re.MULTILINE)
-    assert main([*inside[1].split()[1:], "--dry-run"]) == 0
+    assert main([*shlex.split(inside[1])[1:], "--dry-run"]) == 0
 
 
 def test_nothing_is_replaced_unasked(tmp_path, monkeypatch, capsys):
