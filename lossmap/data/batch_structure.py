@@ -48,10 +48,15 @@ def _open(batch: Any) -> None:
         is_named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
         if not is_named_tuple and kind not in pytree.SUPPORTED_NODES:
             if _is_plain_mapping(leaf):
-                pytree.register_pytree_node(kind, _items_of, partial(_mapping_of, kind))
+                _register(kind, _items_of, _mapping_of, pytree.MappingKey)
             else:
-                pytree.register_pytree_node(kind, _attributes_of, partial(_object_of, kind))
+                _register(kind, _attributes_of, _object_of, pytree.GetAttrKey)
         _open(_parts(leaf))
+
+
+def _register(kind: Any, parts_of: Any, made_of: Any, key: Any) -> None:
+    with_keys = partial(_with_keys, parts_of, key)
+    pytree.register_pytree_node(kind, parts_of, partial(made_of, kind), flatten_with_keys_fn=with_keys)
 
 
 def _parts(value: Any) -> list[Any]:
@@ -119,6 +124,12 @@ def _items_of(mapping: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
 def _attributes_of(value: Any) -> tuple[list[Any], tuple[str, ...]]:
     attributes = _attributes(value)
     return list(attributes.values()), tuple(attributes)
+
+
+def _with_keys(parts_of: Any, key: Any, value: Any) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+    """The parts with the keys that name them in a path."""
+    parts, names = parts_of(value)
+    return [(key(name), part) for name, part in zip(names, parts, strict=True)], names
 
 
 def _mapping_of(kind: Any, entries: Any, names: tuple[str, ...]) -> Any:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from lossmap.data.batch_structure import strided_parts
 from lossmap.data.batches import Batches, FixedBatches, Resident
 
+MAX_TENSORS = 12  # that are described, of a batch that may be a list of many graphs
 MAX_CLASSES = 1000  # whole numbers of more different values are no class labels
 
 
@@ -39,15 +40,20 @@ def _counted(number: int, one: str, several: str = "") -> str:
 def _lines_of(batch: Any, where: str, of_pairs: bool) -> list[str]:
     named = pytree.tree_flatten_with_path(batch)[0]
     tensors = [(_name(path, batch, of_pairs), leaf) for path, leaf in named if isinstance(leaf, Tensor)]
-    return [f"{name}: {_described(t)}{where}" for name, t in tensors]
+    lines = [f"{name}: {_described(t)}{where}" for name, t in tensors[:MAX_TENSORS]]
+    rest = len(tensors) - len(lines)
+    return [*lines, f"and {_counted(rest, 'tensor')} more"] if rest else lines
 
 
 def _name(path: Any, batch: Any, of_pairs: bool) -> str:
     """`inputs` and `targets` of a pair; a key of a dict; else where it stands."""
-    if of_pairs and isinstance(batch, tuple) and len(batch) == 2 and len(path) == 1:
-        return ("inputs", "targets")[path[0].idx]
-    if isinstance(batch, Mapping) and len(path) == 1:
-        return str(path[0].key)
+    match path:
+        case [pytree.SequenceKey(place)] if of_pairs and isinstance(batch, tuple) and len(batch) == 2:
+            return ("inputs", "targets")[place]
+        case [pytree.MappingKey(key)]:
+            return str(key)
+        case [pytree.GetAttrKey(), pytree.MappingKey(key)] if isinstance(batch, Mapping):
+            return str(key)  # of a UserDict, which holds its entries in a dict
     return f"batch{pytree.keystr(path)}"
 
 

@@ -1,7 +1,10 @@
 """What `--dry-run` says of data: the numbers are those of the tensors."""
 
+from collections import UserDict, namedtuple
+
 import torch
 
+from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import FixedBatches, Resident, Streamed
 from lossmap.data.description import description_of
 
@@ -38,3 +41,31 @@ def test_the_parts_of_a_batch_are_no_inputs_and_targets_where_the_loss_is_of_mod
     head, *lines = description_of(given, of_pairs=False)
     assert head == "1 batch as given, never cut; 1 sample"
     assert [line.partition(":")[0] for line in lines] == ["batch[0]", "batch[1]"]
+
+
+class Graph:
+    """As a user has it."""
+
+    def __init__(self, nodes):
+        self.nodes = torch.zeros(nodes, 2)
+
+
+class Entries(dict):
+    """A dict of a class of its own."""
+
+
+Pair = namedtuple("Pair", "x y")
+
+
+def test_parts_of_objects_and_mappings_of_any_class_have_their_names():
+    x = torch.ones(3, 2)
+    for batch, names in (
+        ([Graph(3), Graph(4)], ["batch[0].nodes", "batch[1].nodes"]),
+        (UserDict(ids=x), ["ids"]),
+        (Entries(ids=x), ["ids"]),
+        (Pair(x, x[:2]), ["batch.x", "batch.y"]),
+    ):
+        _, *lines = description_of(FixedBatches((open_batch(batch),)))
+        assert [line.partition(":")[0] for line in lines] == names
+    many = description_of(FixedBatches((open_batch([Graph(n) for n in range(1, 21)]),)))
+    assert len(many) == 14 and many[-1] == "and 8 tensors more"
