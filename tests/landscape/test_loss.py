@@ -76,6 +76,25 @@ def test_every_batch_norm_behind_a_layer_is_folded(net):
     assert not any(n.op == "call_module" and "bn" in str(n.target) for n in graph.graph.nodes)
 
 
+class WithOwnLoss(nn.Module):
+    """As a model of Hugging Face: with a loss where there are labels, which torch.fx takes for given."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        return {"loss": None if labels is None else F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_model_whose_traced_form_fails_is_not_folded():
+    model, x, y = WithOwnLoss().eval(), torch.randn(9, 3), torch.arange(9) % 2
+    problem = Problem.supervised(model, "crossentropy", {"x": x, "labels": y})
+    value = losses(problem, random_plane(model))((0.0, 0.0))["train_loss"]
+    assert value == pytest.approx(F.cross_entropy(model.net(x), y).item(), rel=1e-6)
+
+
 def test_a_model_that_branches_on_its_data_is_not_folded():
     class Branches(Net):
         def forward(self, x):
