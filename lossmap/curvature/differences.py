@@ -139,7 +139,8 @@ class FewSamples:
             few = few.with_nothing_held(problem.model)
         with few.moving() as parameters, torch.enable_grad():
             loss = few.problem.total(batch)
-        if not parameters or (loss.requires_grad and not holds(twin, problem.model, batch)):
+            is_its_own = not parameters or (loss.requires_grad and not holds(few.problem, problem.model, batch))
+        if is_its_own:
             return replace(few, first=float(loss.detach()))
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}

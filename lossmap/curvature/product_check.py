@@ -814,9 +814,6 @@ class _Judge:
             )
         return ProductCheck(dict(self.rejected), self.undecided)
 
-    def _is_scripted(self) -> bool:
-        return any(isinstance(m, torch.jit.ScriptModule) for m in self.few.problem.model.modules())
-
     def report(self) -> None:
         """Log what could not be decided, where there is a verdict."""
         if self.loss_is_too_small:
@@ -828,13 +825,6 @@ class _Judge:
             log.warning(
                 "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "
                 "side, and differs by up to %.1g of its size from the other's; error bars hold this difference",
-                self.undecided,
-            )
-        elif self.undecided > self.reported and self._is_scripted():
-            log.warning(
-                "products and differences of the gradient differ by up to %.1g: the model is TorchScript, which may "
-                "round gradients of float64 weights to float32, or it is near kinks of the loss (ReLU at 0); error "
-                "bars hold this difference, and the model's own code may have a smaller one",
                 self.undecided,
             )
         elif self.undecided > self.reported:

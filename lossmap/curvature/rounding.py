@@ -30,7 +30,7 @@ from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss
 from lossmap.curvature.same_function import refuse_other_function
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
-from lossmap.data.held_model import refuse_held
+from lossmap.data.held_model import HELD, refuse_held
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.memory import return_freed_memory
@@ -168,13 +168,13 @@ class RoundingProbe:
             return not bool(loss_and_gradient(few, self.parameters, self.total).gradient.any())
 
     def _cancelled(self, few: Problem, single: SymmetricOperator) -> float | None:
-        """eps |J^T J v| over samples; None where the loss does not call the model, whose outputs are meant."""
+        """eps |J^T J v| over samples; None where the loss does not call the model, or model or loss hold it."""
         if not few.separable:
             few = replace(few, forward=OutputsWithin(few.forward), separable=True)
         try:
             squares = self.in_precision(replace(few, loss=half_square), single.dtype, gauss_newton)
-        except Exception as failure:  # the loss calls no model, or holds one itself
-            if isinstance(few.forward, OutputsWithin):
+        except Exception as failure:  # the loss calls no model, or holds one itself, or the model does
+            if isinstance(few.forward, OutputsWithin) or str(failure) == HELD:
                 log.info("nor by the model's outputs: %s", failure)
                 return None
             raise

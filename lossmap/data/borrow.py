@@ -479,6 +479,9 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     # what holds nothing, as every module's dictionaries of hooks, `deepcopy` takes apart all the same: half of its time
     copies |= {id(container): container.copy() for container in state.empty}
     twin = copy.deepcopy(model, copies)
+    for p in twin.parameters():
+        if not p.is_leaf:  # of a script, whose copy would pass its gradients on to the model's own parameters
+            p.detach_().requires_grad_()
     rebind(twin.modules(), copies)
     accompany_as(twin, model)
     _originals[twin] = _originals.get(model, ref(model))

@@ -5,7 +5,8 @@
 At points of a survey that is right, since the model itself is moved. Over a copy (in another precision, at a
 checkpoint) such a loss is that of the copy in part or not at all, and so are its derivatives.
 So it is where the loss reads what the last pass left in the model, `MODEL.aux`. Price: one sample forward and back and
-four passes more, or a batch where the loss does not run on one; nothing for PyTorch's own losses.
+four passes more, or a batch where the loss does not run on one; of PyTorch's own losses one pass. The model's own code
+may hold it too: a copy's lambdas and hooks are those of the model, with its weights.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ MAX_MOVED = 50_000_000  # parameters of a model that is run at other weights bet
 SAME = 1e-12  # relative difference of two evaluations of one loss in float64
 
 HELD = (
-    "the loss holds the model itself, beside the one that it is given, so that it cannot be evaluated over a copy; "
-    "write it as a function of its argument: Problem.custom(model, loss, data) with loss(model, batch)"
+    "the loss holds the model itself, beside the one that it is given, or the model's own code does (a lambda, a hook, "
+    "model.forward = torch.compile(model.forward)), so that it cannot be evaluated over a copy; write it as a function "
+    "of its argument: Problem.custom(model, loss, data) with loss(model, batch), and what the model does as methods"
 )
 
 
@@ -45,8 +47,7 @@ def refuse_held(twin: Problem, model: nn.Module, batch: Batch | None = None) -> 
 
 def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
     """Whether the loss of a problem over a copy depends on the model itself; see `refuse_held`."""
-    if isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss):
-        return False
+    is_of_pytorch = isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss)
     # a loss may not run on one sample, as batch norm in a criterion: then on a batch of its own
     tried = [twin.data.rebatched(1), twin.data] if batch is None else [[batch]]
     own = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
@@ -64,7 +65,7 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
             value = _first_total(twin, tried)
             if value.requires_grad and any(g is not None for g in torch.autograd.grad(value, own, allow_unused=True)):
                 return True
-            return _reads_what_the_model_keeps(twin, model, tried)
+            return not is_of_pytorch and _reads_what_the_model_keeps(twin, model, tried)
         finally:
             for p, before in zip(own, required, strict=True):
                 p.requires_grad_(before)

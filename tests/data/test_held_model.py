@@ -165,3 +165,37 @@ def test_parameters_that_a_loss_holds_are_those_of_the_copy(place):
         trace = float((matrix @ torch.eye(matrix.size)).trace())
         assert trace == pytest.approx(plain.trace.value + DECAY * matrix.size, rel=1e-4)
     assert all(a is b and torch.equal(a, c) for a, b, c in zip(parameters, model.parameters(), before, strict=True))
+
+
+class Scaled(nn.Module):
+    """With a factor made of its own bias: by its forward, or by code that was made with the model and holds it."""
+
+    def __init__(self, held_by=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.last = nn.Linear(4, 5), nn.Linear(5, 3), nn.Identity()
+        self.factor = (lambda: self.a.bias.sum().exp()) if held_by == "lambda" else None
+        self.is_scaled = held_by not in ("lambda", "hook")
+        if held_by == "hook":
+            self.last.register_forward_hook(lambda module, x, y: y * self.a.bias.sum().exp())
+        elif held_by == "forward":
+            own = self.forward
+            self.forward = lambda x: own(x)
+
+    def forward(self, x):
+        x = self.last(self.b(torch.tanh(self.a(x))))
+        if self.factor is not None:
+            return x * self.factor()
+        return x * self.a.bias.sum().exp() if self.is_scaled else x
+
+
+@pytest.mark.parametrize("held_by", ["lambda", "hook", "forward"])
+def test_a_model_whose_own_code_holds_it_is_measured_itself_and_no_copy(held_by, tmp_path):
+    _, x, y = classifier()
+    plain, held = (Problem.supervised(Scaled(by), "crossentropy", (x, y)) for by in (None, held_by))
+    blocks, found = (lossmap.layer_spectra(p, probes=0) for p in (plain, held))
+    for block in found.blocks:
+        assert block.largest == pytest.approx(blocks[block.name].largest, abs=1e-5)
+    torch.save(held.model.state_dict(), tmp_path / "step_1.pt")
+    with pytest.raises(ValueError, match="or the model's own code does"):
+        lossmap.run_dynamics([tmp_path], held, path=tmp_path / "run.h5", top=1)
