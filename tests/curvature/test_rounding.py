@@ -311,7 +311,7 @@ def test_where_graphs_are_kept_that_of_the_twin_in_float64_is_made_once() -> Non
     CountedNet.forget()
     factory = prepare(problem, check=ProductCheck(), products=20)
     assert factory.plan.backend == "retained-graph" and factory.plan.rounding is not None
-    assert CountedNet.passes[torch.float64] == [1, 40, 40]  # whether it runs so, as the same function, and the graph
+    assert CountedNet.passes[torch.float64] == [1, 1, 40, 40]  # whether it runs, holds no other, is the same, and graph
 
 
 def test_for_few_products_at_one_point_one_graph_serves_them_and_their_rounding() -> None:

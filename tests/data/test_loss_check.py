@@ -221,7 +221,7 @@ def test_a_loss_that_changes_at_every_nth_call_is_refused_as_such(period, net, d
 def test_a_model_that_asks_for_its_precision_is_not_said_to_be_rounded(net, data):
     class Branches(nn.Module):
         def forward(self, x):
-            return net(x) * (3.0 if x.dtype == torch.float64 else 1.0)
+            return self.net(x) * (3.0 if x.dtype == torch.float64 else 1.0)
 
     model = Branches()
     model.net = net
