@@ -186,7 +186,8 @@ def _field(surfaces: Sequence[Surface], names: Sequence[str], name: str, options
     are_lines = all(map(is_line, having))
     if options.log is None and not what.signed and not noise and are_lines:
         drawn = list(_drawn_together(having, names, name))
-        options = replace(options, log=options.suits_log(drawn, what.even))  # the axis reaches to the last value
+        log = options.suits_log(drawn, what.even)  # the axis reaches to the last value
+        options = replace(options, log=log and any((values > 0).any() for values in arrays))
     label = f"{words} ({unit})" if unit else words
     if name == "ratio":
         label += f", {'above 0' if are_lines else 'red'}: smallest negative"

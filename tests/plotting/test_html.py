@@ -153,6 +153,14 @@ def test_a_surface_of_one_value_has_a_page(tmp_path, value):
     assert scale["low"] < scale["high"]
 
 
+def test_a_line_of_zeros_beside_one_over_decades_of_the_same_unit_has_a_page(tmp_path):
+    fields = {"ratio_of_steps": np.array([1e-4, 1.0, 100.0]), "threshold_error": np.zeros(3), "threshold": np.zeros(3)}
+    about = {name: Field(name, "1", name) for name in fields}
+    data = content(page(Surface(Grid(np.arange(3.0)), fields, about=about), tmp_path / "line.html"))
+    kinds = {name: field_of(data, name)["scales"][0]["kind"] for name in ("ratio_of_steps", "threshold")}
+    assert kinds == {"ratio_of_steps": "log", "threshold": "linear"}
+
+
 def test_what_stands_in_files_is_no_part_of_the_markup(tmp_path):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&lt;"
     made = surface(attributes={evil: evil})
