@@ -139,9 +139,12 @@ class FewSamples:
             few = few.with_nothing_held(problem.model)
         with few.moving() as parameters, torch.enable_grad():
             loss = few.problem.total(batch)
-            is_its_own = not parameters or (loss.requires_grad and not holds(few.problem, problem.model, batch))
+            first, is_its_own = float(loss.detach()), loss.requires_grad or not parameters
+        del loss  # with its graph
+        with few.moving():
+            is_its_own = is_its_own and not (parameters and holds(few.problem, problem.model, batch))
         if is_its_own:
-            return replace(few, first=float(loss.detach()))
+            return replace(few, first=first)
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}
         return replace(few, problem=replace(problem, count=count), state=state)
