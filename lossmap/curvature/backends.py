@@ -138,9 +138,13 @@ class RetainedGraphProducts:
     def _graph(self, batch: Batch) -> Sequence[Tensor]:
         """The gradient of a batch's summed loss by theta, with its graph."""
         model = self.problem.model
-        function = ModelFunction(model, lambda: first_backward(self.problem, batch, self.theta))
+        named = dict(model.named_parameters())
+        own = [named[name] for name in self.layout.names]
+        function = ModelFunction(model, lambda: first_backward(self.problem, batch, self.theta, own))
         tensors = {f"model.{name}": t for name, t in self.state.items()}
         with differentiable_evaluation(self.problem):
+            for p in own:  # a loss that holds one depends on it where it is frozen too
+                p.requires_grad_(True)
             gradient: Sequence[Tensor] = call_with(function, tensors)
         return gradient
 

@@ -89,13 +89,22 @@ def aligned(v: Tensor) -> Tensor:
     return v
 
 
-def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Sequence[Tensor]:
-    """The gradient of a batch's summed loss with its graph; zeros where a parameter does not reach the loss."""
+def first_backward(problem: Problem, batch: Batch, parameters: Parameters, others: Parameters = ()) -> Sequence[Tensor]:
+    """The gradient of a batch's summed loss with its graph; zeros where a parameter does not reach the loss.
+
+    others  the tensors in whose place the parameters stand: ValueError where the loss depends on them all the same
+    """
     loss = problem.total(batch)
     if not loss.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
-    gradient: Sequence[Tensor] = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-    return gradient
+    inputs = [*parameters, *others]
+    gradient: Sequence[Tensor | None] = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+    if any(g is not None for g in gradient[len(parameters) :]):
+        raise ValueError(
+            "the loss, or a function that the model keeps, holds parameters of the model itself, in whose place a "
+            "retained graph puts others; take --hvp-backend double-backward"
+        )
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=False)]
 
 
 def second_backward(

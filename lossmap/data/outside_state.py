@@ -12,6 +12,7 @@ code of every class that is not theirs, once in a process; then a look at the pl
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import dis
 import functools
 import operator
@@ -207,7 +208,9 @@ def at(holder: Any, name: str) -> Any:
 
 
 def put(holder: Any, name: str, value: Any) -> None:
-    """Put a value, or nothing, in a place."""
+    """Put a value, or nothing, in a place; in a frozen dataclass too, where it is put back."""
+    own = getattr(holder, "__dict__", None) if dataclasses.is_dataclass(holder) else None
+    holder = holder if own is None or isinstance(holder, type) else own
     if isinstance(holder, dict):
         if value is NOTHING:
             holder.pop(name, None)

@@ -1,7 +1,8 @@
 """A loss that holds the model itself is not evaluated over copies, which it does not follow."""
 
 import copy
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_a_loss_that_reads_what_the_models_last_pass_left_holds_it(place):
     assert holds(twin, model) is (place == "closure")
 
 
+@dataclass(frozen=True)
+class DecayedFrozen:
+    """A loss that keeps what it decays, and may not be written to."""
+
+    first: torch.Tensor
+    others: list
+
+    def __call__(self, outputs, targets):
+        return F.cross_entropy(outputs, targets) + squares([self.first], self.others)
+
+
 class Decayed(nn.Module):
     """A criterion that keeps what it decays."""
 
@@ -140,11 +152,12 @@ def decayed_by(place, parameters, model):
         "variable": lambda f, y: F.cross_entropy(f, y) + squares([first], others),
         "default": lambda f, y, held=parameters: F.cross_entropy(f, y) + squares(held),
         "criterion": Decayed(parameters),
+        "frozen": DecayedFrozen(first, others),
         "criterion of modules": Decayed(nn.ModuleList(model)),
     }[place]
 
 
-PLACES = ["list", "dictionary", "variable", "default", "criterion", "criterion of modules"]
+PLACES = ["list", "dictionary", "variable", "default", "criterion", "frozen", "criterion of modules"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -204,3 +217,17 @@ def test_a_model_whose_own_code_holds_it_is_measured_as_one_whose_forward_does(h
         for i, p in enumerate((plain, held))
     ]
     np.testing.assert_allclose(*(run["eigenvalue"] for run in runs), rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["auto", "retained-graph"])
+def test_no_graph_is_kept_of_a_loss_that_holds_parameters_where_nothing_compares_it(backend):
+    model, x, y = classifier()
+    model[0].weight.requires_grad_(False)
+    local = threading.local()
+    local.weight = model[0].weight
+    problem = Problem.supervised(model, lambda f, y: F.cross_entropy(f, y) + squares([local.weight]), (x, y))
+    plain = lossmap.hessian(Problem.supervised(model, "crossentropy", (x, y)), backend="double-backward")
+    held = lossmap.spectrum(problem, backend=backend, check=False, trace_products=60)
+    decayed = DECAY * model[0].weight.numel()
+    assert held.trace.value == pytest.approx(float((plain @ torch.eye(plain.size)).trace()) + decayed, rel=1e-4)
+    assert not model[0].weight.requires_grad
