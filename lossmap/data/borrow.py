@@ -482,11 +482,20 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     for p in twin.parameters():
         if not p.is_leaf:  # of a script, whose copy would pass its gradients on to the model's own parameters
             p.detach_().requires_grad_()
+    _copy_attributes(model, twin, copies)
     rebind(twin.modules(), copies)
     accompany_as(twin, model)
     _originals[twin] = _originals.get(model, ref(model))
     evaluate_in_training(twin, evaluated_in_training(model))
     return twin if dtype is None else to_precision(twin, dtype)
+
+
+def _copy_attributes(model: nn.Module, twin: nn.Module, copies: dict[int, Any]) -> None:
+    """Give the copy's parameters what is kept on the model's own, `p.scale = 0.5`, which PyTorch does not copy."""
+    for (_, own), (_, copied) in zip(model.named_parameters(), twin.named_parameters(), strict=False):
+        for name, value in vars(own).items():
+            if name not in vars(copied):
+                setattr(copied, name, copy.deepcopy(value, copies))
 
 
 def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None) -> nn.Module:
