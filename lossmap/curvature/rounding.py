@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -30,7 +31,7 @@ from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss
 from lossmap.curvature.same_function import refuse_other_function
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
-from lossmap.data.held_model import HELD, refuse_held
+from lossmap.data.held_model import refuse_held
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.memory import return_freed_memory
@@ -168,23 +169,28 @@ class RoundingProbe:
             return not bool(loss_and_gradient(few, self.parameters, self.total).gradient.any())
 
     def _cancelled(self, few: Problem, single: SymmetricOperator) -> float | None:
-        """eps |J^T J v| over samples; None where the loss does not call the model, or model or loss hold it."""
+        """eps |J^T J v| over samples; None where the loss does not call the model, whose outputs are meant."""
         if not few.separable:
             few = replace(few, forward=OutputsWithin(few.forward), separable=True)
+        squared = replace(few, loss=half_square)
+        own: AbstractContextManager[object] = nullcontext()
+        squares: SymmetricOperator
         try:
-            squares = self.in_precision(replace(few, loss=half_square), single.dtype, gauss_newton)
-        except Exception as failure:  # the loss calls no model, or holds one itself, or the model does
-            if isinstance(few.forward, OutputsWithin) or str(failure) == HELD:
+            squares = self.in_precision(squared, single.dtype, gauss_newton)
+        except Exception as failure:  # the loss calls no model, or a copy is another function, or does not run
+            if isinstance(few.forward, OutputsWithin):
                 log.info("nor by the model's outputs: %s", failure)
                 return None
-            raise
+            squares = CurvatureOperator(squared, gauss_newton, self.parameters, self.total)
+            own = temporary_parameters(few.model, self.state or {})
         v, size = unit(normal(single.size, "rounding").double()), 0.0
-        for _ in range(STEPS):
-            image = (squares @ v.to(single.device, single.dtype)).double().cpu()
-            size = float(image.norm())
-            if size == 0.0:
-                break
-            v = image / size
+        with own:
+            for _ in range(STEPS):
+                image = (squares @ v.to(single.device, single.dtype)).double().cpu()
+                size = float(image.norm())
+                if size == 0.0:
+                    break
+                v = image / size
         return float(torch.finfo(single.dtype).eps) * size
 
 

@@ -16,7 +16,7 @@ these differ, some four passes for each of `DRAWS` more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite, log2
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import temporary_parameters
+from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.one_precision import floating_dtypes
 from lossmap.data.problem import Problem
 from lossmap.numerics import is_tf32
@@ -125,15 +125,40 @@ class _Precisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def refuse_other_function(twin: Problem, problem: Problem, state: Mapping[str, Tensor] | None = None) -> None:
-    """Raise ValueError where a problem over a copy in another precision is another function than over the model.
+    """Raise ValueError where a problem over a copy, in another precision or the same, is another function than over the
+    model.
 
     state  tensors of the point, by name, at which the copy is; None: the model's own
     """
+    largest = _excess(problem, state or {}, twin, {})
+    if not largest:
+        return
+    # a copy that is no copy has another cause than the precision
+    plain = twin if _precision(twin) == _precision(problem) else replace(problem, model=copy_of(problem.model))
+    if plain is twin or _excess(problem, state or {}, plain, state or {}):
+        raise ValueError(
+            "a copy of the model, as copy.deepcopy makes it, is another function (its outputs or its loss differ by "
+            f"{largest:.2g} of the largest): it keeps something that copies do not follow, such as a table by id() or "
+            "by weak references, or its __deepcopy__ or __setstate__ leaves something out; let copies keep it"
+        )
+    raise ValueError(
+        f"the model is another function in that precision (its outputs or its loss differ by {largest:.2g} of the "
+        "largest): it asks for the precision, or compares its inputs or targets with numbers that are rounded in "
+        "the other one (x == -9.9)"
+    )
+
+
+def _precision(problem: Problem) -> torch.dtype | None:
+    return next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), None)
+
+
+def _excess(problem: Problem, state: Mapping[str, Tensor], twin: Problem, twin_state: Mapping[str, Tensor]) -> float:
+    """By how much outputs or loss of two problems differ, relative to the largest; 0 where that may be rounding."""
     is_large = sum(p.numel() for p in problem.model.parameters()) >= LARGE
     size = min(FEW_SAMPLES if is_large else MAX_SAMPLES, problem.data.batch_size)
     here, there = (
         _Side(one, next(iter(one.rebatched(size).data)), tensors)
-        for one, tensors in ((problem, state or {}), (twin, {}))
+        for one, tensors in ((problem, state), (twin, twin_state))
     )
     try:
         own, other = here.read(here.common), there.read(there.common)
@@ -151,12 +176,7 @@ def refuse_other_function(twin: Problem, problem: Problem, state: Mapping[str, T
     else:  # at its own weights a loss may be all rounding: it is read where there is nothing else
         alone = not problem.separable
         (largest, _), allowed = _largest_difference(here.read({}, loss=alone), there.read({}, loss=alone)), COARSE
-    if largest > allowed:
-        raise ValueError(
-            f"the model is another function in that precision (its outputs or its loss differ by {largest:.2g} of the "
-            "largest): it asks for the precision, or compares its inputs or targets with numbers that are rounded in "
-            "the other one (x == -9.9)"
-        )
+    return largest if largest > allowed else 0.0
 
 
 def _mean_difference(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:

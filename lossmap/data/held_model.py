@@ -6,7 +6,7 @@ At points of a survey that is right, since the model itself is moved. Over a cop
 checkpoint) such a loss is that of the copy in part or not at all, and so are its derivatives.
 So it is where the loss reads what the last pass left in the model, `MODEL.aux`. Price: one sample forward and back and
 four passes more, or a batch where the loss does not run on one; of PyTorch's own losses one pass. The model's own code
-may hold it too: a copy's lambdas and hooks are those of the model, with its weights.
+may hold it too, where a copy's does not follow the copy.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MAX_MOVED = 50_000_000  # parameters of a model that is run at other weights bet
 SAME = 1e-12  # relative difference of two evaluations of one loss in float64
 
 HELD = (
-    "the loss holds the model itself, beside the one that it is given, or the model's own code does (a lambda, a hook, "
-    "model.forward = torch.compile(model.forward)), so that it cannot be evaluated over a copy; write it as a function "
-    "of its argument: Problem.custom(model, loss, data) with loss(model, batch), and what the model does as methods"
+    "the loss holds the model itself, beside the one that it is given, or the model keeps something that leads to it "
+    "from its copy too (a weak reference, an object in a closure), so that it cannot be evaluated over a copy; write "
+    "it as a function of its argument: Problem.custom(model, loss, data) with loss(model, batch)"
 )
 
 

@@ -26,6 +26,7 @@ from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
+from lossmap.curvature.same_function import refuse_other_function
 from lossmap.data.batches import largest_to_cut
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
@@ -153,6 +154,7 @@ class CheckpointCurvature:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
         twin = problem.over(copy_of(problem.model))
         refuse_held(twin, problem.model)
+        refuse_other_function(twin, problem)
         self.problem = check_loss(twin)
         build_operator(self.problem, "hessian", parameters, check=check)  # says what cannot be differentiated twice
         self.check, self.effort = check, effort

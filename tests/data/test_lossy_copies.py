@@ -1,0 +1,85 @@
+"""Models whose copies are other functions: a copy loses what the model keeps by its identity, or leaves out."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import lossmap
+
+SCALES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class Scaled(nn.Module):
+    """Two layers, the first scaled by what `scale` finds, else by 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def scale(self):
+        return 0.5
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.scale() * self.first(x)))
+
+
+class ByIdentity(Scaled):
+    def __init__(self):
+        super().__init__()
+        self.scales = {id(self.first.weight): 0.5}
+
+    def scale(self):
+        return self.scales.get(id(self.first.weight), 1.0)
+
+
+class ByWeakReference(Scaled):
+    def __init__(self):
+        super().__init__()
+        SCALES[self] = 0.5
+
+    def scale(self):
+        return SCALES.get(self, 1.0)
+
+
+class LeavesOut(Scaled):
+    def __init__(self):
+        super().__init__()
+        self.kept = 0.5
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, kept=1.0)
+
+    def scale(self):
+        return self.kept
+
+
+LOSSY = [ByIdentity, ByWeakReference, LeavesOut]
+
+
+def problem_of(model):
+    return lossmap.Problem.supervised(model, "crossentropy", (torch.randn(24, 4), torch.arange(24) % 3))
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_what_needs_no_copy_is_that_of_the_model(kind, caplog):
+    found, known = (problem_of(kind()), problem_of(Scaled()))
+    a, b = (lossmap.spectrum(p, parameters="all", density_error=None) for p in (found, known))
+    for value, true in ((a.largest, b.largest), (a.smallest, b.smallest)):
+        assert abs(value[0] - true[0]) <= value[1] + true[1]
+    assert a.largest[1] < 1e-3
+    assert "a copy of the model, as copy.deepcopy makes it, is another function" in caplog.text
+    assert "in that precision" not in caplog.text
+    blocks, true_blocks = (lossmap.layer_spectra(p, probes=0, density_error=None) for p in (found, known))
+    for block in blocks.blocks:
+        assert block.largest == pytest.approx(true_blocks[block.name].largest, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_what_evaluates_copies_refuses_them(kind, tmp_path):
+    model = kind()
+    torch.save(model.state_dict(), tmp_path / "step_1.pt")
+    with pytest.raises(ValueError, match=r"a copy of the model, .* is another function"):
+        lossmap.run_dynamics([tmp_path], problem_of(model), path=tmp_path / "run.h5", top=1)
