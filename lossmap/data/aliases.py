@@ -1,5 +1,6 @@
 """Tensors that a model or its loss keeps in the memory of a parameter, and reads: `self.tail = self.weight.data[2:]`.
 
+So may arrays of NumPy, `self.table = self.weight.detach().numpy()`.
 A step of an optimizer in place changes them too. A survey gives the parameters other memory and leaves them behind, and
 no gradient follows them: the loss would be another one at every point but the origin. Price: a look at what is kept;
 two passes over a few samples for each that lies in such memory.
@@ -7,8 +8,10 @@ two passes over a few samples for each that lies in such memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -27,37 +30,86 @@ def refuse_aliases(problem: Problem, batch: Batch, tolerance: float) -> None:
     tolerance  relative difference of two values that is rounding
     """
     model = problem.model
-    memory = {name: memory_of(p) for name, p in model.named_parameters() if _is_plain(p)}
+    parameters = {name: p for name, p in model.named_parameters() if _is_plain(p)}
+    memory = {name: memory_of(p) for name, p in parameters.items()}
     kept = [(memo.name, t) for memo in memos_of(model) for t in pytree.tree_leaves(memo.value)]
     for name, t in [*kept, *model.named_buffers()]:
-        if not _is_plain(t):
+        if isinstance(t, np.ndarray):
+            shared = [n for n, p in parameters.items() if p.device.type == "cpu" and _is_within(t, p)]
+            is_read = bool(shared) and _is_array_read(problem, batch, t, [parameters[n] for n in shared], tolerance)
+        elif _is_plain(t):
+            storage, begin, end = memory_of(t)
+            shared = [n for n, (s, first, last) in memory.items() if s == storage and first < end and begin < last]
+            is_read = bool(shared) and _is_read(problem, batch, t, tolerance)
+        else:
             continue
-        storage, begin, end = memory_of(t)
-        below = (n for n, (other, first, last) in memory.items() if other == storage and first < end and begin < last)
-        parameter = next(below, None)
-        if parameter is not None and _is_read(problem, batch, t, tolerance):
+        if is_read and isinstance(t, Tensor) and t.grad_fn is not None:
             raise ValueError(
-                f"{name} lies in the memory of the parameter {parameter!r}, as after .data or .detach(): a step of an "
+                f"{name} is a view of the parameter {shared[0]!r} that was made before the pass which reads it: a "
+                "survey moves the parameter alone; make the view in every pass"
+            )
+        if is_read:
+            raise ValueError(
+                f"{name} lies in the memory of the parameter {shared[0]!r}, as after .data or .detach(): a step of an "
                 "optimizer changes both, a survey moves the parameter alone, and no gradient follows it; compute it "
                 "from the parameter in every pass, or keep a clone() of it"
             )
 
 
+def _is_within(array: np.ndarray, p: Tensor) -> bool:
+    """Whether an array of NumPy's lies in the memory of a parameter, in part."""
+    _, first, last = memory_of(p)
+    begin = int(array.ctypes.data)
+    address = int(torch._C._data_address(p.detach()))  # type: ignore[attr-defined]  # which makes no copy of a lazy one
+    return address < begin + array.nbytes and begin < address + last - first
+
+
 def _is_read(problem: Problem, batch: Batch, t: Tensor, tolerance: float) -> bool:
     """Whether the loss follows what stands in a tensor, which is as before afterwards."""
     data = t.data
+
+    def put(value: Tensor) -> None:
+        t.data = value
+
+    return _moves_the_loss(problem, batch, put, (data, 1.5 * data + 0.1), (), tolerance)
+
+
+def _is_array_read(
+    problem: Problem, batch: Batch, array: np.ndarray, shared: Sequence[Tensor], tolerance: float
+) -> bool:
+    """The same of an array in the memory of parameters, which have other memory meanwhile."""
+    values = array.copy(), (1.5 * array + 0.1).astype(array.dtype)
+    return array.flags.writeable and _moves_the_loss(
+        problem, batch, lambda value: np.copyto(array, value), values, shared, tolerance
+    )
+
+
+def _moves_the_loss(
+    problem: Problem,
+    batch: Batch,
+    put: Callable[[Any], None],
+    values: tuple[Any, Any],
+    shared: Sequence[Tensor],
+    tolerance: float,
+) -> bool:
+    """Whether the loss is another one with the second of two values put in the place of the first, which stays there.
+
+    shared  parameters that get memory of their own: a write through an array reaches a lazy copy too
+    """
     try:
         with torch.enable_grad(), temporary_parameters(problem.model, {}):
-            values = []
-            for changed in (data, 1.5 * data + 0.1):
-                t.data = changed
+            for p in shared:
+                p.data = p.data.clone()
+            losses = []
+            for value in values:
+                put(value)
                 with same_random_state(20):
-                    values.append(float(problem.total(batch).detach()))
+                    losses.append(float(problem.total(batch).detach()))
     except Exception:  # user code may raise any exception at other values
         return False
     finally:
-        t.data = data
-    return abs(values[1] - values[0]) > tolerance * max(map(abs, values))
+        put(values[0])
+    return abs(losses[1] - losses[0]) > tolerance * max(map(abs, losses))
 
 
 def _is_plain(t: Any) -> bool:

@@ -69,3 +69,31 @@ def test_parts_of_one_memory_are_no_aliases():
     model.flat = flat  # all of it, which no pass reads
     model.forward = lambda x: F.linear(x, model.weight, model.bias) * model.scale
     survey(model)
+
+
+class KeepsAnArray(Keeps):
+    def __init__(self, is_copied):
+        super().__init__("attribute", alias=False)
+        array = self.weight.detach().numpy()
+        self.tail = array.copy() if is_copied else array
+
+    def forward(self, x):
+        return self.head(torch.tanh(x @ self.weight.T)) + x @ torch.from_numpy(self.tail)[2:].T
+
+
+def test_an_array_in_the_memory_of_a_parameter_is_refused_too():
+    model = KeepsAnArray(is_copied=False)
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"tail lies in the memory of the parameter 'weight'"):
+        survey(model)
+    assert torch.equal(model.weight, before) and (model.tail == before.numpy()).all()
+    model.weight.data.zero_()
+    assert not model.tail.any()
+    survey(KeepsAnArray(is_copied=True))
+
+
+def test_a_view_with_its_graph_is_refused_by_its_name():
+    model = Keeps("attribute", alias=False)
+    model.tail = model.weight[2:]
+    with pytest.raises(ValueError, match="tail is a view of the parameter 'weight'"):
+        survey(model)
