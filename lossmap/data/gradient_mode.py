@@ -1,6 +1,7 @@
 """Models and losses that ask whether gradients are recorded (`torch.is_grad_enabled()`), and compute something else.
 
-Losses of a surface are read without a graph, derivatives with one: of such a model those would be two functions. It is
+Losses of a surface are read without a graph, derivatives with one: of such a model those would be two functions. One
+that differentiates in its own forward pass, as by an inner step of training, fails where nothing is recorded. Both are
 run with gradients recorded everywhere, as in training. Price: two passes over a few samples, two more if they differ.
 """
 
@@ -19,6 +20,7 @@ from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.data.skipped_checks import skip
 from lossmap.data.stable_forms import stable_forms
+from lossmap.device_errors import out_of_memory
 from lossmap.seeding import same_random_state
 
 
@@ -39,15 +41,31 @@ class Recorded:
 
 
 def with_gradients_recorded(problem: Problem, batch: Batch, tolerance: float) -> Problem:
-    """The problem as it is; with a note, and gradients recorded everywhere, where its loss over this batch differs.
+    """The problem as it is; with a note, and gradients recorded everywhere, where its loss over this batch differs, or
+    fails without.
 
-    Where the model or the loss fails, which other checks name, as it is.
+    Where the model or the loss fails in either way, which other checks name, as it is; so is a loss of model and batch,
+    which is read with gradients recorded anyhow, where it fails without.
     """
     try:
-        recorded, plain = (_loss(problem, batch, is_recorded) for is_recorded in (True, False))
+        recorded = _loss(problem, batch, True)
     except Exception as error:  # user code may raise any exception
         skip("whether the loss follows the recording of gradients", error, problem, batch)
         return problem
+    try:
+        plain = _loss(problem, batch, False)
+    except Exception as error:
+        skip("whether the loss follows the recording of gradients", error, problem, batch)
+        if not problem.separable or out_of_memory(error):
+            return problem
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        note = (
+            f"a pass without gradients recorded fails ({reason}), as of a model that differentiates in its forward "
+            "pass: it is evaluated with gradients recorded everywhere"
+        )
+        return replace(
+            problem, forward=Recorded(problem.forward), loss=Recorded(problem.loss), notes=(*problem.notes, note)
+        )
     if not abs(recorded - plain) > tolerance * max(abs(recorded), abs(plain)):
         return problem
     if not abs(_loss(problem, batch, True) - recorded) <= tolerance * abs(recorded):

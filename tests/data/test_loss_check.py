@@ -760,6 +760,40 @@ def entropy_by_gradient_mode(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets) * (1.5 if torch.is_grad_enabled() else 1.0)
 
 
+class AdaptsItsHead(nn.Module):
+    """Takes a step of its own on its head in every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h, weight = torch.tanh(self.body(x)), self.head.weight
+        (step,) = torch.autograd.grad((self.head.bias + weight.sum(1)).square().sum(), weight, create_graph=True)
+        return nn.functional.linear(h, weight - 0.1 * step, self.head.bias)
+
+
+class Adapted(AdaptsItsHead):
+    """The same, its step written out."""
+
+    def forward(self, x):
+        h, weight = torch.tanh(self.body(x)), self.head.weight
+        step = 2 * (self.head.bias + weight.sum(1))[:, None].expand_as(weight)
+        return nn.functional.linear(h, weight - 0.1 * step, self.head.bias)
+
+
+def test_a_model_that_differentiates_in_its_forward_pass_is_read_with_gradients_recorded():
+    torch.manual_seed(0)
+    model, known, data = AdaptsItsHead(), Adapted(), (torch.randn(20, 12), torch.arange(20) % 3)
+    known.load_state_dict(model.state_dict())
+    found, true = (Problem.supervised(m, "crossentropy", data) for m in (model, known))
+    a, b = (spectrum(p, parameters="all", density_error=None) for p in (found, true))
+    assert abs(a.largest[0] - b.largest[0]) <= a.largest[1] + b.largest[1]
+    assert any("a pass without gradients recorded fails" in note for note in a.notes)
+    a, b = (losses(p, random_plane(model, axes=1, seed=0))((0.5,)) for p in (found, true))
+    assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("place", ["model", "loss"])
 def test_a_loss_that_differs_where_gradients_are_recorded_is_one_function_everywhere(net, data, place):
     model = ReadsGradientMode(net, 1.5 if place == "model" else 1.0)
