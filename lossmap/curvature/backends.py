@@ -99,6 +99,7 @@ class RetainedGraphProducts:
         self.theta = [state[name].requires_grad_(True) for name in layout.names]
         self._memory = self._free_bytes = memory
         self._graphs: list[Sequence[Tensor] | None] = []  # by batch; None beyond the memory
+        self._is_compared = False  # whether the loss of a graph was compared with the model's
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the graphs: in another process they are made anew."""
@@ -146,6 +147,11 @@ class RetainedGraphProducts:
             for p in own:  # a loss that holds one depends on it where it is frozen too
                 p.requires_grad_(True)
             gradient: Sequence[Tensor] = call_with(function, tensors)
+        if not self._is_compared:  # its attributes and identity are not those of the model's own parameters
+            with differentiable_evaluation(self.problem):
+                loss = call_with(ModelFunction(model, lambda: self.problem.total(batch).detach()), tensors)
+            compare_loss(self.problem, batch, {name: t.detach() for name, t in self.state.items()}, loss)
+            self._is_compared = True
         return gradient
 
 
@@ -265,21 +271,8 @@ class LinearizedProducts:
         program = self._program(inputs, tensors, leaves)
         values, loss = program.values(tensors, leaves)
         if self.compared and (not self._batches or isinstance(self.problem.data, FixedBatches)):  # each of its own kind
-            self._compare_loss(batch, loss)
+            compare_loss(self.problem, batch, self._state, loss)
         return program, values, loss
-
-    def _compare_loss(self, batch: Batch, loss: Tensor) -> None:
-        """Raises ValueError where the trace's loss is not the model's: it holds values of another point."""
-        state = self._state
-        with (
-            temporary_parameters(self.problem.model, state),
-            torch.enable_grad(),
-            twice_differentiable(self.problem.model),
-        ):
-            own = self.problem.total(batch).detach()
-        gap, size = float((loss.detach() - own).abs()), float(own.abs())
-        if gap > MAX_LOSS_ERROR[loss.dtype] * (size + samples_in(batch) * 1e-3):
-            raise ValueError(f"the trace gives the loss {float(loss):.6g} and the model {float(own):.6g}")
 
     def _program(self, inputs: Inputs, tensors: Sequence[Tensor], leaves: Sequence[Tensor]) -> LinearizedProgram:
         """The program for this shape of batch, traced when first met."""
@@ -296,6 +289,17 @@ class LinearizedProducts:
                     self.problem, inputs, [*tensors, *leaves], self.plan.winograd_channels
                 )
         return self.programs[key]
+
+
+def compare_loss(problem: Problem, batch: Batch, state: Mapping[str, Tensor], loss: Tensor) -> None:
+    """Raises ValueError where the loss of a trace or a graph is not the model's at this point: it holds values of
+    another one, or the model is another function with other tensors in the place of its parameters.
+    """
+    with temporary_parameters(problem.model, state), torch.enable_grad(), twice_differentiable(problem.model):
+        own = problem.total(batch).detach()
+    gap, size = float((loss.detach() - own).abs()), float(own.abs())
+    if gap > MAX_LOSS_ERROR[loss.dtype] * (size + samples_in(batch) * 1e-3):
+        raise ValueError(f"the trace or graph gives the loss {float(loss):.6g} and the model {float(own):.6g}")
 
 
 def forward_loss(problem: Problem, state: Mapping[str, Tensor]) -> Tensor:

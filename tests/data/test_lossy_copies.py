@@ -56,6 +56,17 @@ class LeavesOut(Scaled):
         return self.kept
 
 
+class OnTheParameter(Scaled):
+    """Copies follow it, but no other tensor in the parameter's place has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.weight.scale = 0.5
+
+    def scale(self):
+        return getattr(self.first.weight, "scale", 1.0)
+
+
 LOSSY = [ByIdentity, ByWeakReference, LeavesOut]
 
 
@@ -83,3 +94,14 @@ def test_what_evaluates_copies_refuses_them(kind, tmp_path):
     torch.save(model.state_dict(), tmp_path / "step_1.pt")
     with pytest.raises(ValueError, match=r"a copy of the model, .* is another function"):
         lossmap.run_dynamics([tmp_path], problem_of(model), path=tmp_path / "run.h5", top=1)
+
+
+@pytest.mark.parametrize("kind", [*LOSSY, OnTheParameter])
+@pytest.mark.parametrize("backend", ["auto", "retained-graph", "linearized"])
+def test_no_backend_takes_other_tensors_in_the_place_of_parameters_for_them(kind, backend):
+    found, known = problem_of(kind()), problem_of(Scaled())
+    settings = {"parameters": "all", "density_error": None, "trace_products": 0, "dense": 2}
+    a = lossmap.spectrum(found, backend=backend, **settings)
+    b = lossmap.spectrum(known, backend="double-backward", **settings)
+    for value, true in ((a.largest, b.largest), (a.smallest, b.smallest)):
+        assert abs(value[0] - true[0]) <= value[1] + true[1]
