@@ -38,9 +38,9 @@ from lossmap.curvature.operators import (
     Product,
     RowSums,
     add_rows,
-    first_backward,
     fisher,
     gauss_newton,
+    gradient_with_graph,
     hessian,
     second_backward,
 )
@@ -141,16 +141,19 @@ class RetainedGraphProducts:
         model = self.problem.model
         named = dict(model.named_parameters())
         own = [named[name] for name in self.layout.names]
-        function = ModelFunction(model, lambda: first_backward(self.problem, batch, self.theta, own))
+        losses: list[Tensor] = []
+
+        def work() -> Sequence[Tensor]:
+            losses.append(self.problem.total(batch))
+            return gradient_with_graph(losses[0], self.theta, own)
+
         tensors = {f"model.{name}": t for name, t in self.state.items()}
         with differentiable_evaluation(self.problem):
             for p in own:  # a loss that holds one depends on it where it is frozen too
                 p.requires_grad_(True)
-            gradient: Sequence[Tensor] = call_with(function, tensors)
+            gradient: Sequence[Tensor] = call_with(ModelFunction(model, work), tensors)
         if not self._is_compared:  # its attributes and identity are not those of the model's own parameters
-            with differentiable_evaluation(self.problem):
-                loss = call_with(ModelFunction(model, lambda: self.problem.total(batch).detach()), tensors)
-            compare_loss(self.problem, batch, {name: t.detach() for name, t in self.state.items()}, loss)
+            compare_loss(self.problem, batch, {name: t.detach() for name, t in self.state.items()}, losses[0])
             self._is_compared = True
         return gradient
 

@@ -89,12 +89,16 @@ def aligned(v: Tensor) -> Tensor:
     return v
 
 
-def first_backward(problem: Problem, batch: Batch, parameters: Parameters, others: Parameters = ()) -> Sequence[Tensor]:
-    """The gradient of a batch's summed loss with its graph; zeros where a parameter does not reach the loss.
+def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Sequence[Tensor]:
+    """The gradient of a batch's summed loss with its graph; zeros where a parameter does not reach the loss."""
+    return gradient_with_graph(problem.total(batch), parameters)
+
+
+def gradient_with_graph(loss: Tensor, parameters: Parameters, others: Parameters = ()) -> Sequence[Tensor]:
+    """The gradient of a loss with its graph; zeros where a parameter does not reach it.
 
     others  the tensors in whose place the parameters stand: ValueError where the loss depends on them all the same
     """
-    loss = problem.total(batch)
     if not loss.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
     inputs = [*parameters, *others]

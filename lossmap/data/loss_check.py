@@ -346,7 +346,8 @@ def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
     note = (
         f"the loss of {probe.samples} samples is {value:.6g} in the model's precision and {exact:.6g} in float64: "
         "either rounding shows in it, and --precision float64 reads it right, or the model is another function there, "
-        "since it asks for its precision (x.dtype) or compares inputs with rounded numbers (x == -9.9)"
+        "since it asks for its precision (x.dtype) or compares inputs with rounded numbers (x == -9.9), "
+        "or since its copies leave something out"
     )
     return replace(problem, notes=(*problem.notes, note))
 
