@@ -279,9 +279,10 @@ def _form(distribution: Distribution, outputs: Tensor, weights: Tensor, v: Tenso
 
 
 def _mismatch(distribution: Distribution, outputs: Tensor, weights: Tensor, loss_of: LossOf) -> float:
-    """By how much the second derivative differs from its form, relative, at outputs of the order of one and here.
+    """By how much the second derivative differs from its form, relative, here and at outputs of the order of one.
 
-    A loss without a second derivative, or with a negative one, has none of the forms.
+    Here first, and elsewhere only where it has the form: a loss of probabilities is an error there. A loss without a
+    second derivative, or with a negative one, has none of the forms.
     """
     low = float(weights.min()) if weights.numel() else 0.0
     high = float(weights.abs().max()) if weights.numel() else 0.0
@@ -289,7 +290,9 @@ def _mismatch(distribution: Distribution, outputs: Tensor, weights: Tensor, loss
         return np.inf
     worst = 0.0
     numbers = generator("form of a loss", *outputs.shape)
-    for place in (None, outputs):
+    for place in (outputs, None):
+        if worst > MAX_MISMATCH[outputs.dtype]:
+            break
         v, other = (torch.randn(outputs.shape, generator=numbers, dtype=torch.float64).to(outputs) for _ in range(2))
         at = 2.0 * other if place is None else place
         form = _form(distribution, at, weights, v)

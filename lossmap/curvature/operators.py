@@ -230,7 +230,7 @@ def sample_slopes(
         )
     if samples > 1:  # the same rows where the others' outputs are moved, or the loss couples them
         half = samples // 2
-        moved = [torch.cat([f[:half], f[half:] + f[half:].abs().mean() + 1.0]) for f in outputs]
+        moved = [_with_other_rows(f, half) for f in outputs]
         for own, other in zip(slopes, _slopes(loss_of, moved), strict=True):
             if not torch.allclose(own[:half], other[:half], rtol=1e-4, atol=1e-6 * float(own.abs().max())):
                 raise ValueError(
@@ -238,6 +238,17 @@ def sample_slopes(
                     "samples of a batch"
                 )
     return slopes
+
+
+def _with_other_rows(output: Tensor, half: int) -> Tensor:
+    """The output with others in place of the rows from `half` on, which are ones of a model, too.
+
+    Rows that come first are halved, and 1 where they are 0: a probability stays one, and a variance and a logarithm of
+    a probability keep their signs. Elsewhere a loss may be an error (BCELoss; on a GPU one that ends the process's use
+    of it).
+    """
+    rows = output[torch.arange(len(output) - half, device=output.device) % half]
+    return torch.cat([output[:half], torch.where(rows == 0, torch.ones_like(rows), rows / 2)])
 
 
 def _slopes(loss_of: Callable[[Sequence[Tensor]], Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:

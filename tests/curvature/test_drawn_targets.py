@@ -198,6 +198,13 @@ def test_a_loss_that_implies_no_distribution_of_targets_is_refused_by_name(loss,
         product_of(Problem.supervised(problem.model, loss, problem.data), "mc-fisher")
 
 
+def test_a_loss_of_probabilities_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    data = (torch.randn(12, 4), (torch.arange(36).reshape(12, 3) % 2).float())
+    with pytest.raises(ValueError, match="BCELoss is none"):  # outside of 0 to 1 it is an error
+        product_of(Problem.supervised(model, nn.BCELoss(), data), "mc-fisher")
+
+
 def coupled(outputs, targets):
     return nn.functional.cross_entropy(outputs - outputs.mean(0), targets)
 

@@ -204,6 +204,19 @@ def test_the_fisher_matrix_is_the_mean_outer_product_of_every_samples_gradient(n
     torch.testing.assert_close(columns(matrix), truth / problem.samples, rtol=1e-9, atol=1e-11)
 
 
+def test_the_fisher_matrix_of_a_loss_of_probabilities_which_is_an_error_elsewhere():
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()).double(), nn.BCELoss()
+    x, y = torch.randn(9, 4, dtype=torch.float64), (torch.arange(27.0).reshape(9, 3) % 2).double()
+    matrix = lossmap.empirical_fisher(Problem.supervised(model, loss, (x, y)), parameters="all")
+    truth = torch.zeros(matrix.size, matrix.size, dtype=torch.float64)
+    for a, b in zip(x, y, strict=True):
+        gradient = torch.autograd.grad(loss(model(a), b), list(model.parameters()))
+        flat = torch.cat([g.reshape(-1) for g in gradient])
+        truth += torch.outer(flat, flat) / len(x)
+    torch.testing.assert_close(columns(matrix), truth, rtol=1e-9, atol=1e-11)
+
+
 def coupled(outputs, targets):
     return (outputs - outputs.mean(0)).square().mean() + targets.sum() * 0
 
