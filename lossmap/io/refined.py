@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossmap.io.surface import Group, Surface
+from lossmap.io.surface import TO_DO, Group, Surface
 
 GROUP, ROUND = "refinement", "round"
 LOG_FROM = 20.0  # largest over smallest loss from which levels, and what lies between points, are logarithmic
@@ -25,13 +25,22 @@ def is_refined(surface: Surface) -> bool:
     return group is not None and ROUND in group and group[ROUND].shape == surface.grid.shape
 
 
+def is_measured(surface: Surface) -> np.ndarray:
+    """Of the grid's shape: which points were chosen and are no longer to do; of a survey that was stopped not all."""
+    to_do = [status == TO_DO for status in surface.status.values()]
+    result: np.ndarray = (surface.groups[GROUP][ROUND] >= 0) & ~np.logical_and.reduce(to_do or [False])
+    return result
+
+
 def refinement_note(surface: Surface) -> str | None:
     """How many points were measured, and how far what lies between them is off; None where all were."""
     if not is_refined(surface):
         return None
     group, points = surface.groups[GROUP], len(surface.grid)
-    measured, error = int((group[ROUND] >= 0).sum()), float(group.attributes.get("error", np.nan))
-    text = f"measured at {measured:,} of {points:,} points, where the picture needed them; "
+    measured, error = int(is_measured(surface).sum()), float(group.attributes.get("error", np.nan))
+    waiting = int((group[ROUND] >= 0).sum()) - measured
+    still = f", and {waiting:,} more chosen" if waiting else ""
+    text = f"measured at {measured:,} of {points:,} points, where the picture needed them{still}; "
     if not _is_interpolated(group):
         return text + "too few of them have a finite value, so that nothing is known between them"
     text += "interpolated between them"

@@ -13,7 +13,7 @@ import numpy as np
 
 from lossmap.geometry.grid import Field
 from lossmap.io.field_errors import field_errors
-from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_refined, refinement_note
+from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_measured, is_refined, refinement_note
 from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import DONE, FAILED, Surface
 from lossmap.plotting.coarse_picture import coarse_note
@@ -37,7 +37,7 @@ def with_points_between(surface: Surface) -> Surface:
             fields[name] = np.where(between, group[name], fields[name])
         if filled and measure in status:
             status[measure] = np.where(between & (status[measure] != FAILED), DONE, status[measure]).astype(np.uint8)
-    fields[MEASURED] = np.where(between, 0.0, 1.0)
+    fields[MEASURED] = is_measured(surface).astype(float)
     about = {**surface.about, MEASURED: Field(MEASURED, "1", "1 where it was measured, 0 between measured points")}
     return replace(surface, fields=fields, about=about, status=status)
 

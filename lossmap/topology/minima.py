@@ -13,7 +13,7 @@ import numpy as np
 from lossmap.geometry.grid import Grid
 from lossmap.io.curvature_signs import NEGATIVE, POSITIVE, UNDECIDED, signs_of
 from lossmap.io.field_errors import NOISE, field_errors
-from lossmap.io.refined import GROUP, ROUND, is_refined
+from lossmap.io.refined import is_measured, is_refined
 from lossmap.io.surface import DONE, Surface
 from lossmap.keywords import checked_keywords
 from lossmap.topology.merge_tree import NONE, MergeTree, merge_tree
@@ -55,7 +55,7 @@ def find_minima(
         raise ValueError(f"least must be >= 0; got {least!r}")
     name = field or _default_field(surface)
     if is_refined(surface):
-        measured, points = int((surface.groups[GROUP][ROUND] >= 0).sum()), len(surface.grid)
+        measured, points = int(is_measured(surface).sum()), len(surface.grid)
         raise ValueError(
             f"minima are counted on whole grids, and of this refined surface {measured:,} of {points:,} points are "
             "measured: run its survey again without --refine"

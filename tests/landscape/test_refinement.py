@@ -163,6 +163,9 @@ def test_the_same_points_are_measured_once_each_however_often_the_survey_is_stop
         surface = survey(pieces, GRID, path=file, refine=0.03, stop=lambda limit=limit: len(pieces.points) >= limit)
         if surface.outcome == "complete":
             break
+        filled = with_points_between(surface)
+        assert filled[MEASURED].sum() == surface.counts("loss")["done"] == len(pieces.points)
+        assert f"measured at {len(pieces.points):,} of " in refinement_note(surface)
     assert len(pieces.points) == len(set(pieces.points)) == measured
     for name in ("round", "train_loss", "test_loss", "train_acc"):
         np.testing.assert_array_equal(read(file).groups["refinement"][name], undisturbed.groups["refinement"][name])
