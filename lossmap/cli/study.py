@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.setting_groups import RunSettings
+from lossmap.cli.setting_groups import ModelSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
@@ -60,7 +60,10 @@ class StudySettings:
         None, "training samples that curvature is measured over; by default 256", metavar="COUNT", minimum=1
     )
     model: str | None = setting(
-        None, "net of the zoo that takes the digits, for all but depth; by default mlp", metavar="NAME"
+        None,
+        "net of the zoo that takes the digits, for all but depth; for neurons that of the run, which may be "
+        "path/file.py:factory or hf:FOLDER, too; by default mlp",
+        metavar="NAME",
     )
     depths: tuple[int, ...] = setting((), "depths of the residual nets; by default 8 14 20", metavar="DEPTH")
     ticks: int | None = setting(
@@ -140,6 +143,11 @@ def campaign(settings: Settings, folder: Path, world: World, say: output.Printer
     from lossmap.studies.study import run_study
 
     options, size = settings.study, size_of(settings)
+    if ":" in size.model:
+        raise UsageError(
+            f"--model of {options.kind} must be a net of the zoo, such as mlp, which lossmap.zoo.names() lists; got "
+            f"{size.model}"
+        )
     try:
         zoo.known(size.model)
         refuse_unfit(zoo.build(size.model, seed=0))
@@ -187,11 +195,11 @@ def refuse_unfit(model: nn.Module) -> None:
 
 def neurons(settings: Settings, folder: Path, world: World, say: output.Printer) -> int:
     """Each layer's neurons along a run, projected and drawn. Rank 0 alone does it."""
-    from lossmap import zoo
+    from lossmap.cli.load_model import model_of
     from lossmap.studies.neurons import neuron_paths
 
     options = settings.study
-    model = zoo.build(options.model or "mlp", seed=0)
+    model = model_of(ModelSettings(model=options.model or "mlp"))
     if options.dry_run:
         say(f"would project the neurons of {options.run}; nothing was written (--dry-run)")
         return 0

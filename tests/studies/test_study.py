@@ -89,10 +89,22 @@ def test_neurons_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "neurons" / "picture.png").stat().st_size > 5000
 
 
+def test_neurons_of_a_run_of_a_net_of_ones_own(tmp_path, capsys):
+    file, run = tmp_path / "mine.py", tmp_path / "run"
+    file.write_text("import torch\n\ndef net():\n    return torch.nn.Linear(3, 4)\n")
+    run.mkdir()
+    for step in (0, 1):
+        torch.save(torch.nn.Linear(3, 4).state_dict(), run / f"step{step}.pt")
+    words = ["--model-folder", str(run), "--model", f"{file}:net", "--folder", str(tmp_path / "neurons")]
+    assert main(["neurons", *words]) == 0
+    assert "weight: 4 neurons, 2 checkpoints" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         ([], "the study must be one of flatness"),
+        (["flatness", "--model", "mine.py:net"], "must be a net of the zoo, such as mlp"),
         (["flat"], "got flat"),
         (["neurons"], "neurons needs --model-folder"),
         (["flatness", "--model-folder", "run"], "the other studies train their own"),
