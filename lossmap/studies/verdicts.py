@@ -28,6 +28,7 @@ TITLES = {
     },
 }
 CONVEX = 0.1  # |smallest| / largest eigenvalue, from which on a point counts as clearly not convex
+ALIKE = 0.01  # relative difference of training losses up to which two arms count as trained equally far
 STUCK = 10.0  # percentage points of training accuracy below the first training
 
 
@@ -75,7 +76,7 @@ def flatness(nets: Nets) -> list[str]:
         pairs = max(ratio.count for ratio in (*ratios.values(), quality))
         lines += [f"  {TITLES[name]:<28} {factor(ratio, pairs)}" for name, ratio in ratios.items()]
         lines.append(f"  {'training loss':<28} {factor(quality, pairs)}")
-        if quality.sign:
+        if quality.sign and abs(quality.value) > ALIKE:
             lines.append("  the arms are not trained equally far, so that this is a contrast of that, too")
         lines.append(f"  {survival([ratios[n] for n in RAW], [ratios[n] for n in NORMALISED])}")
     return lines
