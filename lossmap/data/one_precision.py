@@ -26,6 +26,7 @@ from torch import Tensor, finfo
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+HALF = frozenset((torch.bfloat16, torch.float16))
 T = TypeVar("T")
 origin: ContextVar[torch.dtype | None] = ContextVar("origin", default=None)  # of which the model in use is a copy
 CASTS = ("to", "type", "type_as")  # of a tensor, to a precision or like another tensor
@@ -78,6 +79,10 @@ def floating_dtypes(values: Any) -> set[torch.dtype]:
     return {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()}
 
 
+def _at_least_float32(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in HALF else leaf
+
+
 def _converted(leaf: Any, dtype: torch.dtype) -> Any:
     if isinstance(leaf, Tensor) and leaf.is_floating_point():
         return leaf.to(dtype)
@@ -106,10 +111,17 @@ def limits_of(dtype: torch.dtype | None) -> Iterator[None]:
 def in_one_precision(function: Callable[..., T], double: bool, *args: Any) -> T:
     """The function's value; where `double` says that its model is in float64, computed in float64 throughout.
 
+    Of arguments in half precision, whose sum would be rounded to two or three digits, it is computed in float32.
+
     Raises what the function itself raises where it fails both so and as it is.
     """
     if not double:
-        return function(*args)
+        if not floating_dtypes(args) & HALF:
+            return function(*args)
+        try:
+            return function(*pytree.tree_map(_at_least_float32, args))
+        except RuntimeError:  # a loss with weights of its own in half precision
+            return function(*args)
     try:
         with KeepFloat64(), limits_of(origin.get()):
             return function(*args)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lossmap
 from lossmap.data.batches import Streamed
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import line_between, move_point, random_plane
@@ -230,3 +231,16 @@ def test_a_survey_needs_one_model(net, data):
     problems = {"train": Problem.supervised(net, "mse", data), "test": Problem.supervised(Net(), "mse", data)}
     with pytest.raises(ValueError, match="must share one model"):
         losses(problems, random_plane(net))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", ["crossentropy", nn.CrossEntropyLoss()])
+def test_the_loss_of_a_model_in_half_precision_is_summed_in_float32(dtype, loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)).to(dtype)
+    x, y = torch.randn(3000, 20).to(dtype), torch.arange(3000) % 4
+    with torch.no_grad():
+        truth = float(nn.functional.cross_entropy(model(x).double(), y))
+    problem = lossmap.Problem.supervised(model, loss, (x, y))
+    found = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model)), lossmap.Grid([0.0, 1.0], [0.0, 1.0]))
+    assert found["train_loss"][0, 0] == pytest.approx(truth, rel=1e-5)  # in bfloat16 it was off by half a percent
