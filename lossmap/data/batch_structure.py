@@ -50,7 +50,7 @@ def _open(batch: Any) -> None:
             if _is_plain_mapping(leaf):
                 _register(kind, _items_of, _mapping_of, pytree.MappingKey)
             else:
-                _register(kind, _attributes_of, _object_of, pytree.GetAttrKey)
+                _register(kind, _parts_and_names, _object_of, pytree.GetAttrKey)
         _open(_parts(leaf))
 
 
@@ -62,10 +62,10 @@ def _register(kind: Any, parts_of: Any, made_of: Any, key: Any) -> None:
 def _parts(value: Any) -> list[Any]:
     if _is_plain_mapping(value):
         return list(value.values())
-    return list(_attributes(value).values())
+    return list(attributes_of(value).values())
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes_of(value: Any) -> dict[str, Any]:
     """What an object holds: by its `__dict__`, and by the fields of a dataclass with slots."""
     slots = (
         {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)} if is_dataclass(value) else {}
@@ -121,8 +121,8 @@ def _items_of(mapping: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
     return list(mapping.values()), tuple(mapping)
 
 
-def _attributes_of(value: Any) -> tuple[list[Any], tuple[str, ...]]:
-    attributes = _attributes(value)
+def _parts_and_names(value: Any) -> tuple[list[Any], tuple[str, ...]]:
+    attributes = attributes_of(value)
     return list(attributes.values()), tuple(attributes)
 
 

@@ -5,16 +5,18 @@ import warnings
 import weakref
 from collections import UserDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence
 
 import lossmap
 from lossmap.curvature.autotune import prepare
+from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import FixedBatches, read_into_memory, samples_in
 from lossmap.data.datasets import digest
 from lossmap.data.loaders import source_of
@@ -341,6 +343,7 @@ def test_batches_of_arrays_are_batches_of_tensors():
 
 
 def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
+    open_batch(LOOSE[0])  # as what reads a batch does
     assert samples_in((GRAPHS[0], torch.zeros(3))) == 3
     assert samples_in(PARTS[0]) == 1
     assert samples_in({"a": X, "b": Y}) == 12
@@ -348,7 +351,10 @@ def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
     assert samples_in([Loose(x=X[:4], y=Y[:4]), Loose(x=X[:6], edges=X[:2], y=Y[:6])]) == 10
     assert samples_in([Loose(x=X[:4], y=Y[0]), Loose(x=X[:6], label=2)]) == 2  # graphs with a label each
     assert samples_in(Loose(x=X[:4], y=Y[0])) == samples_in({"x": X[:4], "y": Y[0]}) == samples_in((X[:4], Y[0])) == 1
-    assert samples_in((X[:4], torch.tensor(0.5))) == samples_in({"x": X[:4], "scale": Y[0]}) == 4  # no targets
+    assert samples_in({"x": X[:4], "scale": Y[0]}) == samples_in((X[:4], X[:4], torch.tensor(0.5))) == 4  # no targets
+    assert samples_in((X[:4], torch.tensor(0.5))) == samples_in((X[:4], 0.5)) == 1  # a sequence and its value
+    assert samples_in({"x": X, "table": X[:5], "labels": Y}) == samples_in(Loose(x=X, edges=X[:2], targets=Y)) == 12
+    assert samples_in(Loose(x=X, num_graphs=3)) == samples_in(Loose(x=X, ends=[4, 8, 12], batch_size=3)) == 3
 
 
 BOXES = [{"boxes": X[:k], "labels": Y[:k]} for k in (1, 3, 2)]
@@ -378,11 +384,65 @@ IMAGES = [torch.zeros(1, 5, width) for width in (4, 6, 5)]
         ((tuple(X), tuple(Y)), 12),  # the same, by tuple(zip(*samples))
         ({"x": list(X), "y": list(Y)}, 12),
         ((X, {"temperature": torch.tensor(2.0)}), 12),  # a number beside a tensor of samples
+        ((X, {"temperature": 2.0}), 12),
+        ([(x, int(y)) for x, y in zip(X, Y, strict=True)], 12),  # the same lists of samples, with numbers and words
+        ([(x, "cat") for x in X], 12),
+        ([{"x": x, "y": float(y)} for x, y in zip(X, Y, strict=True)], 12),
+        ([(f"name {i}", x, 1) for i, x in enumerate(X)], 12),
+        ([(Loose(x=X[:4]), 0), (Loose(x=X[:4]), 1)], 2),
+        ((list(X), Y.tolist()), 12),
+        ((IMAGES, ["cat", "dog", "cat"]), 3),
+        (UserDict(x=list(X), y=[0.5, 1, *Y.tolist()[2:]]), 12),
+        (Loose(inputs=list(X), classes=Y.tolist()), 12),
+        ({"x": X, "lengths": [5, 7], "labels": [0, 1]}, 2),  # two sequences, end to end
+        ((X, [0, 1]), 2),
+        ((pack_sequence([X[:7]]), [1]), 1),
+        ({"x": pack_sequence([X[:7], X[:4], X[:4]]), "y": Y[:3]}, 3),
+        (pack_sequence([X[:7], X[:4], X[:4]]), 3),
         ({"a": {"x": X, "scale": Y[0]}, "b": {"x": X, "scale": Y[0]}}, 12),
     ],
 )
 def test_samples_of_batches_of_lists_are_counted_where_they_can_be_told(batch, samples):
     assert samples_in(batch) == samples
+
+
+@pytest.mark.parametrize("ends", [(0, 5, 7, 12), (0, 6, 12), (0, 12)])
+@pytest.mark.parametrize(
+    "batch_of",
+    [
+        lambda x, y: (list(x), y),
+        lambda x, y: {"x": list(x), "labels": y},
+        lambda x, y: list(zip(x, y, strict=True)),
+        lambda x, y: [{"x": a, "y": b} for a, b in zip(x, y, strict=True)],
+        lambda x, y: Loose(x=x.flatten(0, 1), y=y),
+        lambda x, y: Loose(x=x.flatten(0, 1), values=y, num_graphs=len(y)),
+        lambda x, y: {"x": pack_sequence(list(x)), "y": y},
+    ],
+)
+def test_the_mean_over_sequences_with_numbers_as_targets_is_that_over_all_of_them(batch_of, ends, caplog):
+    series, values = torch.randn(12, 6, 3, generator=torch.Generator().manual_seed(2)), [0.5 * i for i in range(12)]
+    batches = [batch_of(series[a:b], values[a:b]) for a, b in pairwise(ends)]
+    model = nn.Linear(3, 1)
+
+    def error(x, y):
+        return ((model(x).mean((1, 2)) - torch.tensor(y)) ** 2).mean()
+
+    def loss(model, batch):
+        if isinstance(batch, tuple) and not isinstance(batch[0], list):  # a list of samples
+            x, y = zip(*(row.values() if isinstance(row, dict) else row for row in batch), strict=True)
+        else:
+            parts = batch.__dict__ if isinstance(batch, Loose) else batch
+            x, y = list(parts.values() if isinstance(parts, dict) else parts)[:2]
+        if isinstance(x, PackedSequence):
+            x = pad_packed_sequence(x, batch_first=True)[0]
+        return error(torch.stack(x) if isinstance(x, (list, tuple)) else x.reshape(-1, 6, 3), list(y))
+
+    problem = lossmap.Problem.custom(model, loss, batches)
+    line = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), lossmap.Grid.line(0, 1, 2))
+    assert problem.samples == 12
+    assert line["train_loss"][0] == pytest.approx(error(series, values).item(), rel=1e-5)
+    if len(ends) == 4:
+        assert "by its samples (5, 2, 5)" in caplog.text
 
 
 def test_a_detection_loss_counts_by_images_and_not_by_batches():
