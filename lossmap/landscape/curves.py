@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -44,7 +44,8 @@ from lossmap.sums import dot
 
 NONE, BEZIER, POLYGON = CURVES = ("none", "bezier", "polygon")
 BEND = "directions/bend"  # the group of a file
-TIMED_STEPS = 3  # for the price, after one to warm up
+TIMED_STEPS, MIN_TIMED_STEPS = 20, 3  # for the price, after one to warm up: at most, and at least
+TIMED_SECONDS = 0.5  # after which those suffice
 PIECES = 1000  # straight ones, by which a curve's length is summed
 
 
@@ -188,16 +189,17 @@ def train_bend(
 
 
 def price_of_bend(problem: Problem, line: Plane, recipe: CurveRecipe) -> Price:
-    """The price of training a bend, from a few steps at A."""
-    names = [n for n, _ in problem.model.named_parameters() if n in line.axes[0]]
-    here = {name: line.origin[name].clone() for name in names}
-    taken = []
-    for step in range(TIMED_STEPS + 1):
-        batch = shuffled_batch(problem.data, recipe.batch_size, step, "order of the curve", recipe.seed)
-        start = time.perf_counter()
-        _loss_and_gradient(problem, here, batch)
-        taken.append(time.perf_counter() - start)
-    return Price(recipe.steps, recipe.steps * min(taken[1:]), memory_now(problem.model), "step")
+    """The price of training a bend, from some of its first steps: their mean, as all of them are paid."""
+    clock = [time.perf_counter()]
+
+    def enough() -> bool:
+        return len(clock) > MIN_TIMED_STEPS + 1 and clock[-1] - clock[0] > TIMED_SECONDS
+
+    few = replace(recipe, steps=min(recipe.steps, TIMED_STEPS + 1))
+    train_bend(problem, line, few, stop=enough, progress=lambda _: clock.append(time.perf_counter()))
+    first, last = clock[min(1, len(clock) - 2)], clock[-1]  # the first step warms up
+    each = (last - first) / max(1, len(clock) - 2)
+    return Price(recipe.steps, recipe.steps * each, memory_now(problem.model), "step")
 
 
 def _loss_and_gradient(problem: Problem, at: Mapping[str, Tensor], batch: Any) -> tuple[float, tuple[Tensor, ...]]:

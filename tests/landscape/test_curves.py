@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from lossmap.landscape.curves import (
     curved_plane,
     length_of,
     place_on,
+    price_of_bend,
     stored_bend,
     train_bend,
 )
@@ -107,6 +109,17 @@ def test_a_model_comes_back_untouched_and_the_same_seed_bends_alike():
     assert not all(torch.equal(bends[0][n], t) for n, t in bends[2].items())
     asked = iter([False] * 5 + [True])
     assert train_bend(supervised(model), line, CurveRecipe(steps=20), stop=lambda: next(asked)) is None
+
+
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_the_price_of_a_bend_is_of_whole_steps_the_batch_and_the_update_with_them(steps, monkeypatch):
+    batch_of, update = shuffled_batch, torch.optim.Adam.step
+    monkeypatch.setattr(
+        "lossmap.landscape.curves.shuffled_batch", lambda *asked: (time.sleep(0.02), batch_of(*asked))[1]
+    )
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (time.sleep(0.03), update(self))[1])
+    price = price_of_bend(supervised(net(0)), line_between(net(0), net(1)), CurveRecipe(steps=steps))
+    assert price.count == steps and price.seconds >= 0.05 * steps
 
 
 def test_the_curve_of_a_bfloat16_model_ends_at_its_models_to_the_bit(tmp_path):
