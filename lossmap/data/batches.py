@@ -30,6 +30,7 @@ from lossmap.data.copy_stream import copied_ahead, streams_of
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
 log = logging.getLogger("lossmap")
+PLAIN_NUMBERS = (int, float, np.number, np.bool_)
 SPARSE = "they hold sparse tensors"
 FIRST_REPORT = 10.0  # seconds of reading after which the log says how much was read
 TENSOR_BYTES = 500  # that a tensor takes beside its numbers (measured): small batches are mostly that
@@ -134,7 +135,7 @@ def _declared_samples(batch: Batch) -> int | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and not value.dim())
+    return isinstance(value, PLAIN_NUMBERS) or (isinstance(value, torch.Tensor) and not value.dim())
 
 
 def _are_numbers(value: Any) -> bool:
@@ -148,7 +149,7 @@ def _holds_numbers(batch: Batch) -> bool:
     """
     entries = _parts_of(batch)
     if isinstance(batch, (tuple, list)):
-        entries = [entry for entry in entries if not isinstance(entry, (torch.Tensor, str, int, float))]
+        entries = [entry for entry in entries if not isinstance(entry, (torch.Tensor, str, *PLAIN_NUMBERS))]
     else:
         entries = [entry for entry in entries if isinstance(entry, (tuple, list))]
     return any(_is_number(leaf) or isinstance(leaf, str) for leaf in pytree.tree_leaves(entries))
@@ -187,7 +188,7 @@ def _kind(value: Any) -> Any:
     """What tells an image from a label, and a dict of boxes from both."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.dim()
-    if isinstance(value, (int, float)):
+    if isinstance(value, PLAIN_NUMBERS):
         return float
     return tuple(value) if isinstance(value, Mapping) else type(value)
 
@@ -615,4 +616,12 @@ def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
         "its own. It is taken for a mean, unless parts of a batch show a sum, or the problem has "
         'reduction="sum"', reason, len(batches), weight,
     )  # fmt: skip
+    rows = [_is_counted_otherwise(batch) or len(_lengths(_leaves(batch))) == 1 for batch in batches]
+    by_chance = [n for n, known in zip(counts, rows, strict=True) if known and n > 1]
+    if by_chance and any(n == 1 and not known for n, known in zip(counts, rows, strict=True)):
+        log.warning(
+            "%d of these batches count by their samples, since all their parts have one length, perhaps by chance, and "
+            "others once, since theirs differ: return (mean, weight) from the loss",
+            len(by_chance),
+        )
     return FixedBatches(tuple(batches))

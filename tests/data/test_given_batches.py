@@ -7,6 +7,7 @@ from collections import UserDict
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -390,6 +391,8 @@ IMAGES = [torch.zeros(1, 5, width) for width in (4, 6, 5)]
         ([{"x": x, "y": float(y)} for x, y in zip(X, Y, strict=True)], 12),
         ([(f"name {i}", x, 1) for i, x in enumerate(X)], 12),
         ([(Loose(x=X[:4]), 0), (Loose(x=X[:4]), 1)], 2),
+        ([(x, np.int64(y)) for x, y in zip(X, Y, strict=True)], 12),
+        ((list(X), [np.float32(0.5), *Y.tolist()[1:]]), 12),
         ((list(X), Y.tolist()), 12),
         ((IMAGES, ["cat", "dog", "cat"]), 3),
         (UserDict(x=list(X), y=[0.5, 1, *Y.tolist()[2:]]), 12),
@@ -443,6 +446,16 @@ def test_the_mean_over_sequences_with_numbers_as_targets_is_that_over_all_of_the
     assert line["train_loss"][0] == pytest.approx(error(series, values).item(), rel=1e-5)
     if len(ends) == 4:
         assert "by its samples (5, 2, 5)" in caplog.text
+
+
+def test_batches_whose_parts_have_one_length_by_chance_are_named(caplog):
+    """Sequences with the time first, (T, B), beside targets (B,): in one batch T = B."""
+    read_into_memory([(torch.zeros(5, 7), Y[:7]), (torch.zeros(6, 6), Y[:6]), (torch.zeros(4, 7), Y[:7])])
+    assert "by its samples (1, 6, 1)" in caplog.text and "1 of these batches count by their samples" in caplog.text
+    caplog.clear()
+    read_into_memory([(X[:5], Y[:5], "left"), (X[5:], Y[5:], "right")])
+    read_into_memory(PARTS)
+    assert "of these batches" not in caplog.text
 
 
 def test_a_detection_loss_counts_by_images_and_not_by_batches():
