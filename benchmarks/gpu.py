@@ -337,21 +337,22 @@ def run_part(part: str, bench: Bench, speed: float, head: str) -> None:
         new.replace(kept)
 
 
-class Overtime(KeyboardInterrupt):
-    """The time is over: as an interrupt, which no code takes for an error of a point."""
-
-
 def within(seconds: float, work: Callable[[], None]) -> bool:
-    """Whether the work ended within so many seconds; it is broken off else."""
+    """Whether the work ended within so many seconds; else it is broken off as by Ctrl-C, which is no point's error."""
+    is_over = False
 
-    def raise_overtime(*_: object) -> None:
-        raise Overtime
+    def interrupt(*_: object) -> None:
+        nonlocal is_over
+        is_over = True
+        signal.default_int_handler(signal.SIGINT, None)
 
-    before = signal.signal(signal.SIGALRM, raise_overtime)
+    before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
     try:
         work()
-    except Overtime:
+    except KeyboardInterrupt:
+        if not is_over:
+            raise
         return False
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

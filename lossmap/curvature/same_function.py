@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.one_precision import floating_dtypes
@@ -63,8 +64,9 @@ class _Side:
             temporary_parameters(problem.model, {**self.state, **tensors}),
             same_random_state(0),
         ):
-            outputs = problem.forward(problem.model, self.batch)
-            values = [outputs, problem.loss(outputs, self.batch)] if loss else [outputs]
+            batch = copied(self.batch)  # a model or loss may write into it
+            outputs = problem.forward(problem.model, batch)
+            values = [outputs, problem.loss(outputs, batch)] if loss else [outputs]
             leaves = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
             return [t.detach().double() for t in leaves if t.is_floating_point() and t.numel()]
 
