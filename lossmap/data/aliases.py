@@ -20,6 +20,7 @@ from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.memos import memos_of
 from lossmap.data.problem import Problem
+from lossmap.data.skipped_checks import skip
 from lossmap.geometry.parameter_vector import memory_of
 from lossmap.seeding import same_random_state
 
@@ -105,7 +106,8 @@ def _moves_the_loss(
                 put(value)
                 with same_random_state(20):
                     losses.append(float(problem.total(batch).detach()))
-    except Exception:  # user code may raise any exception at other values
+    except Exception as error:  # user code may raise any exception at other values
+        skip("what lies in a parameter's memory", error, problem, batch)
         return False
     finally:
         put(values[0])
