@@ -136,7 +136,7 @@ def prepare_here(
     """
     factory, operator = _prepared(
         problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check,
-        distant=False, products=products,
+        distant=False, products=products, here=True,
     )  # fmt: skip
     return factory.at(measured=True) if operator is None else operator
 
@@ -155,8 +155,12 @@ def _prepared(
     kinks: bool = True,
     products: int | None,
     like: OperatorFactory | None = None,
+    here: bool = False,
 ) -> tuple[OperatorFactory, LinearizedOperator | None]:
-    """(what `prepare` returns, the operator at the model's own tensors where it was made to measure its rounding)."""
+    """(what `prepare` returns, the operator at the model's own tensors where it was made to measure its rounding).
+
+    here  whether that is what is asked for; else rounding is measured over few samples, as at the points to come
+    """
     backend = backend_of(backend)
     moving = selected(problem.model, parameters)
     refuse_unfit(moving.values())
@@ -171,7 +175,9 @@ def _prepared(
         backend = start.backend
     factory = OperatorFactory(problem, parameters, product, total, start, memory)
     if like is not None and _is_traced_alike(factory, like):
-        factory = replace(factory, programs=like.programs, twin_programs=like.twin_programs)
+        factory = replace(
+            factory, programs=like.programs, twin_programs=like.twin_programs, few_samples=like.few_samples
+        )
     is_short = products is not None and products * factory.problem.data.samples < MIN_TRACED_PRODUCTS
     considered = _considered(backend, product, is_short)
     verdict = check_by_all(total, device, lambda: _own_verdict(factory, considered, check, distant, kinks))
@@ -190,9 +196,11 @@ def _prepared(
         with torch.inference_mode(False), torch.no_grad():
             probe = Probe(factory, products=products)
             if is_short:
-                return probe.for_few(candidates)
-            best = probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
-            return best, best.at(measured=True)
+                best, operator = probe.for_few(candidates)
+            else:
+                best = probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
+                operator = best.at(measured=True)
+            return best, operator if here else best.over_few()
 
     return _with_rounding(*made_by_all(total, device, probed, "probe of products"))
 

@@ -45,7 +45,7 @@ from lossmap.curvature.operators import (
     single_rank,
 )
 from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
-from lossmap.data.batches import Batch, FixedBatches, Resident, largest_to_cut, move_batch, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, largest_to_cut, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
@@ -59,6 +59,19 @@ MIN_FEW, MAX_FEW, FEW_SHARE = 16, 128, 16  # samples over which it is looked for
 CHEAP_SIZE = 10_000  # entries of theta up to which it is looked for over all samples, where these are `MAX_FEW` at most
 MAX_TWIN_BATCH = 256  # samples of its batches, whose graphs are kept in memory
 MAX_DISAGREEMENT = 1e-9  # the relative difference between them that float64 explains
+
+
+@dataclass(frozen=True, eq=False)
+class FewSamples:
+    """A problem over a few samples of its data, and the same in float64, over a copy of the model."""
+
+    data: Batches
+    problem: Problem
+
+    @cached_property
+    def double(self) -> Problem:
+        """Raises what the model raises there, see `problem_in`."""
+        return problem_in(self.problem, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +196,8 @@ class OperatorFactory:
     memory      bytes that kept values may take
     programs    the traces so far, by the shape of a batch
     twin_programs  the same of operators in other precisions, by product and precision
+    few_samples  those over which rounding is looked for at a point, by their number
+    alone       of the factory over them alone these; else None
     check       what is known of the backends: other ranks are given it, and do not look themselves
     fallback    whether double backward may take over at a point where the trace fails
     compared    whether at every point the loss of a trace is compared with the model's
@@ -197,12 +212,14 @@ class OperatorFactory:
     programs: dict[Any, LinearizedProgram] = field(default_factory=dict, repr=False)
     fallback: bool = False
     twin_programs: dict[Any, dict[Any, LinearizedProgram]] = field(default_factory=dict, repr=False)
+    few_samples: dict[int, FewSamples] = field(default_factory=dict, repr=False)
+    alone: FewSamples | None = field(default=None, repr=False)
     check: ProductCheck = field(default_factory=ProductCheck)
     compared: bool = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the traces: in another process they are made anew."""
-        return {**self.__dict__, "programs": {}, "twin_programs": {}}
+        return {**self.__dict__, "programs": {}, "twin_programs": {}, "few_samples": {}}
 
     @cached_property
     def layout(self) -> Layout:
@@ -291,13 +308,18 @@ class OperatorFactory:
             state,
             samples,
             batch,
-            self._twin if self.traces_few or self._keeps_graphs or not self._is_double_backward_right else None,
+            partial(self._twin, state) if self._has_own_twin else None,
         )
 
     @property
     def _is_double_backward_right(self) -> bool:
         """Whether double backward may serve as a reference."""
         return self.fallback or self.plan.backend == "double-backward"
+
+    @property
+    def _has_own_twin(self) -> bool:
+        """Whether products in another precision are made otherwise than by double backward that keeps no graph."""
+        return self.traces_few or not self.compared or self._keeps_graphs or not self._is_double_backward_right
 
     @property
     def _keeps_graphs(self) -> bool:
@@ -355,31 +377,53 @@ class OperatorFactory:
                 model's: at a point where the plan's own trace gave another loss, double backward is to be asked for
         """
         if traced not in self._few:
-            samples = self._few_samples
-            batch = next(iter(self.problem.rebatched(samples).data))
-            few = self.problem.with_data(FixedBatches((batch,)))
-            plan, programs = self._reference_plan(samples), dict[Any, LinearizedProgram]()
+            few = self._few_of_data
+            plan, programs = self._reference_plan(self._few_samples), dict[Any, LinearizedProgram]()
             if traced:
-                plan, programs = replace(self.plan, batch_size=samples, vectorized=False), self.programs
-            self._few[traced] = replace(self, problem=few, plan=plan, memory=0, programs=programs, compared=not traced)
+                plan, programs = replace(self.plan, batch_size=self._few_samples, vectorized=False), self.programs
+            memory = min(self.memory, MAX_TWIN_BYTES)
+            self._few[traced] = replace(
+                self, problem=few.problem, plan=plan, memory=memory, programs=programs, alone=few,
+                compared=not traced,
+            )  # fmt: skip
         return self._few[traced]
 
     @cached_property
     def _few(self) -> dict[bool, OperatorFactory]:
         return {}
 
+    @property
+    def _few_of_data(self) -> FewSamples:
+        """The first samples, as other factories over the same data have them, too."""
+        size, data = self._few_samples, self.problem.data
+        known = self.few_samples.get(size)
+        if known is None or known.data is not data:
+            batch = next(iter(self.problem.rebatched(size).data))
+            known = FewSamples(data, self.problem.with_data(FixedBatches((batch,))))
+            self.few_samples[size] = known
+        return known
+
+    def over_few(self) -> LinearizedOperator:
+        """The operator at the model's own tensors, whose rounding is measured over those samples over which points are
+        looked at; over a batch where its products would be others there.
+        """
+        if self.plan.backend == "linearized" and not self.traces_few:
+            operator = self.at(measured=True)
+            return replace(operator, probe=replace(operator.probe, samples=self.batch))
+        return self.few(self.traces_few).at(measured=True)
+
     @cached_property
     def twin(self) -> OperatorFactory:
         """The factory of the same operators in float64; made once, since points need it often."""
-        problem = problem_in(self.problem, torch.float64)
+        problem = problem_in(self.problem, torch.float64) if self.alone is None else self.alone.double
         plan = self._reference_plan(min(self.plan.batch_size, MAX_TWIN_BATCH))
-        twin = OperatorFactory(problem, self.parameters, self.product, self.total, plan, 0, check=self.check)
+        memory = min(self.memory, MAX_TWIN_BYTES)
+        twin = OperatorFactory(problem, self.parameters, self.product, self.total, plan, memory, check=self.check)
         if not self.traces_few and self.compared:  # what is not compared is the traced `few` of another
             return twin
         return replace(
             twin,
             plan=self._traced_plan,
-            memory=min(self.memory, MAX_TWIN_BYTES),
             programs=self._twin_traces(self.product, torch.float64),
             fallback=self.fallback,
             compared=self.compared,
@@ -410,19 +454,23 @@ class OperatorFactory:
         A trace for fewer samples that did not fit would differ from its twin, whose loss is compared.
         """
         plan = replace(self.plan, batch_size=batch_size, rounding=None)
-        other = replace(self, problem=problem, plan=plan, compared=not self.traces_few)
+        other = replace(self, problem=problem, plan=plan, compared=self.compared and not self.traces_few)
         if problem is self.problem and batch_size == self.batch and other.compared == self.compared:
             return other.by(products, state, measured=False)
         return other.at(state)
 
-    def _twin(self, problem: Problem, product: Product) -> LinearizedOperator:
-        """The operator of a problem in another precision: linearized, or by the backend used here where double
-        backward is wrong.
+    def _twin(
+        self, state: Mapping[str, Tensor], given: Problem, dtype: torch.dtype, product: Product
+    ) -> LinearizedOperator:
+        """The operator of a problem in another precision, at these tensors: linearized, or by the backend used here
+        where double backward is wrong.
         """
+        if given is self.problem and product is self.product and dtype == torch.float64 and self.keeps_twin:
+            return self.twin.at(state)
+        problem = problem_in(given, dtype, state)
         plan, fallback = self._reference_plan(self.plan.batch_size), False
         if product is not hessian and self._keeps_graphs:  # graphs are kept of the Hessian alone
             plan = HvpPlan("double-backward", self.plan.batch_size)
-        dtype = next(iter(selected(problem.model, self.parameters).values())).dtype
         if self.traces_few and product is self.product and problem.loss is self.problem.loss:
             plan, fallback = self._traced_plan, self.fallback
             if isinstance(problem.data, FixedBatches):  # cut here, and alike: the loss of one of them is compared

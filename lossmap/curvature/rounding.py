@@ -72,8 +72,8 @@ class MeasuredRounding:
         return cls(0.0, max(ROUNDING_EPSILONS * epsilon, min(relative, MAX_RELATIVE)), relative)
 
 
-# (a problem in another precision, its product) -> the operator over it
-TwinOperator = Callable[[Problem, Product], SymmetricOperator]
+# (a problem, a precision, the product) -> the operator in that precision, over a copy of the model at the point
+TwinOperator = Callable[[Problem, torch.dtype, Product], SymmetricOperator]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class RoundingProbe:
     state      tensors that the model has at the point, by name; None: its own
     samples    over about how many it is measured
     batch      samples of a batch there; None: as the data are cut
-    twin       makes the operator in another precision, given a problem in it; None: by double backward
+    twin       makes the operator in another precision; None: by double backward
     """
 
     problem: Problem
@@ -149,7 +149,7 @@ class RoundingProbe:
         def make() -> SymmetricOperator:
             if twin is None:
                 return in_precision(problem, dtype, self.parameters, product, self.total, self.state)
-            return twin(problem_in(problem, dtype, self.state), product)
+            return twin(problem, dtype, product)
 
         return made_by_all(self.total, device, make)
 

@@ -14,7 +14,7 @@ from lossmap.curvature.autotune import prepare
 from lossmap.curvature.backends import RetainedGraphProducts
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
-from lossmap.curvature.linearized_operator import LinearizedOperator
+from lossmap.curvature.linearized_operator import CHEAP_SIZE, LinearizedOperator
 from lossmap.curvature.rounding import largest_difference, problem_in
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.directions import random_plane
@@ -312,7 +312,23 @@ def test_where_graphs_are_kept_that_of_the_twin_in_float64_is_made_once() -> Non
     factory = prepare(problem, check=ProductCheck(), products=20)
     assert factory.plan.backend == "retained-graph" and factory.plan.rounding is not None
     # whether it runs, holds no other model and is the same function; the graph, and its comparison
-    assert CountedNet.passes[torch.float64] == [1, 1, 40, 40, 40]
+    assert CountedNet.passes[torch.float64] == [40, 40, 40, 40, 40]
+
+
+def test_a_plan_looks_at_the_few_samples_of_points_through_one_copy() -> None:
+    torch.manual_seed(0)
+    net = CountedNet(nn.Linear(4, 120), nn.Tanh(), nn.Linear(120, 90), nn.Linear(90, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(160, 4), torch.arange(160) % 3)))
+    CountedNet.forget()
+    factory = prepare(problem, check=ProductCheck(), products=20)
+    planned = list(CountedNet.passes[torch.float64])
+    assert factory.size > CHEAP_SIZE and set(planned) == {16}  # a tenth of the samples, of a net that is not small
+    point = {name: 1.1 * p.detach() for name, p in net.named_parameters()}
+    operator = factory.at(point)
+    error, size = operator.rounding_of(torch.nn.functional.normalize(torch.randn(operator.size, 1), dim=0))
+    assert 0.0 < error < 1e-5 * size
+    assert CountedNet.passes[torch.float64] == [*planned, 16, 16]  # the graph and its comparison: no copy was made
+    assert factory.plan.rounding is not None and 0.0 < factory.plan.rounding[1] < 1e-4
 
 
 def test_for_few_products_at_one_point_one_graph_serves_them_and_their_rounding() -> None:
