@@ -28,8 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import copy_of, temporary_parameters
+from lossmap.data.held_model import HELD, holds
 from lossmap.data.one_precision import floating_dtypes
 from lossmap.data.problem import Problem
+from lossmap.device_errors import raise_if_of_device
 from lossmap.numerics import is_tf32
 from lossmap.seeding import same_random_state, signs
 
@@ -126,6 +128,46 @@ class _Precisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def over_a_copy(problem: Problem) -> Problem:
+    """The problem over a copy of its model, in the same precision, which is the same function.
+
+    Raises ValueError where the copy is another one, or does not run where the model does, and where the loss or the
+    model's own code holds the model itself; what both raise is passed on.
+    """
+    twin = problem.over(copy_of(problem.model))
+    try:
+        is_held = holds(twin, problem.model)
+    except Exception as failure:  # the model's own code may raise anything over a copy
+        raise_if_of_device(failure)
+        if not _runs(problem):
+            raise
+        reason = (str(failure).splitlines() or [""])[0]
+        raise ValueError(
+            "a copy of the model, as copy.deepcopy makes it, does not run where the model does "
+            f"({type(failure).__name__}: {reason}): {_NOT_FOLLOWED}"
+        ) from failure
+    if is_held:
+        raise ValueError(HELD)
+    refuse_other_function(twin, problem)
+    return twin
+
+
+def _runs(problem: Problem) -> bool:
+    """Whether the loss of the first batch can be computed."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(problem.model, {}):
+            problem.total(copied(next(iter(problem.data))))
+    except Exception:  # then the model's own failure is the one to be told
+        return False
+    return True
+
+
+_NOT_FOLLOWED = (
+    "it keeps something that copies do not follow, such as a table by id() or by weak references, or its __deepcopy__ "
+    "or __setstate__ leaves something out; let copies keep it"
+)
+
+
 def refuse_other_function(twin: Problem, problem: Problem, state: Mapping[str, Tensor] | None = None) -> None:
     """Raise ValueError where a problem over a copy, in another precision or the same, is another function than over the
     model.
@@ -140,8 +182,7 @@ def refuse_other_function(twin: Problem, problem: Problem, state: Mapping[str, T
     if plain is twin or _excess(problem, state or {}, plain, state or {}):
         raise ValueError(
             "a copy of the model, as copy.deepcopy makes it, is another function (its outputs or its loss differ by "
-            f"{largest:.2g} of the largest): it keeps something that copies do not follow, such as a table by id() or "
-            "by weak references, or its __deepcopy__ or __setstate__ leaves something out; let copies keep it"
+            f"{largest:.2g} of the largest): {_NOT_FOLLOWED}"
         )
     raise ValueError(
         f"the model is another function in that precision (its outputs or its loss differ by {largest:.2g} of the "
@@ -213,4 +254,4 @@ def _largest_difference(own: Sequence[Tensor], other: Sequence[Tensor]) -> tuple
     return max((d / max(a, b) for d, a, b in pairs if d), default=0.0), is_finite
 
 
-__all__ = ["refuse_other_function"]
+__all__ = ["over_a_copy", "refuse_other_function"]

@@ -26,12 +26,10 @@ from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
-from lossmap.curvature.same_function import refuse_other_function
+from lossmap.curvature.same_function import over_a_copy
 from lossmap.data.batches import largest_to_cut
-from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import load_into
-from lossmap.data.held_model import refuse_held
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
@@ -152,10 +150,7 @@ class CheckpointCurvature:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
-        twin = problem.over(copy_of(problem.model))
-        refuse_held(twin, problem.model)
-        refuse_other_function(twin, problem)
-        self.problem = check_loss(twin)
+        self.problem = check_loss(over_a_copy(problem))
         build_operator(self.problem, "hessian", parameters, check=check)  # says what cannot be differentiated twice
         self.check, self.effort = check, effort
         self.plan: dict[str, Any] | None = None

@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lossmap.curvature.same_function import refuse_other_function
-from lossmap.data.borrow import copy_of
-from lossmap.data.held_model import refuse_held
+from lossmap.curvature.same_function import over_a_copy
 from lossmap.data.problem import Problem
 from lossmap.spectra.spectrum import spectrum
 from lossmap.spectra.spectrum_result import Spectrum
@@ -40,9 +38,7 @@ def retrained_spectra(
     """
     spectra = []
     for strength in sorted(strengths):
-        twin = problem.over(copy_of(problem.model))
-        refuse_held(twin, problem.model)
-        refuse_other_function(twin, problem)
+        twin = over_a_copy(problem)
         train(twin, Recipe(epochs=epochs, rate=RETRAINING_RATE, weight_decay=strength, seed=seed))
         plain = spectrum(
             twin, parameters=parameters, top=1, trace_products=0, density_error=None, backend="double-backward"

@@ -1,6 +1,7 @@
 """Models whose copies are other functions: a copy loses what the model keeps by its identity, or leaves out."""
 
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -94,6 +95,29 @@ def test_what_evaluates_copies_refuses_them(kind, tmp_path):
     torch.save(model.state_dict(), tmp_path / "step_1.pt")
     with pytest.raises(ValueError, match=r"a copy of the model, .* is another function"):
         lossmap.run_dynamics([tmp_path], problem_of(model), path=tmp_path / "run.h5", top=1)
+
+
+class Registered(Scaled):
+    """Its scale stands in a table of its own, in which copies do not stand."""
+
+    table: ClassVar[dict[int, float]] = {}
+
+    def __init__(self):
+        super().__init__()
+        self.table[id(self)] = 1.7
+
+    def forward(self, x):
+        return self.table[id(self)] * super().forward(x)
+
+
+def test_a_copy_that_does_not_run_is_refused_by_name(tmp_path):
+    model = Registered()
+    torch.save(model.state_dict(), tmp_path / "step_1.pt")
+    with pytest.raises(
+        ValueError, match=r"a copy of the model, .* does not run where the model does \(KeyError: \d+\)"
+    ):
+        lossmap.run_dynamics([tmp_path], problem_of(model), path=tmp_path / "run.h5", top=1)
+    assert lossmap.spectrum(problem_of(model), parameters="all", density_error=None).largest[1] < 1e-3
 
 
 @pytest.mark.parametrize("kind", [*LOSSY, OnTheParameter])
