@@ -62,7 +62,7 @@ MAX_DISAGREEMENT = 1e-9  # the relative difference between them that float64 exp
 
 
 @dataclass(frozen=True, eq=False)
-class FewSamples:
+class FirstSamples:
     """A problem over a few samples of its data, and the same in float64, over a copy of the model."""
 
     data: Batches
@@ -212,8 +212,8 @@ class OperatorFactory:
     programs: dict[Any, LinearizedProgram] = field(default_factory=dict, repr=False)
     fallback: bool = False
     twin_programs: dict[Any, dict[Any, LinearizedProgram]] = field(default_factory=dict, repr=False)
-    few_samples: dict[int, FewSamples] = field(default_factory=dict, repr=False)
-    alone: FewSamples | None = field(default=None, repr=False)
+    few_samples: dict[int, FirstSamples] = field(default_factory=dict, repr=False)
+    alone: FirstSamples | None = field(default=None, repr=False)
     check: ProductCheck = field(default_factory=ProductCheck)
     compared: bool = True
 
@@ -393,13 +393,13 @@ class OperatorFactory:
         return {}
 
     @property
-    def _few_of_data(self) -> FewSamples:
+    def _few_of_data(self) -> FirstSamples:
         """The first samples, as other factories over the same data have them, too."""
         size, data = self._few_samples, self.problem.data
         known = self.few_samples.get(size)
         if known is None or known.data is not data:
             batch = next(iter(self.problem.rebatched(size).data))
-            known = FewSamples(data, self.problem.with_data(FixedBatches((batch,))))
+            known = FirstSamples(data, self.problem.with_data(FixedBatches((batch,))))
             self.few_samples[size] = known
         return known
 
