@@ -45,8 +45,9 @@ from lossmap.curvature.operators import (
     second_backward,
 )
 from lossmap.data.batch_structure import strided_parts
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout
 
 log = logging.getLogger("lossmap")

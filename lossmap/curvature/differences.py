@@ -38,11 +38,12 @@ from lossmap.curvature.operators import (
     outputs_and_loss,
     sample_slopes,
 )
-from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.gradients import each_gradient
 from lossmap.data.held_model import holds
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_forms import stable_forms
 from lossmap.seeding import generator
 from lossmap.sums import norm

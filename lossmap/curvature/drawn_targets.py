@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import outputs_and_loss
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, move_batch, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.drawn_loss import (
@@ -45,6 +45,7 @@ from lossmap.data.drawn_loss import (
 )
 from lossmap.data.huggingface import SummedLoss
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.seeding import generator
 
 MAX_DOUBLED_ENTRIES = 1 << 23  # of a model that is copied in float64 to draw from

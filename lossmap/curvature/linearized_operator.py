@@ -45,8 +45,9 @@ from lossmap.curvature.operators import (
     single_rank,
 )
 from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, largest_to_cut, move_batch, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, largest_to_cut, move_batch
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.seeding import generator

@@ -36,10 +36,11 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.overwritten import overwriting_named
-from lossmap.data.batches import Batch, samples_in
+from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.drawn_loss import DrawnLoss
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.memory import return_freed_memory

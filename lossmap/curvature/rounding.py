@@ -29,10 +29,11 @@ from lossmap.copies import lazy_copy
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
 from lossmap.curvature.same_function import refuse_other_function
-from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
+from lossmap.data.batches import Batch, FixedBatches, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
 from lossmap.data.held_model import refuse_held
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.memory import return_freed_memory
 from lossmap.seeding import normal

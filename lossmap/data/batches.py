@@ -19,18 +19,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
-from lossmap.data.batch_structure import TARGET_NAMES, attributes_of, holds_tensors, is_one_batch, open_batch
+from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
 from lossmap.data.copy_stream import copied_ahead, streams_of
+from lossmap.data.sample_count import is_counted_otherwise, leaves_of, lengths_of, samples_in
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
 log = logging.getLogger("lossmap")
-PLAIN_NUMBERS = (int, float, np.number, np.bool_)
 SPARSE = "they hold sparse tensors"
 FIRST_REPORT = 10.0  # seconds of reading after which the log says how much was read
 TENSOR_BYTES = 500  # that a tensor takes beside its numbers (measured): small batches are mostly that
@@ -59,159 +58,9 @@ class Batches(Protocol):
         """The same samples there; dtype is applied to floating-point tensors only."""
 
 
-def samples_in(batch: Batch) -> int:
-    """The samples of a batch: the length of its tensors' first dimension.
-
-    Where its targets say it otherwise (`_targets_in`), as a label beside a graph or a list of labels does, it is their
-    number. Where the tensors' lengths differ, it is that of the targets with a usual name, or of an object's
-    `num_graphs` or `batch_size`, or of the tensors that stand directly in the batch; where these differ too, as the
-    parts of a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do
-    together; for lists of images and of their boxes, and lists of samples, see `_in_lists`. A number or word by itself
-    within an entry, such as a label, says that the entry's tensors are of one sample, whatever their length.
-    """
-    if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
-        return sum(map(samples_in, batch))
-    listed = _listed_samples(batch)
-    if listed is not None:
-        return listed
-    lengths = _lengths(_leaves(batch))
-    if not lengths:
-        raise ValueError(
-            f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}: give "
-            "torch.tensor(...) of lists of numbers, of a table.to_numpy(), a matrix.toarray(), np.asarray(image)"
-        )
-    declared = _declared_samples(batch)
-    if len(lengths) > 1 or declared is not None:
-        targets = _named_targets(batch)
-        if isinstance(targets, torch.Tensor):
-            return len(targets)
-        if declared is not None:
-            return declared
-        lengths = _lengths(_parts_of(batch))
-    in_lists = _in_lists(_parts_of(batch)) if len(lengths) != 1 else None
-    if in_lists is None:
-        return lengths.pop() if len(lengths) == 1 else 1
-    return in_lists
-
-
-def _listed_samples(batch: Batch) -> int | None:
-    """The samples of a batch whose targets are one number or a list of them, or that is made of lists; else None."""
-    targets = _targets_in(batch)
-    return _in_lists(_parts_of(batch)) if targets is None and _holds_numbers(batch) else targets
-
-
-def _targets_in(batch: Batch) -> int | None:
-    """The number of a batch's targets where they are one number or a list of numbers: an int, and None else.
-
-    They have a usual name, or stand at the end of a tuple: a class in any, anything in a pair of inputs and targets.
-    """
-    if isinstance(batch, (tuple, list)):
-        targets = batch[-1] if batch else None
-        is_class = isinstance(targets, torch.Tensor) and not targets.is_floating_point()
-        if len(batch) != 2 and not is_class:
-            return None
-    else:
-        targets = _named_targets(batch)
-    if _is_number(targets):
-        return 1
-    return len(targets) if targets is not None and _are_numbers(targets) else None
-
-
-def _named_targets(batch: Batch) -> Any:
-    """The targets of a mapping or object, by a usual name: what holds numbers, and no words."""
-    if isinstance(batch, (tuple, list)):
-        return None
-    get = batch.get if isinstance(batch, Mapping) else partial(getattr, batch)
-    values = (get(name, None) for name in TARGET_NAMES)
-    return next((v for v in values if isinstance(v, torch.Tensor) or _is_number(v) or _are_numbers(v)), None)
-
-
-def _declared_samples(batch: Batch) -> int | None:
-    """How many samples an object says that it holds, beside tensors of all their parts, as graphs in a batch do."""
-    if isinstance(batch, (torch.Tensor, Mapping, tuple, list)):
-        return None
-    numbers = (getattr(batch, name, None) for name in ("num_graphs", "batch_size"))
-    return next((number for number in numbers if isinstance(number, int) and number > 0), None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, PLAIN_NUMBERS) or (isinstance(value, torch.Tensor) and not value.dim())
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and bool(value) and all(map(_is_number, value))
-
-
-def _holds_numbers(batch: Batch) -> bool:
-    """Whether a number or a word stands within an entry of the batch, and not directly in it.
-
-    In a dict of dicts it is none of a sample, since keys name parts.
-    """
-    entries = _parts_of(batch)
-    if isinstance(batch, (tuple, list)):
-        entries = [entry for entry in entries if not isinstance(entry, (torch.Tensor, str, *PLAIN_NUMBERS))]
-    else:
-        entries = [entry for entry in entries if isinstance(entry, (tuple, list))]
-    return any(_is_number(leaf) or isinstance(leaf, str) for leaf in pytree.tree_leaves(entries))
-
-
-def _parts_of(batch: Batch) -> list[Any]:
-    """What stands directly in a batch: the entries of a mapping, tuple or list; the attributes of an object."""
-    if isinstance(batch, Mapping):
-        return list(batch.values())
-    if isinstance(batch, (torch.Tensor, PackedSequence)):
-        return [batch]
-    return list(batch) if isinstance(batch, (tuple, list)) else list(attributes_of(batch).values())
-
-
-def _in_lists(entries: Sequence[Any]) -> int | None:
-    """The samples of a batch of lists: of images beside one of boxes, or one of samples; None where not evident.
-
-    Lists of one kind each, and of one length, hold a sample an entry. Where each entry holds several kinds, the same
-    in all (an image and its boxes, dicts), the entries are the samples.
-    """
-    if not entries:
-        return None
-    if all(isinstance(entry, Mapping) for entry in entries):
-        return len(entries) if len({tuple(entry) for entry in entries}) == 1 else None
-    if not all(isinstance(entry, (tuple, list)) and entry for entry in entries):
-        return None
-    rows = [tuple(map(_kind, entry)) for entry in entries]
-    of_one_kind = all(len(set(row)) == 1 for row in rows)
-    alike = len(set(rows)) == 1
-    if of_one_kind and not alike and len({len(row) for row in rows}) == 1:
-        return len(rows[0])
-    return len(rows) if alike and not of_one_kind else None
-
-
-def _kind(value: Any) -> Any:
-    """What tells an image from a label, and a dict of boxes from both."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.dim()
-    if isinstance(value, PLAIN_NUMBERS):
-        return float
-    return tuple(value) if isinstance(value, Mapping) else type(value)
-
-
-def _is_object(value: Any) -> bool:
-    """Whether a value is an object with tensors, and neither a tensor nor a container of some."""
-    return not isinstance(value, (torch.Tensor, Mapping, tuple, list)) and holds_tensors(value)
-
-
-def _lengths(values: Sequence[Any]) -> set[int]:
-    """The first dimensions of the tensors among some values, and the numbers of packed sequences."""
-    packed = {int(s.batch_sizes[0]) for s in values if isinstance(s, PackedSequence)}
-    return packed | {int(t.shape[0]) for t in values if isinstance(t, torch.Tensor) and t.dim() > 0}
-
-
-def _leaves(batch: Batch) -> list[Any]:
-    """The leaves of a batch; a packed sequence is one, since its tensors are of steps, and not of samples."""
-    return pytree.tree_leaves(batch, is_leaf=lambda part: isinstance(part, PackedSequence))
-
-
 def _is_even(batch: Batch) -> bool:
     """Whether all tensors of a batch have the same first dimension, so that it can be cut; no sparse one can."""
-    if _is_counted_otherwise(batch):
+    if is_counted_otherwise(batch):
         return False
     tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
     if any(t.layout != torch.strided for t in tensors):
@@ -219,18 +68,11 @@ def _is_even(batch: Batch) -> bool:
     return len({(*t.shape, -1)[0] for t in tensors} | {-1}) == 2 and all(t.dim() for t in tensors)
 
 
-def _is_counted_otherwise(batch: Batch) -> bool:
-    """Whether a batch's samples are no rows of its tensors: numbers and words in lists, packed sequences, graphs."""
-    if _listed_samples(batch) is not None or _declared_samples(batch) is not None:
-        return True
-    return any(isinstance(leaf, PackedSequence) for leaf in _leaves(batch))
-
-
 def _why_uneven(batches: Sequence[Batch]) -> str:
     tensors = (t for t in pytree.tree_leaves(list(batches)) if isinstance(t, torch.Tensor))
     if any(t.layout != torch.strided for t in tensors):
         return SPARSE
-    if all(map(_is_counted_otherwise, batches)):
+    if all(map(is_counted_otherwise, batches)):
         return "their samples are no rows of tensors"
     return "the parts of a batch differ in number"
 
@@ -616,7 +458,7 @@ def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
         "its own. It is taken for a mean, unless parts of a batch show a sum, or the problem has "
         'reduction="sum"', reason, len(batches), weight,
     )  # fmt: skip
-    rows = [_is_counted_otherwise(batch) or len(_lengths(_leaves(batch))) == 1 for batch in batches]
+    rows = [is_counted_otherwise(batch) or len(lengths_of(leaves_of(batch))) == 1 for batch in batches]
     by_chance = [n for n, known in zip(counts, rows, strict=True) if known and n > 1]
     if by_chance and any(n == 1 and not known for n, known in zip(counts, rows, strict=True)):
         log.warning(

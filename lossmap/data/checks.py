@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
-from lossmap.data.batches import Batch, FixedBatches, Resident, samples_in
+from lossmap.data.batches import Batch, FixedBatches, Resident
 from lossmap.data.criteria import SupervisedLoss, first_argument, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import CustomLoss, Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.device_errors import out_of_memory
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.seeding import same_random_state

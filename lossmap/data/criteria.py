@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossmap.data.batch_parts import targets_of, with_targets
-from lossmap.data.batches import Batch, Batches, FixedBatches, MappedFetch, Resident, Streamed, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, MappedFetch, Resident, Streamed
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
+from lossmap.data.sample_count import samples_in
 
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.batches import Batch, FixedBatches, map_tensors, samples_in
+from lossmap.data.batches import Batch, FixedBatches, map_tensors
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossmap.data.batches import Batch, Batches, Streamed, samples_in
+from lossmap.data.batches import Batch, Batches, Streamed
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import Metric
 from lossmap.data.huggingface_batches import IGNORED, Entries, accepted_names, model_batches
@@ -33,6 +33,7 @@ from lossmap.data.huggingface_pass import (
     without_warnings,
 )
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.keywords import checked_keywords
 
 MAX_PROBED = 4  # samples on which a formula is compared with the model's own loss

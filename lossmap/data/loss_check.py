@@ -40,7 +40,7 @@ from lossmap.data.aliases import refuse_aliases
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, map_tensors, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, map_tensors
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
@@ -60,6 +60,7 @@ from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
+from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batch_parts import targets_of
-from lossmap.data.batches import Batch, FixedBatches, join_batches, map_tensors, samples_in
+from lossmap.data.batches import Batch, FixedBatches, join_batches, map_tensors
 from lossmap.data.criteria import CorrectClasses, Criterion, MeanMetric, Metric, NoNumber
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
 

@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lossmap.data.batch_marks import mark_of
-from lossmap.data.batches import Batch, samples_in
+from lossmap.data.batches import Batch
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.seeding import generator, same_random_state
 
 MIN_REPEATS = 2  # realisations of which there is a standard error

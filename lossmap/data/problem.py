@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of
 from lossmap.data.batch_structure import open_batch
-from lossmap.data.batches import Batch, Batches, FixedBatches, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
     ACCURACY,
@@ -47,6 +47,7 @@ from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
 from lossmap.data.preconditioner import Preconditioner
+from lossmap.data.sample_count import samples_in
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_init, checked_keywords

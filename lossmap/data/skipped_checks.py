@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from lossmap.data.batches import Batch, FixedBatches, samples_in
+from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.device_errors import loses_gpu, out_of_memory
 
 log = logging.getLogger(__name__)

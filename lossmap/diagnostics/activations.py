@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lossmap.curvature.gradient_rounding import measured_gradient
-from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_losses import is_wrapped
 
 Array = np.ndarray

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.curvature.operators import differentiated
-from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_losses import is_wrapped
 from lossmap.diagnostics.activations import Activation, recording
 from lossmap.geometry.parameter_vector import movable_parameters

@@ -29,11 +29,12 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.per_sample_gradients import gradient_covariance, rounded_gradients
-from lossmap.data.batches import FixedBatches, Resident, Streamed, samples_in
+from lossmap.data.batches import FixedBatches, Resident, Streamed
 from lossmap.data.criteria import Criterion
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_count import samples_in
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
 from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.neural_collapse import neural_collapse

@@ -34,12 +34,13 @@ from lossmap.curvature.operators import Product, Total, made_by_all, single_rank
 from lossmap.curvature.product_check import check_product, kink_of_block
 from lossmap.curvature.same_function import refuse_other_function
 from lossmap.curvature.team_check import check_by_all
-from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.held_model import refuse_held
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 from lossmap.diagnostics.layer_signals import signals, why_zero
 from lossmap.diagnostics.step_rule import with_preconditioner
 from lossmap.keywords import checked_keywords

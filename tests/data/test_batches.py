@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from lossmap.data.batches import (
-    Resident,
-    Streamed,
-    join_batches,
-    move_batch,
-    read_into_memory,
-    samples_in,
-    shared_range,
-)
+from lossmap.data.batches import Resident, Streamed, join_batches, move_batch, read_into_memory, shared_range
+from lossmap.data.sample_count import samples_in
 
 
 def resident(samples, size=4):

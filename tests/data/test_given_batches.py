@@ -18,11 +18,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 import lossmap
 from lossmap.curvature.autotune import prepare
 from lossmap.data.batch_structure import open_batch
-from lossmap.data.batches import FixedBatches, read_into_memory, samples_in
+from lossmap.data.batches import FixedBatches, read_into_memory
 from lossmap.data.datasets import digest
 from lossmap.data.loaders import source_of
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
+from lossmap.data.sample_count import samples_in
 
 # torch warns of its own compiler, with which products are traced
 pytestmark = [

@@ -1,0 +1,173 @@
+"""How many samples a batch holds, whatever its structure: rows of tensors, entries of lists, graphs, sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+from lossmap.data.batch_structure import TARGET_NAMES, attributes_of, holds_tensors
+
+PLAIN_NUMBERS = (int, float, np.number, np.bool_)
+
+
+def samples_in(batch: Any) -> int:
+    """The samples of a batch: the length of its tensors' first dimension.
+
+    Where its targets say it otherwise (`_targets_in`), as a label beside a graph or a list of labels does, it is their
+    number. Where the tensors' lengths differ, it is that of the targets with a usual name, or of an object's
+    `num_graphs` or `batch_size`, or of the tensors that stand directly in the batch; where these differ too, as the
+    parts of a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do
+    together; for lists of images and of their boxes, and lists of samples, see `_in_lists`. A number or word by itself
+    within an entry, such as a label, says that the entry's tensors are of one sample, whatever their length.
+    """
+    if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
+        return sum(map(samples_in, batch))
+    listed = _listed_samples(batch)
+    if listed is not None:
+        return listed
+    lengths = lengths_of(leaves_of(batch))
+    if not lengths:
+        raise ValueError(
+            f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}: give "
+            "torch.tensor(...) of lists of numbers, of a table.to_numpy(), a matrix.toarray(), np.asarray(image)"
+        )
+    declared = _declared_samples(batch)
+    if len(lengths) > 1 or declared is not None:
+        targets = _named_targets(batch)
+        if isinstance(targets, torch.Tensor):
+            return len(targets)
+        if declared is not None:
+            return declared
+        lengths = lengths_of(_parts_of(batch))
+    in_lists = _in_lists(_parts_of(batch)) if len(lengths) != 1 else None
+    if in_lists is None:
+        return lengths.pop() if len(lengths) == 1 else 1
+    return in_lists
+
+
+def _listed_samples(batch: Any) -> int | None:
+    """The samples of a batch whose targets are one number or a list of them, or that is made of lists; else None."""
+    targets = _targets_in(batch)
+    return _in_lists(_parts_of(batch)) if targets is None and _holds_numbers(batch) else targets
+
+
+def _targets_in(batch: Any) -> int | None:
+    """The number of a batch's targets where they are one number or a list of numbers: an int, and None else.
+
+    They have a usual name, or stand at the end of a tuple: a class in any, anything in a pair of inputs and targets.
+    """
+    if isinstance(batch, (tuple, list)):
+        targets = batch[-1] if batch else None
+        is_class = isinstance(targets, torch.Tensor) and not targets.is_floating_point()
+        if len(batch) != 2 and not is_class:
+            return None
+    else:
+        targets = _named_targets(batch)
+    if _is_number(targets):
+        return 1
+    return len(targets) if targets is not None and _are_numbers(targets) else None
+
+
+def _named_targets(batch: Any) -> Any:
+    """The targets of a mapping or object, by a usual name: what holds numbers, and no words."""
+    if isinstance(batch, (tuple, list)):
+        return None
+    get = batch.get if isinstance(batch, Mapping) else partial(getattr, batch)
+    values = (get(name, None) for name in TARGET_NAMES)
+    return next((v for v in values if isinstance(v, torch.Tensor) or _is_number(v) or _are_numbers(v)), None)
+
+
+def _declared_samples(batch: Any) -> int | None:
+    """How many samples an object says that it holds, beside tensors of all their parts, as graphs in a batch do."""
+    if isinstance(batch, (torch.Tensor, Mapping, tuple, list)):
+        return None
+    numbers = (getattr(batch, name, None) for name in ("num_graphs", "batch_size"))
+    return next((number for number in numbers if isinstance(number, int) and number > 0), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, PLAIN_NUMBERS) or (isinstance(value, torch.Tensor) and not value.dim())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(map(_is_number, value))
+
+
+def _holds_numbers(batch: Any) -> bool:
+    """Whether a number or a word stands within an entry of the batch, and not directly in it.
+
+    In a dict of dicts it is none of a sample, since keys name parts.
+    """
+    entries = _parts_of(batch)
+    if isinstance(batch, (tuple, list)):
+        entries = [entry for entry in entries if not isinstance(entry, (torch.Tensor, str, *PLAIN_NUMBERS))]
+    else:
+        entries = [entry for entry in entries if isinstance(entry, (tuple, list))]
+    return any(_is_number(leaf) or isinstance(leaf, str) for leaf in pytree.tree_leaves(entries))
+
+
+def _parts_of(batch: Any) -> list[Any]:
+    """What stands directly in a batch: the entries of a mapping, tuple or list; the attributes of an object."""
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    if isinstance(batch, (torch.Tensor, PackedSequence)):
+        return [batch]
+    return list(batch) if isinstance(batch, (tuple, list)) else list(attributes_of(batch).values())
+
+
+def _in_lists(entries: Sequence[Any]) -> int | None:
+    """The samples of a batch of lists: of images beside one of boxes, or one of samples; None where not evident.
+
+    Lists of one kind each, and of one length, hold a sample an entry. Where each entry holds several kinds, the same
+    in all (an image and its boxes, dicts), the entries are the samples.
+    """
+    if not entries:
+        return None
+    if all(isinstance(entry, Mapping) for entry in entries):
+        return len(entries) if len({tuple(entry) for entry in entries}) == 1 else None
+    if not all(isinstance(entry, (tuple, list)) and entry for entry in entries):
+        return None
+    rows = [tuple(map(_kind, entry)) for entry in entries]
+    of_one_kind = all(len(set(row)) == 1 for row in rows)
+    alike = len(set(rows)) == 1
+    if of_one_kind and not alike and len({len(row) for row in rows}) == 1:
+        return len(rows[0])
+    return len(rows) if alike and not of_one_kind else None
+
+
+def _kind(value: Any) -> Any:
+    """What tells an image from a label, and a dict of boxes from both."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.dim()
+    if isinstance(value, PLAIN_NUMBERS):
+        return float
+    return tuple(value) if isinstance(value, Mapping) else type(value)
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an object with tensors, and neither a tensor nor a container of some."""
+    return not isinstance(value, (torch.Tensor, Mapping, tuple, list)) and holds_tensors(value)
+
+
+def lengths_of(values: Sequence[Any]) -> set[int]:
+    """The first dimensions of the tensors among some values, and the numbers of packed sequences."""
+    packed = {int(s.batch_sizes[0]) for s in values if isinstance(s, PackedSequence)}
+    return packed | {int(t.shape[0]) for t in values if isinstance(t, torch.Tensor) and t.dim() > 0}
+
+
+def leaves_of(batch: Any) -> list[Any]:
+    """The leaves of a batch; a packed sequence is one, since its tensors are of steps, and not of samples."""
+    return pytree.tree_leaves(batch, is_leaf=lambda part: isinstance(part, PackedSequence))
+
+
+def is_counted_otherwise(batch: Any) -> bool:
+    """Whether a batch's samples are no rows of its tensors: numbers and words in lists, packed sequences, graphs."""
+    if _listed_samples(batch) is not None or _declared_samples(batch) is not None:
+        return True
+    return any(isinstance(leaf, PackedSequence) for leaf in leaves_of(batch))
