@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lossmap.curvature.operators import Total, differentiated, single_rank, total_or_raise
+from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -49,7 +50,7 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     is_finite = message[:-3].isfinite().all()
     loss_sum, samples, _, finite = torch.cat([message[-3:], is_finite.to(message)[None]]).tolist()  # one wait
     if samples == 0:
-        raise ValueError("the data hold no sample; the gradient is a mean over samples")
+        raise NoWeight
     loss, gradient = loss_sum / samples, message[:-3] / samples
     if isfinite(loss) and not finite:
         raise FloatingPointError(f"the loss is {loss:g}, but its gradient is not finite at these parameters")
@@ -66,7 +67,7 @@ def mean_loss(problem: Problem, total: Total = single_rank) -> float:
     message = total_or_raise(total, message, partial(_add_loss, problem), "loss")
     loss_sum, samples, _ = message.tolist()
     if samples == 0:
-        raise ValueError("the data hold no sample; the loss is a mean over samples")
+        raise NoWeight
     return float(loss_sum / samples)
 
 
@@ -83,7 +84,7 @@ def _add_loss(problem: Problem, message: Tensor) -> None:
         with mode, stable_forms("losses"):
             for batch in problem.data:
                 _add_to(message[0], problem.total(batch))
-        message[1] = float(problem.samples)
+        message[1] = float(problem.weight)
 
 
 def _add_local_sums(problem: Problem, parameters: list[torch.nn.Parameter], message: Tensor) -> None:
@@ -95,4 +96,4 @@ def _add_local_sums(problem: Problem, parameters: list[torch.nn.Parameter], mess
                 parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 message[:-3] += torch.cat([part.reshape(-1) for part in parts]).double()
             _add_to(message[-3], loss)
-        message[-2] = float(problem.samples)  # with gradients: to count them may mean to run a loss
+        message[-2] = float(problem.weight)  # with gradients: to count them may mean to run a loss

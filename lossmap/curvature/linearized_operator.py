@@ -46,6 +46,7 @@ from lossmap.curvature.operators import (
 )
 from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
 from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, largest_to_cut, move_batch
+from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -167,7 +168,7 @@ class LinearizedOperator:
         with torch.inference_mode(False):
             try:
                 message[0] = self.products.local_loss()
-                message[1] = self.problem.samples
+                message[1] = self.problem.weight
             except Exception as error:
                 failure = error
                 message[1] = -torch.inf  # no sum of samples is negative: the sign that some rank failed
@@ -176,10 +177,12 @@ class LinearizedOperator:
             raise failure
         if float(message[1]) < 0:
             raise RuntimeError("the loss failed on another rank of the team, whose report names the reason")
+        if float(message[1]) == 0:
+            raise NoWeight
         return float(message[0]) / float(message[1])
 
     def _samples(self) -> float:
-        return self.problem.samples
+        return self.problem.weight
 
     def to_scipy(self) -> LinearOperator:
         """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""

@@ -38,6 +38,7 @@ from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.overwritten import overwriting_named
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
+from lossmap.data.criteria import NoWeight
 from lossmap.data.drawn_loss import DrawnLoss
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
@@ -387,7 +388,7 @@ class CurvatureOperator:
 
         Raises ValueError where v has another length; FloatingPointError where the product is not finite.
         """
-        return mean_product(self.layout, v, self.dtype, self.local_sum, lambda: self.problem.samples, self.total)
+        return mean_product(self.layout, v, self.dtype, self.local_sum, lambda: self.problem.weight, self.total)
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """The part of this rank, summed over its samples, of the products with b vectors, (b, n) -> (b, n)."""
@@ -554,6 +555,8 @@ def mean_product(
         # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not. All in one
         # reading, for which the host waits once.
         many, rest, _, entries = torch.cat([message[-3:], whole.sum().reshape(1)]).tolist()
+        if not many and not rest:
+            raise NoWeight
         result: Tensor = whole.div_(4096.0 * many + rest)
         if not isfinite(entries) and not bool(result.isfinite().all()):
             raise FloatingPointError(

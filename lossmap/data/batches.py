@@ -14,18 +14,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
 from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
 from lossmap.data.copy_stream import copied_ahead, streams_of
-from lossmap.data.sample_count import is_counted_otherwise, leaves_of, lengths_of, samples_in
+from lossmap.data.sample_count import is_counted_otherwise, leaves_of, lengths_of, samples_in, with_entries
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -380,6 +381,7 @@ def read_into_memory(
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
     collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
+    collected = with_entries(collected, _sizes_of(batches, len(collected)))
     sizes = tuple(samples_in(batch) for batch in collected)
     _report_dropped(batches, sum(sizes))
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
@@ -390,6 +392,16 @@ def read_into_memory(
     except NotJoined as reason:
         return _as_given(collected, str(reason))
     return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)
+
+
+def _sizes_of(loader: Any, number: int) -> list[int] | None:
+    """The samples in each batch that a DataLoader gave; None where it does not tell, or each sample may be a batch."""
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size in (None, 1):
+        return None
+    samples = len(cast(Any, loader.sampler))
+    sizes = [min(size, samples - start) for start in range(0, samples, size)][:number]
+    return sizes if len(sizes) == number else None
 
 
 def _collected(batches: Any, budget: int) -> list[Batch]:

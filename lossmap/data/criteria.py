@@ -237,6 +237,11 @@ class NoNumber(ValueError):
 class NoWeight(ValueError):
     """No sample of some data counts in the loss."""
 
+    def __init__(
+        self, message: str = "every batch has weight 0, as where all of its targets are ignored: the loss is undefined"
+    ) -> None:
+        super().__init__(message)
+
 
 @dataclass(frozen=True)
 class MeanMetric:

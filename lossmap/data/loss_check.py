@@ -60,7 +60,7 @@ from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
-from lossmap.data.sample_count import samples_in
+from lossmap.data.sample_count import ENTRIES, entries, samples_in
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
@@ -618,9 +618,21 @@ def rows_within(batch: Batch, first: int, last: int) -> Batch:
     if hasattr(batch, "to_data_list"):  # of torch_geometric
         return type(batch).from_data_list(batch.to_data_list()[first:last])
     n = samples_in(batch)
-    if isinstance(batch, (tuple, list)) and len(batch) == n and not any(isinstance(part, Tensor) for part in batch):
+    if isinstance(batch, ENTRIES):
+        return entries(batch[first:last])
+
+    def is_marked(part: Any) -> bool:
+        return isinstance(part, ENTRIES)
+
+    def cut(part: Any) -> Any:
+        if is_marked(part):
+            return entries(part[first:last])
+        return part[first:last] if isinstance(part, Tensor) and part.dim() and len(part) == n else part
+
+    is_list = isinstance(batch, (tuple, list)) and len(batch) == n
+    if is_list and not any(isinstance(part, (Tensor, *ENTRIES)) for part in batch):
         return batch[first:last]
-    return map_tensors(lambda t: t[first:last] if t.dim() and len(t) == n else t, batch)
+    return pytree.tree_map(cut, batch, is_leaf=is_marked)
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:

@@ -329,16 +329,20 @@ class Problem:
         data = _on_device_of(model, as_batches(data, batch_size))
         return cls(model, data, CustomLoss(loss, reduction), _itself, CustomCount(loss, model), {}, False, unit)
 
-    @cached_property
+    @property
     def samples(self) -> float:
         """The samples N of this problem's data (of this rank's share), or their weight; ValueError where it is 0."""
+        if self.weight == 0:
+            raise NoWeight
+        return self.weight
+
+    @cached_property
+    def weight(self) -> float:
+        """The same, 0 where no sample counts: of a rank's share that may be, where those of other ranks do."""
         if self.count is samples_in:
             return self.data.samples
         with temporary_parameters(self.model, {}):  # to count may mean to run the loss
-            weight = sum(self.count(batch) for batch in self.data)
-        if weight == 0:
-            raise NoWeight("every batch has weight 0, as where all of its targets are ignored: the loss is undefined")
-        return weight
+            return sum(self.count(batch) for batch in self.data)
 
     @property
     def sample_count(self) -> int:

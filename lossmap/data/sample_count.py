@@ -16,15 +16,83 @@ from lossmap.data.batch_structure import TARGET_NAMES, attributes_of, holds_tens
 PLAIN_NUMBERS = (int, float, np.number, np.bool_)
 
 
+class _List(list[Any]):
+    pass
+
+
+class _Tuple(tuple[Any, ...]):
+    pass
+
+
+# a list in a batch, or the batch itself, whose entries are the samples, as other batches or the loader tell
+ENTRIES = _List, _Tuple
+for _kind_of_list in ENTRIES:
+    pytree.register_pytree_node(
+        _kind_of_list,
+        lambda values: (list(values), type(values)),
+        lambda values, kind: kind(values),
+        flatten_with_keys_fn=lambda values: (
+            [(pytree.SequenceKey(i), v) for i, v in enumerate(values)],
+            type(values),
+        ),
+    )
+
+
+def entries(values: Any) -> Any:
+    """A list or tuple, its entries marked as the samples."""
+    return _Tuple(values) if isinstance(values, tuple) else _List(values)
+
+
+def with_entries(batches: Sequence[Any], sizes: Sequence[int] | None = None) -> list[Any]:
+    """The batches, lists of samples in them marked by `entries`.
+
+    They are lists of samples where their lengths differ from batch to batch, or are those that the loader makes: the
+    tensors in them may all have one first dimension by chance.
+
+    sizes  samples of each batch, where the loader tells them
+    """
+    for number_of, marked in ((_length, entries), (_length_of_lists, _with_marked_lists)):
+        numbers = [number_of(batch) for batch in batches]
+        if [{number} for number in numbers] == [lengths_of(leaves_of(batch)) for batch in batches]:
+            continue  # rows of tensors are as many: of two samples in a pair of inputs and targets, for one
+        if numbers == sizes or (sizes is None and len(set(numbers)) > 1 and None not in numbers):
+            return list(map(marked, batches))
+    return list(batches)
+
+
+def _length(batch: Any) -> int | None:
+    """The length of a batch that is a list of anything but objects, such as graphs; None for any other."""
+    return len(batch) if _is_list(batch) and not any(map(_is_object, batch)) else None
+
+
+def _length_of_lists(batch: Any) -> int | None:
+    """The one length of the lists of which a batch is made; None for any other."""
+    parts = [part for part in _parts_of(batch) if _is_list(part) or any(map(holds_tensors, pytree.tree_leaves(part)))]
+    lengths = {_length(part) for part in parts}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _with_marked_lists(batch: Any) -> Any:
+    def is_part(part: Any) -> bool:
+        return part is not batch and _is_list(part)
+
+    return pytree.tree_map(lambda part: entries(part) if _is_list(part) else part, batch, is_leaf=is_part)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+
+
 def samples_in(batch: Any) -> int:
     """The samples of a batch: the length of its tensors' first dimension.
 
     Where its targets say it otherwise (`_targets_in`), as a label beside a graph or a list of labels does, it is their
-    number. Where the tensors' lengths differ, it is that of the targets with a usual name, or of an object's
-    `num_graphs` or `batch_size`, or of the tensors that stand directly in the batch; where these differ too, as the
-    parts of a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do
-    together; for lists of images and of their boxes, and lists of samples, see `_in_lists`. A number or word by itself
-    within an entry, such as a label, says that the entry's tensors are of one sample, whatever their length.
+    number. Where the tensors' lengths differ, it is an object's `batch_size`, or the length of the targets with a usual
+    name, or of classes at the end of a tuple, or an object's `num_graphs`, or the length of the tensors that stand
+    directly in the batch; where these differ too, as the parts of a physics-informed loss do, the batch counts once. A
+    list of objects, such as graphs, counts as they do together; for lists of images and of their boxes, and lists of
+    samples, see `_in_lists` and `with_entries`. A number or word by itself within an entry, such as a label, says
+    that the entry's tensors are of one sample, whatever their length.
     """
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
         return sum(map(samples_in, batch))
@@ -39,7 +107,9 @@ def samples_in(batch: Any) -> int:
         )
     declared = _declared_samples(batch)
     if len(lengths) > 1 or declared is not None:
-        targets = _named_targets(batch)
+        if declared is not None and not hasattr(batch, "num_graphs"):  # the nodes whose neighbours were sampled
+            return declared
+        targets = batch[-1] if _ends_in_classes(batch) else _named_targets(batch)
         if isinstance(targets, torch.Tensor):
             return len(targets)
         if declared is not None:
@@ -53,6 +123,9 @@ def samples_in(batch: Any) -> int:
 
 def _listed_samples(batch: Any) -> int | None:
     """The samples of a batch whose targets are one number or a list of them, or that is made of lists; else None."""
+    marked = [part for part in (batch, *_parts_of(batch)) if isinstance(part, ENTRIES)]
+    if marked:
+        return len(marked[0])
     targets = _targets_in(batch)
     return _in_lists(_parts_of(batch)) if targets is None and _holds_numbers(batch) else targets
 
@@ -72,6 +145,12 @@ def _targets_in(batch: Any) -> int | None:
     if _is_number(targets):
         return 1
     return len(targets) if targets is not None and _are_numbers(targets) else None
+
+
+def _ends_in_classes(batch: Any) -> bool:
+    """Whether the last entry of a tuple is a row of whole numbers, as classes are."""
+    last = batch[-1] if isinstance(batch, (tuple, list)) and batch else None
+    return isinstance(last, torch.Tensor) and last.dim() == 1 and last.dtype in (torch.int64, torch.int32)
 
 
 def _named_targets(batch: Any) -> Any:

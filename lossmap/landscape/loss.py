@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.data.batches import FixedBatches, Resident
+from lossmap.data.criteria import NoWeight
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.moved_weights import stored_origin
@@ -253,11 +254,12 @@ class _Trial:
         self.problem, self.plane, self.autocast = problem, plane, autocast
         self.origin = (0.0,) * len(plane.axes)
         self.full_at: int | None = None  # samples of the batch with which memory ran out
+        self.takes_all = False
 
     def measure(self, plan: ForwardPlan) -> LossMap:
-        """The losses over about one batch of the data."""
+        """The losses over about one batch of the data, or over all where no sample of that one counts."""
         data = self.problem.data
-        if plan.batch_size < data.samples:
+        if not self.takes_all and plan.batch_size < data.samples:
             data = data.share(0, max(1, data.samples // plan.batch_size))
         # a metric of all samples at once may fail on a part of them
         metrics = {name: m for name, m in self.problem.metrics.items() if m.whole is None}
@@ -266,6 +268,15 @@ class _Trial:
 
     def seconds(self, plan: ForwardPlan) -> float:
         """Per sample: the smallest of three passes after one to warm up; of one where it takes half a second."""
+        try:
+            return self._seconds(plan)
+        except NoWeight:
+            if self.takes_all:
+                raise
+            self.takes_all = True
+            return self._seconds(plan)
+
+    def _seconds(self, plan: ForwardPlan) -> float:
         measure = self.measure(plan)
         samples = sum(p[0].data.samples for p in measure._planned.values())
         smallest = float("inf")

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from lossmap.copies import lazy_copy
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, MappedFetch, Resident, Streamed, join_batches, largest_to_cut, map_tensors
+from lossmap.data.criteria import NoWeight
 from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
@@ -235,7 +236,7 @@ class LossMap:
         for split, realized in self._planned.items():
             rows = torch.stack([next(parts) for _ in realized])
             if float(rows[0, 0]) == 0:
-                raise ValueError("the data hold no sample")
+                raise NoWeight
             numbers = rows[:, :1].repeat(1, 1 + len(realized[0].metrics))  # over which each is a mean
             for k, name in enumerate(counted(realized[0]), start=numbers.shape[1] + 1):
                 numbers[:, 1 + list(realized[0].metrics).index(name)] = rows[:, k]
@@ -265,11 +266,11 @@ class LossMap:
                 if metric.whole is None:
                     continue
                 try:
-                    summed[place] = float(metric.whole(outputs, targets)) * problem.samples
+                    summed[place] = float(metric.whole(outputs, targets)) * problem.weight
                 except Exception as error:  # user code may raise any exception
                     raise_if_of_device(error)
                     raise ValueError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
-        return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
+        return torch.cat([torch.tensor([float(problem.weight)], dtype=torch.float64), summed])
 
     def _fetched(self, sums: Tensor) -> Tensor:
         """What a pass summed, on the host: the one wait of a split at a point."""

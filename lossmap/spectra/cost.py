@@ -76,7 +76,8 @@ def products_of(tasks: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
 
 def _few(subject: Subject, samples: int) -> Subject:
     parts = max(1, subject.problem.data.samples // samples)
-    return replace(subject, problem=subject.problem.share(0, parts))
+    few = subject.problem.share(0, parts)
+    return replace(subject, problem=few) if few.weight else subject
 
 
 def _size(tasks: SpectrumTasks, task: Task) -> int:

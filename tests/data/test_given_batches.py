@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 
 import lossmap
 from lossmap.curvature.autotune import prepare
+from lossmap.curvature.gradient import mean_loss
 from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import FixedBatches, read_into_memory
 from lossmap.data.datasets import digest
@@ -410,6 +411,112 @@ def test_samples_of_batches_of_lists_are_counted_where_they_can_be_told(batch, s
     assert samples_in(batch) == samples
 
 
+def in_pairs(x, y):
+    return list(zip(x, y, strict=True))
+
+
+def in_dicts(x, y):
+    return [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+
+
+def in_columns(x, y):
+    return list(x), list(y)
+
+
+def in_a_dict_of_columns(x, y):
+    return {"x": list(x), "y": list(y)}
+
+
+def rows_of(batch):
+    """The samples of a batch of lists, as pairs."""
+    if isinstance(batch, dict):
+        return list(zip(*batch.values(), strict=True))
+    if isinstance(batch[0], dict):
+        return [tuple(sample.values()) for sample in batch]
+    return list(batch if isinstance(batch[0], tuple) else zip(*batch, strict=True))
+
+
+def error_of_rows(model, batch):
+    return torch.stack([(model(x).mean() - y.mean()) ** 2 for x, y in rows_of(batch)]).mean()
+
+
+ALIKE = [(torch.randn(3, generator=G), torch.randn(3, generator=G)) for _ in range(12)]
+RAGGED = [(torch.randn(2 + i % 3, 3, generator=G), torch.randn(1 + i % 2, 3, generator=G)) for i in range(12)]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum that nobody declared"])
+@pytest.mark.parametrize("batch_of", [in_pairs, in_dicts, in_columns, in_a_dict_of_columns])
+@pytest.mark.parametrize("samples", [ALIKE, RAGGED], ids=["of one shape", "ragged"])
+@pytest.mark.parametrize("ends", [(0, 5, 10, 12), (0, 2, 5, 10, 12)])
+def test_samples_in_lists_count_once_each_whatever_the_lengths_of_their_tensors(samples, ends, batch_of, reduction):
+    batches = [batch_of(*zip(*samples[a:b], strict=True)) for a, b in pairwise(ends)]
+    model = nn.Linear(3, 1)
+
+    def loss(model, batch):
+        mean = error_of_rows(model, batch)
+        return mean if reduction == "mean" else mean * len(rows_of(batch))
+
+    problem = check_loss(lossmap.Problem.custom(model, loss, batches))
+    assert problem.samples == 12
+    value = lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(error_of_rows(model, samples).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_of", [in_pairs, in_columns])
+def test_a_loader_tells_how_many_samples_stand_in_lists_of_one_length(batch_of):
+    loader = torch.utils.data.DataLoader(ALIKE, 4, collate_fn=lambda rows: batch_of(*zip(*rows, strict=True)))
+    assert lossmap.Problem.custom(nn.Linear(3, 1), error_of_rows, loader).samples == 12
+    one_by_one = torch.utils.data.DataLoader([(X[:5], Y[:5]), (X[5:], Y[5:])], 1, collate_fn=lambda rows: rows)
+    assert read_into_memory(one_by_one).samples == 12  # whose samples are batches
+
+
+@pytest.mark.parametrize("batch_of", [in_pairs, in_columns, in_dicts])
+def test_lists_of_as_many_channels_as_boxes_are_not_cut(batch_of):
+    """Three channels, and three boxes in each image: all tensors have one first dimension, that of no sample."""
+    g = torch.Generator().manual_seed(3)
+    images, boxes = torch.randn(4, 3, 5, 5, generator=g), torch.randn(4, 3, generator=g)
+    model = nn.Conv2d(3, 2, 3)
+
+    def loss(model, batch):
+        return torch.stack([(model(x[None]).mean() - y.mean()) ** 2 for x, y in rows_of(batch)]).mean()
+
+    problem = lossmap.Problem.custom(model, loss, [batch_of(images[i : i + 2], boxes[i : i + 2]) for i in (0, 2)])
+    value = lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(loss(model, in_pairs(images, boxes)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [
+        ((torch.zeros(5, 7, 3), Y[:7]), 7),  # the time first
+        ((torch.zeros(5, 7, 3), torch.full((7,), 5), Y[:7]), 7),
+        ((X, EDGES), 1),
+        (Loose(x=X, edges=EDGES, y=Y, batch_size=4), 4),  # four nodes, and their sampled neighbours
+    ],
+)
+def test_samples_are_counted_by_classes_at_the_end_and_by_the_batch_size_that_an_object_has(batch, samples):
+    assert samples_in(open_batch(batch)) == samples
+
+
+def test_a_first_batch_without_weight_and_a_rank_without_any_are_no_reason_to_refuse_others():
+    model = nn.Linear(3, 2)
+    batches = [(X[:4], "a"), (X[4:8], "b"), (X[8:], "c")]
+
+    def weighed(model, batch):
+        counts = batch[1] != "a"
+        return model(batch[0]).square().mean() * counts, 4 * counts
+
+    problem = lossmap.Problem.custom(model, weighed, batches)
+    truth = model(X[4:]).square().mean().item()
+    assert lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"] == pytest.approx(truth)
+    none, others = problem.share(0, 3), [problem.share(rank, 3) for rank in (1, 2)]
+    assert none.weight == 0 and problem.samples == sum(each.weight for each in others) == 8
+    sums = torch.tensor([sum(float(each.total(each.data.batches[0]).detach()) for each in others), 8.0, 0.0])
+    assert mean_loss(none, total=lambda message: message + sums) == pytest.approx(truth)
+    with pytest.raises(ValueError, match="every batch has weight 0"):
+        mean_loss(none)
+
+
 @pytest.mark.parametrize("ends", [(0, 5, 7, 12), (0, 6, 12), (0, 12)])
 @pytest.mark.parametrize(
     "batch_of",
@@ -450,8 +557,9 @@ def test_the_mean_over_sequences_with_numbers_as_targets_is_that_over_all_of_the
 
 
 def test_batches_whose_parts_have_one_length_by_chance_are_named(caplog):
-    """Sequences with the time first, (T, B), beside targets (B,): in one batch T = B."""
-    read_into_memory([(torch.zeros(5, 7), Y[:7]), (torch.zeros(6, 6), Y[:6]), (torch.zeros(4, 7), Y[:7])])
+    """Sequences with the time first, (T, B), beside numbers (B,): in one batch T = B."""
+    values = Y.float()
+    read_into_memory([(torch.zeros(t, b), values[:b]) for t, b in ((5, 7), (6, 6), (4, 7))])
     assert "by its samples (1, 6, 1)" in caplog.text and "1 of these batches count by their samples" in caplog.text
     caplog.clear()
     read_into_memory([(X[:5], Y[:5], "left"), (X[5:], Y[5:], "right")])
