@@ -8,17 +8,20 @@ two passes over a few samples for each that lies in such memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.memos import memos_of
+from lossmap.data.outside_state import Company, at
 from lossmap.data.problem import Problem
 from lossmap.data.skipped_checks import skip
 from lossmap.geometry.parameter_vector import memory_of
@@ -34,7 +37,7 @@ def refuse_aliases(problem: Problem, batch: Batch, tolerance: float) -> None:
     parameters = {name: p for name, p in model.named_parameters() if _is_plain(p)}
     memory = {name: memory_of(p) for name, p in parameters.items()}
     kept = [(memo.name, t) for memo in memos_of(model) for t in pytree.tree_leaves(memo.value)]
-    for name, t in [*kept, *model.named_buffers()]:
+    for name, t in [*kept, *_seen_by_functions(model), *model.named_buffers()]:
         if isinstance(t, np.ndarray):
             shared = [n for n, p in parameters.items() if p.device.type == "cpu" and _is_within(t, p)]
             is_read = bool(shared) and _is_array_read(problem, batch, t, [parameters[n] for n in shared], tolerance)
@@ -55,6 +58,18 @@ def refuse_aliases(problem: Problem, batch: Batch, tolerance: float) -> None:
                 "optimizer changes both, a survey moves the parameter alone, and no gradient follows it; compute it "
                 "from the parameter in every pass, or keep a clone() of it"
             )
+
+
+def _seen_by_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What functions see that a model's modules hold, as hooks and attributes: in closures, defaults and globals."""
+    held = [value for module in model.modules() for value in pytree.tree_leaves(vars(module))]
+    functions = [value for value in held if isinstance(value, (FunctionType, functools.partial))]
+    reader = Company(functions).reader
+    seen = [(reader.variables.get(id(holder), key), at(holder, key)) for holder, key in reader.places.values()]
+    seen += [("an argument", (f.args, f.keywords)) for f in functions if isinstance(f, functools.partial)]
+    for name, value in seen:
+        for leaf in pytree.tree_leaves(value):
+            yield f"{name}, which a function of the model sees,", leaf
 
 
 def _is_within(array: np.ndarray, p: Tensor) -> bool:

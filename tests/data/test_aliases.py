@@ -1,5 +1,7 @@
 """Tensors in the memory of a parameter: refused where the loss reads them, and nowhere else."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,28 @@ def test_what_lies_in_the_memory_of_a_parameter_is_refused_where_it_is_read(kept
     assert tail.data_ptr() == (model.weight if kept == "whole" else model.weight[2:]).data_ptr()
     for harmless in (Keeps(kept, alias=False), Keeps(kept, read=False)):
         survey(harmless)
+
+
+@pytest.mark.parametrize("way", ["attribute", "hook", "default", "partial"])
+def test_what_a_function_of_the_model_sees_is_refused_too(way):
+    def model(tail):
+        net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        part = net[2].weight.data if tail == "alias" else net[2].weight.data.clone()
+        if way == "attribute":
+            net[2].scale = lambda h: h * part.sum()
+            net[2].forward = lambda h: net[2].scale(F.linear(h, net[2].weight))
+        elif way == "hook":
+            net[2].register_forward_hook(lambda module, inputs, outputs: outputs * part.sum())
+        elif way == "default":
+            net[2].register_forward_hook(lambda module, inputs, outputs, w=part: outputs * w.sum())
+        else:
+            net[2].register_forward_hook(partial(lambda w, module, inputs, outputs: outputs * w.sum(), part))
+        return net
+
+    message = r"which a function of the model sees, lies in the memory of the parameter '2\."
+    with pytest.raises(ValueError, match=message):
+        survey(model("alias"))
+    survey(model("copy"))
 
 
 def test_a_loss_that_keeps_one_is_refused_too():
