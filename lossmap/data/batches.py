@@ -59,7 +59,7 @@ class Batches(Protocol):
         """The same samples there; dtype is applied to floating-point tensors only."""
 
 
-def _is_even(batch: Batch) -> bool:
+def is_even(batch: Batch) -> bool:
     """Whether all tensors of a batch have the same first dimension, so that it can be cut; no sparse one can."""
     if is_counted_otherwise(batch):
         return False
@@ -372,7 +372,7 @@ def read_into_memory(
         return made.rebatched(batch_size)
     if _is_one_batch(batches):
         one = _without_nested(open_batch(batches if prepare is None else prepare(batches)))
-        if not _is_even(one):
+        if not is_even(one):
             return _as_given((one,), _why_uneven((one,)))
         return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
@@ -381,11 +381,19 @@ def read_into_memory(
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
     collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
-    collected = with_entries(collected, _sizes_of(batches, len(collected)))
+    of_loader = _sizes_of(batches, len(collected))
+    collected = with_entries(collected, of_loader)
     sizes = tuple(samples_in(batch) for batch in collected)
-    _report_dropped(batches, sum(sizes))
+    _report_dropped(batches, sum(of_loader or sizes))
+    if of_loader and len(set(of_loader)) > len(set(sizes)) == 1:
+        log.warning(
+            "each batch counts the same where the loss gives no weight of its own, though the loader's hold %s "
+            "samples: the first dimension of their tensors is another, such as time; return (mean, weight) from the "
+            "loss, or give tensors whose first dimension is that of the samples",
+            ", ".join(map(str, sorted(set(of_loader), reverse=True))),
+        )
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
-    if not all(map(_is_even, collected)):
+    if not all(map(is_even, collected)):
         return _as_given(collected, _why_uneven(collected))
     try:
         joined = join_batches(collected)

@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from lossmap import memory
 from lossmap.data.batch_parts import targets_of
-from lossmap.data.batch_structure import is_one_batch
+from lossmap.data.batch_structure import is_one_batch, open_batch
 from lossmap.data.batches import (
     TENSOR_BYTES,
     Batch,
@@ -46,6 +46,7 @@ from lossmap.data.batches import (
     read_into_memory,
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
+from lossmap.data.sample_count import with_entries
 from lossmap.seeding import preserved_random_state
 
 log = logging.getLogger(__name__)
@@ -399,9 +400,8 @@ class DatasetFetch:
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         """The batch of these samples."""
-        batch = self.collate([self.dataset[int(i)] for i in indices])
-        if isinstance(batch, list):
-            return tuple(batch)
+        batch = open_batch(self.collate([self.dataset[int(i)] for i in indices]))
+        (batch,) = with_entries([tuple(batch) if isinstance(batch, list) else batch], [len(indices)])
         return batch
 
 

@@ -40,7 +40,7 @@ from lossmap.data.aliases import refuse_aliases
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, map_tensors
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, is_even, map_tensors
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
@@ -641,9 +641,13 @@ def _rows(batch: Batch, rows: list[int]) -> Batch:
 
 
 def _both_ends(data: Batches, half: int) -> Batch:
-    """The first and the last samples."""
+    """The first and the last samples; the first alone where they do not join, as padded to another width."""
     parts = data.samples // half
-    return _joined(*(next(iter(data.share(part, parts).rebatched(half))) for part in (0, parts - 1)))
+    ends = [next(iter(data.share(part, parts).rebatched(half))) for part in (0, parts - 1)]
+    try:
+        return _joined(*ends) if all(map(is_even, ends)) else ends[0]
+    except (RuntimeError, ValueError):
+        return ends[0]
 
 
 def _joined(first: Batch, other: Batch) -> Batch:

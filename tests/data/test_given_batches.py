@@ -21,7 +21,7 @@ from lossmap.curvature.gradient import mean_loss
 from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import FixedBatches, read_into_memory
 from lossmap.data.datasets import digest
-from lossmap.data.loaders import source_of
+from lossmap.data.loaders import as_batches, source_of
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
@@ -468,6 +468,58 @@ def test_a_loader_tells_how_many_samples_stand_in_lists_of_one_length(batch_of):
     assert lossmap.Problem.custom(nn.Linear(3, 1), error_of_rows, loader).samples == 12
     one_by_one = torch.utils.data.DataLoader([(X[:5], Y[:5]), (X[5:], Y[5:])], 1, collate_fn=lambda rows: rows)
     assert read_into_memory(one_by_one).samples == 12  # whose samples are batches
+
+
+def time_first(rows):
+    x, y = zip(*rows, strict=True)
+    return pad_sequence(list(x)), torch.tensor([len(each) for each in x]), torch.stack(y)
+
+
+class MeanOverTime(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, lengths):
+        seen = torch.arange(len(x))[:, None] < lengths
+        return self.b((torch.tanh(self.a(x)) * seen[..., None]).sum(0) / lengths[:, None])
+
+
+@pytest.mark.parametrize("budget", [None, 100], ids=["in memory", "streamed"])
+def test_sequences_with_the_time_first_count_by_their_classes_also_where_they_are_streamed(budget):
+    rows = [(torch.randn(2 + i // 4, 3, generator=G), Y[i % 12]) for i in range(21)]
+    loader = torch.utils.data.DataLoader(rows, 8, collate_fn=time_first)
+    model = MeanOverTime()
+    problem = lossmap.Problem.supervised(model, "crossentropy", as_batches(loader, budget=budget))
+    each = [F.cross_entropy(model(x[:, None], torch.tensor([len(x)])), y[None]) for x, y in rows]
+    value = lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(torch.stack(each).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_of", [in_pairs, in_columns, in_a_dict_of_columns])
+def test_samples_in_lists_count_once_each_where_they_are_streamed(batch_of):
+    samples = [(torch.randn(3, generator=G), torch.randn(3, generator=G)) for _ in range(21)]
+    loader = torch.utils.data.DataLoader(samples, 8, collate_fn=lambda rows: batch_of(*zip(*rows, strict=True)))
+    problem = lossmap.Problem.custom(nn.Linear(3, 1), error_of_rows, as_batches(loader, budget=100))
+    value = lossmap.losses(problem, lossmap.random_plane(problem.model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(error_of_rows(problem.model, samples).item(), rel=1e-5)
+
+
+def test_a_loader_whose_batches_count_the_same_for_other_numbers_of_samples_is_named(caplog):
+    """Series of six steps with the time first, and numbers as targets of each."""
+    rows = [(torch.zeros(6, 3), torch.zeros(6)) for _ in range(11)]
+
+    def loader(**options):
+        def collate(samples):
+            return tuple(torch.stack(part, 1) for part in zip(*samples, strict=True))
+
+        return torch.utils.data.DataLoader(rows, 4, collate_fn=collate, **options)
+
+    read_into_memory(loader())
+    assert "each batch counts the same" in caplog.text and "hold 4, 3 samples" in caplog.text
+    caplog.clear()
+    read_into_memory(loader(drop_last=True))
+    assert "counts the same" not in caplog.text and "left out 3 of 11 samples" in caplog.text
 
 
 @pytest.mark.parametrize("batch_of", [in_pairs, in_columns, in_dicts])
