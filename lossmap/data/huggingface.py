@@ -279,7 +279,8 @@ def huggingface(model: nn.Module, data: Any, *, batch_size: int | None = None) -
     Args:
         model: a model of transformers with a head (GPT-2, Llama, BERT, ViT and others), also within PEFT's wrapper, on
             any device; it is evaluated in evaluation mode.
-        data: a DataLoader, a Dataset (also of the datasets library), batches in a list, or one batch of all samples.
+        data: a DataLoader, a Dataset (also of the datasets library), a list of batches or of tokenized samples, or one
+            batch of all samples.
             A batch is a mapping of the model's keywords with `labels` (or `label`), or inputs and targets; where a
             causal language model's has no labels they are its tokens that are not masked. Labels of -100 do not count.
         batch_size: samples in a batch; by default the loader's.

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Number
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -165,6 +165,16 @@ def columns_read(columns: Sequence[str], accepted: Collection[str] | None) -> li
     return read
 
 
+def _is_text(sample: Any, main: str) -> bool:
+    """Whether this is one sample with tokens in a row, as a tokenizer gives them of one text, and no batch of such."""
+    if main != "input_ids":
+        return False
+    tokens = sample.get(main) if isinstance(sample, Mapping) else sample
+    if isinstance(tokens, list):
+        return isinstance(sample, Mapping) and bool(tokens) and all(isinstance(token, int) for token in tokens)
+    return isinstance(tokens, (Tensor, np.ndarray)) and tokens.ndim == 1
+
+
 def model_batches(data: Any, entries: Entries, batch_size: int | None, pad: int) -> Batches:
     """The data as batches of the model's keywords."""
     if isinstance(data, DataLoader):
@@ -179,8 +189,15 @@ def model_batches(data: Any, entries: Entries, batch_size: int | None, pad: int)
             data = data.select_columns(columns_read(data.column_names, entries.accepted))
         rows = data.with_format("torch")
         data = DataLoader(rows, batch_size or DEFAULT_BATCH_SIZE, collate_fn=Collated(Padded(pad), entries))
+    elif isinstance(data, list) and data and all(_is_text(each, entries.main) for each in data):
+        samples = [each if isinstance(each, Mapping) else {entries.main: each} for each in data]
+        log.info("the list holds %d single samples, which are padded and put together into batches", len(samples))
+        data = DataLoader(
+            cast(Any, samples), batch_size or DEFAULT_BATCH_SIZE, collate_fn=Collated(Padded(pad), entries)
+        )
     elif isinstance(data, Dataset) and hasattr(data, "__len__"):
-        collated = Collated(default_collate, entries)
+        is_padded = len(data) > 0 and isinstance(data[0], Mapping) and _is_text(data[0], entries.main)
+        collated = Collated(Padded(pad) if is_padded else default_collate, entries)
         data = DataLoader(data, batch_size or DEFAULT_BATCH_SIZE, collate_fn=collated)
     elif isinstance(data, (Mapping, Tensor, tuple)):
         data = entries(data)

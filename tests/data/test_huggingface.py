@@ -209,6 +209,29 @@ def test_a_datasets_table_of_unequal_rows_is_padded():
     assert loss_and_gradient(problem).loss == pytest.approx(truth, rel=1e-12)
 
 
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_single_samples_as_a_tokenizer_gives_them_are_padded(equal):
+    rows = [row[:2] for row in sequences()] if equal else sequences()
+    model = gpt2()
+    expected = loss_and_gradient(lossmap.huggingface(model, [padded([row]) for row in rows])).loss
+    words = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows]
+    for data in (words, [{"input_ids": row} for row in rows], rows, Texts(words)):
+        problem = lossmap.huggingface(model, data)
+        assert problem.samples == sum(len(row) - 1 for row in rows)
+        assert loss_and_gradient(problem).loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_masked_tokens_count_where_their_label_does():
     model, batch = bert("ForMaskedLM").double(), padded(sequences())
     batch["labels"] = torch.where(torch.arange(6) % 2 == 0, batch["labels"], -100)
