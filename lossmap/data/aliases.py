@@ -69,7 +69,8 @@ def _seen_by_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
     seen += [("an argument", (f.args, f.keywords)) for f in functions if isinstance(f, functools.partial)]
     for name, value in seen:
         for leaf in pytree.tree_leaves(value):
-            yield f"{name}, which a function of the model sees,", leaf
+            if not isinstance(leaf, nn.Parameter):  # which moves itself
+                yield f"{name}, which a function of the model sees,", leaf
 
 
 def _is_within(array: np.ndarray, p: Tensor) -> bool:

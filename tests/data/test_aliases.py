@@ -54,7 +54,7 @@ def test_what_lies_in_the_memory_of_a_parameter_is_refused_where_it_is_read(kept
 def test_what_a_function_of_the_model_sees_is_refused_too(way):
     def model(tail):
         net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-        part = net[2].weight.data if tail == "alias" else net[2].weight.data.clone()
+        part = {"alias": net[2].weight.data, "copy": net[2].weight.data.clone(), "itself": net[2].weight}[tail]
         if way == "attribute":
             net[2].scale = lambda h: h * part.sum()
             net[2].forward = lambda h: net[2].scale(F.linear(h, net[2].weight))
@@ -70,6 +70,7 @@ def test_what_a_function_of_the_model_sees_is_refused_too(way):
     with pytest.raises(ValueError, match=message):
         survey(model("alias"))
     survey(model("copy"))
+    survey(model("itself"))
 
 
 def test_a_loss_that_keeps_one_is_refused_too():
