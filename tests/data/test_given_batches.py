@@ -485,6 +485,17 @@ class MeanOverTime(nn.Module):
         return self.b((torch.tanh(self.a(x)) * seen[..., None]).sum(0) / lengths[:, None])
 
 
+def test_a_pair_of_sequences_with_the_time_first_and_their_classes_is_no_mistake():
+    class Last(nn.Linear):
+        def forward(self, x):
+            return super().forward(x[-1])
+
+    model, batches = Last(3, 2), [(torch.randn(t, b, 3, generator=G), Y[:b]) for t, b in ((5, 6), (3, 4))]
+    problem = lossmap.Problem.supervised(model, "crossentropy", batches)
+    total = sum(F.cross_entropy(model(x), y, reduction="sum").item() for x, y in batches)
+    assert mean_loss(problem) == pytest.approx(total / 10, rel=1e-6)
+
+
 @pytest.mark.parametrize("budget", [None, 100], ids=["in memory", "streamed"])
 def test_sequences_with_the_time_first_count_by_their_classes_also_where_they_are_streamed(budget):
     rows = [(torch.randn(2 + i // 4, 3, generator=G), Y[i % 12]) for i in range(21)]
