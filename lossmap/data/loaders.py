@@ -165,7 +165,8 @@ def _each_alone(dataset: Any) -> Iterator[Batch]:
 def collated(data: Any) -> Any:
     """A list of single samples as a loader of batches of them, inputs and targets in a list as one batch of both.
 
-    Anything else as it is. A sample is known by its target, which is one number: of a batch there are several.
+    Anything else as it is. A sample is known by its target, which is one number, or a row of another length than its
+    inputs, which are one.
     Raises ValueError for a list of tensors that are no pair.
     """
     if isinstance(data, tuple) and len(data) == 1 and isinstance(data[0], (tuple, list, Mapping)):
@@ -179,7 +180,7 @@ def collated(data: Any) -> Any:
             )
         log.warning("the list of two tensors is one batch, inputs and targets: of %d samples", len(data[0]))
         return tuple(data)
-    if not isinstance(data, list) or not data or not all(_is_sample(entry) for entry in data):
+    if not isinstance(data, list) or not data or not all(_is_sample(each) or _is_pair_of_rows(each) for each in data):
         return data
     log.info("the list holds %d single samples, which are put together into batches", len(data))
     return _Samples(data)
@@ -207,6 +208,14 @@ def check_no_pair(data: Any) -> None:
 
 def _is_floating(values: Tensor | NDArray[Any]) -> bool:
     return values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+
+
+def _is_pair_of_rows(entry: Any) -> bool:
+    """Whether these are inputs and targets of one sample, two rows of different lengths."""
+    if not isinstance(entry, (tuple, list)) or len(entry) != 2:
+        return False
+    are_rows = all(isinstance(part, (Tensor, np.ndarray)) and part.ndim == 1 for part in entry)
+    return are_rows and len(entry[0]) != len(entry[1])
 
 
 def _is_sample(entry: Any) -> bool:

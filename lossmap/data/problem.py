@@ -415,7 +415,8 @@ def _with_targets(data: Batches) -> Batches:
             is_time_first = batch[0].dim() > 1 and batch[1].dim() > 0 and batch[0].shape[1] == len(batch[1])
             if lengths[0] != lengths[1] and not is_time_first:
                 raise ValueError(
-                    f"inputs and targets must have the same number of samples; got first dimensions {lengths}"
+                    f"inputs and targets must have the same number of samples; got first dimensions {lengths}; single "
+                    "samples become batches by torch.utils.data.DataLoader(data, batch_size=64)"
                 )
     return data
 

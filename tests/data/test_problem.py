@@ -645,3 +645,14 @@ def test_a_model_on_a_device_without_float64_is_refused_by_name():
 
     with pytest.raises(ValueError, match=r"Apple GPU \(mps\), which has no float64.*model.cpu\(\)"):
         Problem(Elsewhere(2, 2), None, None, None, None, {})
+
+
+def test_single_samples_whose_targets_are_rows_are_put_together_or_named():
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(7, 4, generator=g), torch.randn(7, 2, generator=g)
+    model, samples = nn.Linear(4, 2), list(zip(x, y, strict=True))
+    problem = Problem.supervised(model, "mse", samples)
+    assert problem.samples == 7
+    assert mean_loss(problem) == pytest.approx(value(F.mse_loss(model(x), y)), rel=1e-6)
+    with pytest.raises(ValueError, match=r"single samples become batches by torch\.utils\.data\.DataLoader"):
+        Problem.supervised(model, "mse", iter(samples))
