@@ -37,7 +37,7 @@ from lossmap.curvature.operators import refuse_unfit
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.step_rule import StepRule, step_rule
+from lossmap.diagnostics.step_rule import StepRule, rule_of_reading
 from lossmap.geometry.grid import Field
 from lossmap.geometry.parameter_vector import selected
 from lossmap.linalg.eigenpairs import EigenPairs, with_residuals
@@ -294,7 +294,7 @@ class Measurement:
             reading |= {"gradient_norm": norm(found.gradient), "gradient_norm_error": found.norm_error}
             rule = None
             if optimizer is not None:
-                rule = step_rule(optimizer, selected(self.problem.model, self.parameters))
+                rule = rule_of_reading(optimizer, selected(self.problem.model, self.parameters))
                 reading["stability_threshold"] = rule.threshold
             if isfinite(found.loss):
                 self._add_curvature(reading, rule, self._products_of_search(rule, products))

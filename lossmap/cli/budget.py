@@ -150,21 +150,24 @@ def announce_once(world: World, title: str, price: Callable[[], Price], budget: 
 
 
 def check_map_budget(price: Price | None, budget: str | None, points: int, began: float, allowed: bool) -> None:
-    """Raise UsageError where a map takes longer than its budget, with what would fit. For rank 0.
+    """Raise UsageError where a map takes longer than its budget but for a reserve, with what would fit. For rank 0.
 
     price    of the points that are left; None where it could not be measured
     points   how many these are
     began    when the command began, by time.monotonic
     allowed  by --yes
     """
+    from lossmap.landscape.fitted_share import MARGIN
+
     left = left_of(budget, began)
-    if left is None or price is None or allowed or price.wall <= left:
+    if left is None or price is None or allowed or price.wall <= MARGIN * left:
         return
     if not left:
         raise UsageError(f"--budget {budget} is over before the first point; the points take {span_text(price.wall)}")
-    ranks = math.ceil(price.wall * price.workers / left)
+    share = MARGIN * left / price.wall
+    ranks = math.ceil(price.workers / share)
     raise UsageError(
-        f"{points:,} points take about {span_text(price.wall)}, {price.wall / left:.2g} times what is left of --budget "
-        f"{budget}; about {int(points * left / price.wall):,} points would fit, or {ranks} ranks, or --samples with "
-        f"{100 * left / price.wall:.2g} % of the samples; --yes computes all of them nevertheless"
+        f"{points:,} points take about {span_text(price.wall)}; of --budget {budget} {span_text(left)} are left, a "
+        f"fifth of it in reserve; about {int(points * share):,} points would fit, or {ranks} ranks, or --samples with "
+        f"{100 * share:.2g} % of the samples; --yes computes all of them nevertheless"
     )

@@ -52,7 +52,9 @@ class FileSettings:
     dir_file: str = setting("", "file with the plane's directions", metavar="FILE")
     proj_file: str = setting("", "file with the projected training path", metavar="FILE")
     model: str = setting("resnet56", "plot_trajectory: network", metavar="NAME")
-    dataset: str = setting("cifar10", "plot_trajectory: data, for the loss along the path", metavar="NAME")
+    dataset: str = setting(
+        "cifar10", "plot_trajectory: data, for the loss along the path; of cifar10 the path alone", metavar="NAME"
+    )
     model_folder: str = setting("", "plot_trajectory: folder of the run's checkpoints", metavar="FOLDER")
     suffix: str = setting(".t7", "plot_trajectory: end of the checkpoints' names", metavar="SUFFIX")
     start_epoch: int = setting(0, "plot_trajectory: first epoch", metavar="N")
@@ -236,7 +238,9 @@ def plot_trajectory(settings: Settings) -> list[Path]:
                 f"there is no {path}; --max_epoch, --save_epoch, --prefix and --suffix name the checkpoints"
             )
     result = Path(files.model_folder) / f"PCA_{files.dir_type}_save_epoch={files.save_epoch}_proj.h5"
-    words = ["plane", "--model", files.model, "--dataset", files.dataset, "--dir-type", files.dir_type]
+    words = ["plane", "--model", files.model, "--dir-type", files.dir_type]
+    # the original reads no data, whose name it takes
+    words += ["--no-losses"] if files.dataset == "cifar10" else ["--dataset", files.dataset]
     words += ["--proj-file", str(result)]
     if files.dir_file:
         words += ["--dir-file", files.dir_file]

@@ -48,10 +48,17 @@ class LookSettings:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class PathSettings:
+    """Options of the training path."""
+
+    no_losses: bool = setting(False, "path of --proj-file without losses and gradients: no data are read")
+
+
 COMMAND = Command(
     "plane",
     __doc__ or "",
-    (LookSettings, ModelSettings, DataSettings, PlaneSettings, RunSettings),
+    (LookSettings, PathSettings, ModelSettings, DataSettings, PlaneSettings, RunSettings),
     (
         "lossmap plane --model resnet20-w8 --model-file net.pt --y=-1:1:51 --dir-file plane.h5",
         "lossmap plane --model mlp --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5",
@@ -155,15 +162,17 @@ def make(settings: Settings, world: World) -> int:
         return 0
     say(repr(plane))
     grid, groups = load_plane.grid_of(settings.plane), {}
-    if problem is not None and settings.plane.proj_file:
+    has_losses = problem is not None and not settings.path.no_losses
+    if problem is not None and has_losses and settings.plane.proj_file:
         announce(world, "path", partial(price_of_path, problem, plane, len(files)))
     if settings.run.dry_run:
         say(f"would write {path}\n{NOTHING_DONE}")
         return 0
-    if problem is not None and settings.plane.proj_file:
+    if settings.plane.proj_file:
         states = [load_plane.state_of(model, file, settings.model) for file in files]
         rates = [read_checkpoint(settings.model, file, model=model).learning_rate for file in files]
-        trajectory = project_run(plane, problem, files, states, rates, settings.plane.moving)
+        measured = problem if has_losses else None
+        trajectory = project_run(plane, measured, files, states, rates, settings.plane.moving)
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays)
         walk = random_walk_shares(len(files), origin=origin_on_path(trajectory.arrays))
@@ -194,7 +203,8 @@ def _output_path(settings: Settings) -> str:
 def _needs_data(settings: Settings) -> bool:
     """Whether data are read: for a direction of curvature, for the losses along a path, and with a whole problem."""
     plane = settings.plane
-    return bool(settings.data.problem or plane.proj_file) or _is_curved(settings)
+    has_losses = plane.proj_file and not settings.path.no_losses
+    return bool(settings.data.problem or has_losses) or _is_curved(settings)
 
 
 def _is_curved(settings: Settings) -> bool:

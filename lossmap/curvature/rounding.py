@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from lossmap.memory import return_freed_memory
 from lossmap.seeding import normal
 
 log = logging.getLogger("lossmap")
+_failures: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # why not, each of which is a warning once
 
 STEPS = 3  # products in which rounding is looked for
 SAFETY = 3.0  # the largest error seen is taken so many times
@@ -108,12 +110,15 @@ class RoundingProbe:
             error, scale = self._compared(few, single)
         except Exception as failure:  # somebody's own forward may raise anything in another precision
             text = (str(failure).splitlines() or [type(failure).__name__])[0]
-            log.warning(
+            known = _failures.setdefault(self.problem.model, set())
+            log.log(
+                logging.INFO if text in known else logging.WARNING,
                 "rounding is not measured in another precision (%s): error bars allow for %g roundings of the largest "
                 "eigenvalue, and for those of what the model's outputs cancel, which may be too little",
                 text,
                 ROUNDING_EPSILONS,
             )
+            known.add(text)
             error, scale, floor = None, 0.0, ROUNDING_EPSILONS
         safety = SAFETY
         if single.dtype == torch.float64:

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import torch
@@ -267,6 +268,37 @@ def metric_of(name: str, metric: Metric | Criterion) -> Metric:
 def takes_class_labels(loss: str | Criterion) -> bool:
     """Whether a loss is PyTorch's cross entropy of classes, by name or as a module."""
     return loss == "crossentropy" or isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+
+
+def with_tensor_targets(data: Batches, loss: str | Criterion) -> Batches:
+    """The data with targets that are lists of numbers as tensors, for losses of PyTorch, which take no lists.
+
+    Raises ValueError where the rows of such a list differ in length.
+    """
+    if not isinstance(loss, (str, nn.modules.loss._Loss)):
+        return data
+    if isinstance(data, Resident):
+        return replace(data, tensors=_with_tensor_targets(data.tensors))
+    if isinstance(data, Streamed):
+        return replace(data, fetch=MappedFetch(data.fetch, _with_tensor_targets))
+    if isinstance(data, FixedBatches):
+        return replace(data, batches=tuple(map(_with_tensor_targets, data.batches)))
+    return data
+
+
+def _with_tensor_targets(batch: Batch) -> Batch:
+    targets = first = targets_of(batch)
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if first is targets or not isinstance(first, Number):
+        return batch
+    try:
+        return with_targets(batch, torch.tensor(targets))
+    except (TypeError, ValueError):
+        raise ValueError(
+            "the targets of a batch are lists of numbers that make no tensor, as rows of unequal length do; PyTorch's "
+            "losses take tensors: pad them, or give a loss of your own"
+        ) from None
 
 
 def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:

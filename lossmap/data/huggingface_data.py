@@ -237,7 +237,9 @@ def _fetch_of(path: Path, table: Any, columns: Sequence[str], reader: Reader) ->
         return Rows(_Images(table, image, kept, reader.image_processor(path)), Padded(), target)
     raise ValueError(
         f"{path} has the columns {', '.join(columns)}; the samples must stand in input_ids, text, pixel_values, "
-        "image or, of sound, input_features or input_values, their classes in label or labels"
+        "image or, of sound, input_features or input_values, their classes in label or labels. Other columns are read "
+        f"by a function of yours, --dataset data.py:samples, that returns load_from_disk({str(path)!r}).with_format"
+        "('torch')"
     )
 
 

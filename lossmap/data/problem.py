@@ -39,6 +39,7 @@ from lossmap.data.criteria import (
     refuse_no_module,
     summed_criterion,
     with_class_targets,
+    with_tensor_targets,
 )
 from lossmap.data.drawn_loss import ONE_DRAW, Draws
 from lossmap.data.loaders import as_batches, check_no_pair, collated
@@ -272,7 +273,7 @@ class Problem:
         model, loss = within_ddp(model), module_form(loss)
         criterion, unit = criterion_and_unit(loss)
         read = as_batches(collated(data), batch_size, prepare=entries_of(model))
-        batches = with_class_targets(_with_targets(read), loss)
+        batches = with_class_targets(_with_targets(with_tensor_targets(read, loss)), loss)
         if metrics is None:
             metrics = accuracy_over(batches, loss)
         own = {name: metric_of(name, metric) for name, metric in metrics.items()}

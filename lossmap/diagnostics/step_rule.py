@@ -8,12 +8,13 @@
            threshold (2 + 2 beta1) / ((1 - beta1) rate)
 
 Full-batch steps are stable along a direction while the eigenvalue of M is below the threshold. Groups of parameters
-with rates of their own are part of P: sqrt(rate / largest rate) stands in D. A parameter that the optimizer does not
-move has D = 0, and so has one whose gradients were never more than rounding: a bias in front of batch norm, whose P
-would be eps, has curvature in evaluation mode only. The decoupled decay of AdamW, which is no part of the gradient, is
-left out, as in the source. An entry whose gradients were all 0, such as the row of a token that did not occur or that
-pads, was not moved either: its P would be eps, until a gradient comes. Adam's P is that of the last step taken. Source:
-Cohen et al. (2022), arXiv:2207.14484.
+with rates of their own are part of P: sqrt(rate / largest rate) stands in D. The decoupled decay w of AdamW, which is
+no part of the gradient, shrinks theta by 1 - rate w, and lowers the threshold by the factor 1 - rate w / 2 (of groups
+that differ in it that of the largest, which is on the safe side). A parameter that the optimizer does not move has
+D = 0, and so has one whose gradients were never more than rounding: a bias in front of batch norm, whose P would be
+eps, has curvature in evaluation mode only. An entry whose gradients were all 0, such as the row of a token that did not
+occur or that pads, was not moved either: its P would be eps, until a gradient comes. Adam's P is that of the last step
+taken. Source: Cohen et al. (2022), arXiv:2207.14484.
 
 Symbols: n the parameters that the Hessian is of. Price: two vectors (n,) for Adam.
 """
@@ -116,7 +117,21 @@ def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter], at_start: bool 
     scale: Tensor | float | None = _joined(named, roots)
     if isinstance(scale, float):
         scale = None if scale == 1.0 else _as_vector(named, scale)
-    return StepRule(_threshold(groups[0], rate, is_adam), scale, decay, name, "", absent)
+    shrinking = max(_rate_of(group, at_start) * _decoupled_decay_of(optimizer, group) for group in groups)
+    threshold = _threshold(groups[0], rate, is_adam) * (1.0 - 0.5 * shrinking)
+    return StepRule(threshold, scale, decay, name, "", absent)
+
+
+def rule_of_reading(optimizer: Any, named: Mapping[str, nn.Parameter]) -> StepRule:
+    """The rule of the next step; where the learning rate is 0, which every eigenvalue is stable at, with its M.
+
+    That is known where the groups' shares of the rate are.
+    """
+    rule = step_rule(optimizer, named)
+    if rule.reason != RATE_IS_0 or not _starts_are_known(unwrapped(optimizer).param_groups):
+        return rule
+    at_start = step_rule(optimizer, named, at_start=True)
+    return rule if at_start.reason else replace(at_start, threshold=inf)
 
 
 def _momentum_of(group: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -138,10 +153,18 @@ def _threshold(group: Mapping[str, Any], rate: float, is_adam: bool) -> float:
 
 def _decay_of(optimizer: Any, group: Mapping[str, Any] | None) -> float:
     """The decay that is added to the gradient; that of AdamW is not."""
-    is_decoupled = isinstance(optimizer, torch.optim.AdamW)
-    if group is None or is_decoupled or group.get("decoupled_weight_decay", False):
+    if group is None or _is_decoupled(optimizer, group):
         return 0.0
     return float(group["weight_decay"])
+
+
+def _decoupled_decay_of(optimizer: Any, group: Mapping[str, Any]) -> float:
+    """The decay by which a step shrinks the parameters themselves."""
+    return float(group["weight_decay"]) if _is_decoupled(optimizer, group) else 0.0
+
+
+def _is_decoupled(optimizer: Any, group: Mapping[str, Any]) -> bool:
+    return isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay", False))
 
 
 def _rate_of(group: Mapping[str, Any], at_start: bool) -> float:

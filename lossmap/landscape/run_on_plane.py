@@ -5,7 +5,7 @@
     cosine      between the step to the next checkpoint and the negative gradient: 1 straight downhill, 0 across, < 0
                 uphill to first order
 
-The price is two passes over the data for each checkpoint, and a gradient.
+The price is two passes over the data for each checkpoint, and a gradient; without losses none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger("lossmap")
 
 def project_run(
     plane: Plane,
-    problem: Problem,
+    problem: Problem | None,
     files: Sequence[Path],
     states: Sequence[Named],
     rates: Sequence[float] = (),
@@ -44,6 +44,7 @@ def project_run(
 ) -> Group:
     """The checkpoints of a run on the plane, as a file stores them.
 
+    problem     of which the losses are; None: coordinates alone
     files       the checkpoints, in the order of the run
     states      their tensors, by the names of the plane's
     rates       the learning rate beside each, NaN where it is not known
@@ -53,18 +54,31 @@ def project_run(
     cosine, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine.
     """
     arrays = dict(trajectory(plane, states, _steps(files)))
+    if problem is not None:
+        arrays |= _losses_of_run(plane, problem, states, arrays, parameters)
+    if np.isfinite(np.asarray(rates, dtype=float)).any():
+        arrays["learning_rate"] = np.asarray(rates, dtype=float)
+    shares = [r["explained_variance_ratio"] for r in plane.recipes if "explained_variance_ratio" in r]
+    return Group({**arrays, "explained_variance_ratio": np.array(shares)})
+
+
+def _losses_of_run(
+    plane: Plane, problem: Problem, states: Sequence[Named], at: Mapping[str, np.ndarray], parameters: str
+) -> dict[str, np.ndarray]:
+    """The losses at the checkpoints and below them, and the cosines of the steps, each (files,).
+
+    at  the coordinates x and y of the checkpoints
+    """
+    arrays: dict[str, np.ndarray] = {}
     plan = plain_forward(problem)
     whole = origin_of(problem.model, states=True)  # running statistics too, which need not move with the plane
     lines = [Plane(whole, (difference(whole, state),), ({},)) for state in states]
     arrays["loss"] = np.array([losses(problem, line, plan=plan)((1.0,))["train_loss"] for line in lines])
     on_plane = losses(problem, plane, plan=plan)
-    points = zip(*(arrays[axis] for axis in "xy" if axis in arrays), strict=True)
+    points = zip(*(at[axis] for axis in "xy" if axis in at), strict=True)
     arrays["plane_loss"] = np.array([on_plane(tuple(map(float, point)))["train_loss"] for point in points])
     arrays["cosine"] = _cosines(problem, whole, states, parameters)
-    if np.isfinite(np.asarray(rates, dtype=float)).any():
-        arrays["learning_rate"] = np.asarray(rates, dtype=float)
-    shares = [r["explained_variance_ratio"] for r in plane.recipes if "explained_variance_ratio" in r]
-    return Group({**arrays, "explained_variance_ratio": np.array(shares)})
+    return arrays
 
 
 def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:

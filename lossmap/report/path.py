@@ -34,8 +34,10 @@ def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float]) 
 
 def _descent(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """How often the loss rises, how the steps lie to the gradient, and where the learning rate drops."""
-    lines, losses = [], arrays["loss"]
-    rises = np.diff(losses)
+    lines: list[str] = []
+    if "loss" not in arrays:
+        return lines
+    rises = np.diff(arrays["loss"])
     uphill = rises[rises > 0]
     if rises.size:
         text = f"the loss rises at {len(uphill)} of {count(rises.size, 'step')}"

@@ -3,6 +3,7 @@
 import copy
 import csv
 import logging
+import math
 import os
 import random
 from dataclasses import replace
@@ -108,7 +109,8 @@ def test_readings_are_those_of_dense_matrices_all_along_a_training(kind):
         seen = float(values[-1])
         if kind != "momentum":
             seen = float(torch.linalg.eigvalsh(preconditioned(hessian, optimizer, step))[-1])
-            assert reading["stability_threshold"] == pytest.approx(38 / 1e-2)
+            shrunk = 1 - 0.5 * 1e-2 * optimizer.param_groups[0]["weight_decay"] if kind == "adamw" else 1
+            assert reading["stability_threshold"] == pytest.approx(38 / 1e-2 * shrunk)
         else:
             assert reading["stability_threshold"] == pytest.approx(2 * 1.9 / 0.05)
         assert reading["preconditioned_max_eig"] == pytest.approx(seen, rel=1e-4)
@@ -167,15 +169,16 @@ def test_an_end_that_the_last_readings_vectors_do_not_hold_is_found(kind, value,
     assert monitor.surface.about["min_eig_limit"].long_name == "with probability 0.99 no eigenvalue lies beyond"
 
 
-@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 @pytest.mark.parametrize(("factor", "grows"), [(0.97, False), (1.03, True)])
 def test_a_rate_just_below_the_threshold_converges_and_one_just_above_diverges(kind, factor, grows):
     curvatures, rate = [5.0, 1.0, 0.2], 0.01
-    problem, optimizer = quadratic(curvatures, rate, frozen_adam if kind == "adam" else OPTIMIZERS[kind])
+    make = {**OPTIMIZERS, "adam": frozen_adam, "adamw": frozen_adamw}[kind]
+    problem, optimizer = quadratic(curvatures, rate, make)
     reading = CurvatureMonitor(problem, optimizer, max_overhead=None, tol=1e-8).measure()
     assert reading["max_eig"] == pytest.approx(5.0)
     rate = factor * rate / reading["stability_ratio"]  # a threshold is inverse in the rate
-    problem, optimizer = quadratic(curvatures, rate, frozen_adam if kind == "adam" else OPTIMIZERS[kind])
+    problem, optimizer = quadratic(curvatures, rate, make)
     ratio = CurvatureMonitor(problem, optimizer, max_overhead=None, tol=1e-8).measure()["stability_ratio"]
     assert ratio == pytest.approx(factor)
     peak = 0.0
@@ -189,9 +192,14 @@ def test_a_rate_just_below_the_threshold_converges_and_one_just_above_diverges(k
     assert (peak > 1.0) == grows
 
 
-def frozen_adam(parameters, rate):
+def frozen_adamw(parameters, rate):
+    """The same with a decoupled decay that takes 0.4 of theta at every step."""
+    return frozen_adam(parameters, rate, torch.optim.AdamW, weight_decay=0.4 / rate)
+
+
+def frozen_adam(parameters, rate, kind=torch.optim.Adam, **options):
     """Adam far along, whose mean square stays as it is: what the threshold is a theorem for."""
-    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 1 - 1e-12))
+    optimizer = kind(parameters, lr=rate, betas=(0.9, 1 - 1e-12), **options)
     for p in optimizer.param_groups[0]["params"]:
         mean_square = torch.tensor([[4.0, 0.25, 1.0]], dtype=p.dtype)
         optimizer.state[p] = {
@@ -215,6 +223,17 @@ def test_groups_with_rates_and_decays_of_their_own_are_part_of_the_preconditione
     seen = root[:, None] * (dense(model, X, Y) + torch.diag(decay.double())) * root[None, :]
     assert reading["preconditioned_max_eig"] == pytest.approx(float(torch.linalg.eigvalsh(seen)[-1]), rel=1e-6)
     assert reading["stability_threshold"] == pytest.approx(2 * 1.5 / 0.04)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_at_a_rate_of_0_the_matrix_is_that_of_any_rate_and_no_step_diverges(kind):
+    readings = []
+    for rate in (0.01, 0.0):
+        problem, optimizer = quadratic([5.0, 1.0, 0.2], rate, {**OPTIMIZERS, "adam": frozen_adam}[kind])
+        readings.append(CurvatureMonitor(problem, optimizer, max_overhead=None, tol=1e-8).measure())
+    known, at_0 = readings
+    assert at_0["preconditioned_max_eig"] == pytest.approx(known["preconditioned_max_eig"])
+    assert at_0["stability_ratio"] == 0.0 and at_0["stability_threshold"] == math.inf
 
 
 def test_a_parameter_without_gradient_and_an_unknown_optimizer_are_named(caplog):

@@ -70,8 +70,9 @@ def test_a_map_that_takes_longer_is_refused_with_what_would_fit(monkeypatch, cap
     work = ["surface", *SUBJECT[:4], "--x=-1:1:21", "--device", "cpu", "--no-probe", "--surf-file", "m.h5"]
     assert lossmap([*work, "--budget", "10m"]) == 2
     text = capsys.readouterr().err
-    assert "21 points take about 21 min, 2.1 times what is left of --budget 10m; about 9 points would fit" in text
-    assert "or 3 ranks, or --samples with 4" in text
+    assert "21 points take about 21 min; of --budget 10m " in " ".join(text.split())
+    assert " are left, a fifth of it in reserve; about 7 points would fit, or 3 ranks, or --samples with 3" in text
+    assert lossmap([*work, "--budget", "25m"]) == 2  # the reserve does not fit
     assert list(here.iterdir()) == []
     assert lossmap([*work, "--budget", "2h"]) == 0
     assert lossmap([*work, "--budget", "10m"]) == 0  # nothing is left to compute

@@ -375,7 +375,7 @@ WORDS_AND_ERRORS = {
     "--model hf:vit --dataset hf:long": "takes no samples from the data, whose columns are input_ids: it is a model of",
     "--model hf:gpt --dataset hf:images": "pixel_values 4 x 3 x 4 x 4, labels 4 from 0 to 1, without input_ids",
     "--model hf:gpt --dataset hf:empty": "empty has no rows, or a split of it has none",
-    "--model hf:vit --dataset hf:pairs": "has the columns a, b; the samples must stand in input_ids",
+    "--model hf:vit --dataset hf:pairs": "load_from_disk('pairs').with_format('torch')",
     "--model hf:bert --dataset hf:corpus.txt": "which BertForSequenceClassification does not; save a data set",
     "--model hf:bert --dataset hf:words": "the column label must hold numbers; got 'good'",
     "--model hf:bert --dataset hf:unknown": "labels must be >= 0 and < 2, the classes of the model, or -100",

@@ -154,6 +154,23 @@ def test_plot_trajectory_projects_the_checkpoints_that_it_names(tmp_path, capsys
     assert "there is no" in (text := capsys.readouterr().err) and "net4.t7" in text
 
 
+@pytest.mark.parametrize("data", [[], ["--dataset", "cifar10"]])
+def test_plot_trajectory_needs_no_data_as_in_the_original(tmp_path, capsys, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    model = build("mlp", seed=0)
+    for epoch in range(3):
+        torch.save({"state_dict": model.state_dict()}, tmp_path / f"model_{epoch}.t7")
+        for p in model.parameters():
+            p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(epoch))
+    words = ["legacy", "plot_trajectory", "--model", "mlp", *data, "--model_folder", str(tmp_path), "--max_epoch", "2"]
+    assert main(words) == 0
+    result = lossmap.read(tmp_path / "PCA_weights_save_epoch=1_proj.h5")
+    assert {"x", "y", "residual"} <= set(result.groups["trajectory"].arrays)
+    assert "loss" not in result.groups["trajectory"].arrays
+    assert (tmp_path / "PCA_weights_save_epoch=1_proj.h5.pdf").exists()
+    assert "explains" in capsys.readouterr().out
+
+
 def test_what_a_script_does_not_have_is_named(tmp_path, capsys):
     path = str(line(tmp_path / "line.h5", test=False))
     for words, sentence in (

@@ -75,6 +75,13 @@ def problem_of(model):
     return lossmap.Problem.supervised(model, "crossentropy", (torch.randn(24, 4), torch.arange(24) % 3))
 
 
+def test_the_reason_why_rounding_is_not_measured_is_a_warning_once(caplog):
+    problem = problem_of(ByIdentity())
+    for _ in range(2):
+        lossmap.spectrum(problem, density_error=None)
+    assert sum("rounding is not measured" in r.message for r in caplog.records if r.levelname == "WARNING") == 1
+
+
 @pytest.mark.parametrize("kind", LOSSY)
 def test_what_needs_no_copy_is_that_of_the_model(kind, caplog):
     found, known = (problem_of(kind()), problem_of(Scaled()))

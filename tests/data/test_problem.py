@@ -656,3 +656,23 @@ def test_single_samples_whose_targets_are_rows_are_put_together_or_named():
     assert mean_loss(problem) == pytest.approx(value(F.mse_loss(model(x), y)), rel=1e-6)
     with pytest.raises(ValueError, match=r"single samples become batches by torch\.utils\.data\.DataLoader"):
         Problem.supervised(model, "mse", iter(samples))
+
+
+@pytest.mark.parametrize("loss", ["crossentropy", torch.nn.CrossEntropyLoss(), "mse"])
+def test_targets_in_lists_of_numbers_are_those_of_tensors(loss):
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(4, 3), torch.randn(12, 4)
+    labels = torch.arange(12) % 3 if loss != "mse" else torch.randn(12, 3)
+    known = lossmap.Problem.supervised(model, loss, (x, labels))
+    batches = [(x[:7], labels[:7].tolist()), (x[7:], labels[7:].tolist())]
+    found = lossmap.Problem.supervised(model, loss, batches)
+    line = lossmap.random_plane(model, axes=1)
+    a, b = (lossmap.survey(lossmap.losses(p, line), lossmap.Grid.line(-1, 1, 3)) for p in (found, known))
+    assert a["train_loss"].tolist() == pytest.approx(b["train_loss"].tolist(), rel=1e-6)
+    assert a.fields.keys() == b.fields.keys()
+
+
+def test_targets_in_lists_that_make_no_tensor_are_named():
+    batches = [(torch.randn(2, 4), [[0, 1], [2]])]
+    with pytest.raises(ValueError, match="lists of numbers that make no tensor"):
+        lossmap.Problem.supervised(torch.nn.Linear(4, 3), "crossentropy", batches)
