@@ -50,7 +50,7 @@ class LookSettings:
 
 @dataclass(frozen=True)
 class PathSettings:
-    """Options of the training path."""
+    """Path options."""
 
     no_losses: bool = setting(False, "path of --proj-file without losses and gradients: no data are read")
 

@@ -319,7 +319,7 @@ def _own_names(own: Mapping[str, Tensor], tensors: Iterable[str] = ()) -> dict[s
 
 def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: str) -> Fit | None:
     """The tensors that are the model's; None where some are missing, or of other shapes."""
-    tensors = {_clean(name): t for name, t in state.items()}
+    tensors = _without_wrappers(state, origin)
     names = _own_names(own, tensors)
     prefixes = _as_given(prefix) if prefix is not None else _prefixes(tensors, names)
     fits = {p: fit for p in prefixes if (fit := _fit_under(tensors, names, own, p))}
@@ -333,6 +333,22 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
         shown = " and ".join(repr(p) for p in fits)
         raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
     return fits.get("", next(iter(fits.values())))
+
+
+def _without_wrappers(state: State, origin: str) -> State:
+    """The tensors by names without wrappers. Raises ValueError where two have one name then, and differ."""
+    tensors: State = {}
+    full: dict[str, str] = {}
+    for name, tensor in state.items():
+        clean = _clean(name)
+        other = full.setdefault(clean, name)
+        if other != name and not (tensor.shape == tensors[clean].shape and torch.equal(tensors[clean], tensor)):
+            raise ValueError(
+                f"{origin} holds {other} and {name}, which are one tensor's names inside and outside of a wrapper, and "
+                "differ: save those that are meant alone"
+            )
+        tensors[clean] = tensor
+    return tensors
 
 
 def _as_given(prefix: str) -> list[str]:

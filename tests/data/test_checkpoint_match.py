@@ -419,3 +419,16 @@ def test_files_as_libraries_write_them_give_the_trained_weights(form, trained, h
 
 def test_the_tour_has_twenty_forms():
     assert len(FORMS) + len(FILES) >= 20
+
+
+def test_one_tensor_inside_and_outside_of_a_wrapper_is_read_where_both_are_the_same(trained, other, tmp_path):
+    for wrapped, is_read in ((trained, True), (other, False)):
+        for state in ({**trained, **under("_orig_mod.", wrapped)}, {**under("_orig_mod.", wrapped), **trained}):
+            torch.save(state, tmp_path / "a.pt")
+            model = Tied()
+            if is_read:
+                load_into(model, tmp_path / "a.pt")
+                assert torch.equal(model.norm.weight, trained["norm.weight"])
+                continue
+            with pytest.raises(ValueError, match=r"_orig_mod\.embedding.weight.*inside and outside of a wrapper"):
+                load_into(model, tmp_path / "a.pt")

@@ -363,3 +363,29 @@ def test_a_link_to_nothing_is_named_as_such(tmp_path):
     (tmp_path / "net.pt").symlink_to("gone.pt")
     with pytest.raises(FileNotFoundError, match=r"net\.pt is a link to gone\.pt, and there is no such file"):
         load_checkpoint(tmp_path / "net.pt")
+
+
+def test_a_file_that_lacks_its_last_bytes_is_named(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(content[:-10])
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read: it is cut off"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+def test_numbers_that_were_changed_in_a_copy_are_found_by_their_checksum(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    content[bytes(content).index(net.fc.weight.detach().numpy().tobytes())] ^= 0x10
+    (tmp_path / "a.pt").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read: it is cut off, damaged .*checksum of its record"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_file_that_was_saved_without_checksums_is_read(net, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(net.state_dict(), tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_state(tmp_path / "a.pt")["fc.weight"], net.fc.weight)
