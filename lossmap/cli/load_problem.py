@@ -201,7 +201,7 @@ def problems_of(
     if data.problem:
         problems = _user_problems(model, data, names, files, notes)
     else:
-        network = model_of(model, files.state, seed, notes)
+        network = _in_precision(model_of(model, files.state, seed, notes), machine, notes)
         with kept_folder():
             loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         problems, prepare = {}, entries_of(network)  # one for all splits: it reports an entry once
@@ -212,18 +212,23 @@ def problems_of(
             else:
                 problems[name] = Problem.supervised(network, loss, batches)
     network = next(iter(problems.values())).model
-    if (
-        notes is not None
-        and machine.dtype == torch.float32
-        and any(p.dtype == torch.float64 for p in network.parameters())
-    ):
-        notes.append("the model is in float64, and is measured in float32: --precision float64 keeps it as it is")
-    network = to_precision(network, machine.dtype, machine.device)
+    if data.problem:
+        network = _in_precision(network, machine, notes)
     problems = {name: p.over(network).to(machine.device, machine.dtype) for name, p in problems.items()}
     problems = {name: tried_on_samples(problem, name) for name, problem in problems.items()}
     if notes is not None and len({datasets.digest(problem.data) for problem in problems.values()}) < len(problems):
         notes.append(SAME_SAMPLES)
     return {name: check_loss(_with_metrics(problem, data.metric), report=False) for name, problem in problems.items()}
+
+
+def _in_precision(network: nn.Module, machine: Machine, notes: list[str] | None) -> nn.Module:
+    """The network in the machine's precision, to which the data follow: before they do to one that has fewer digits."""
+    own = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32, machine.dtype}
+    if notes is not None:
+        for dtype in own:
+            text = f"the model is in {str(dtype)[6:]}, and is measured in {str(machine.dtype)[6:]}"
+            notes.append(text + (": --precision float64 keeps it as it is" if dtype == torch.float64 else ""))
+    return to_precision(network, machine.dtype, machine.device)
 
 
 def _with_metrics(problem: Problem, functions: Sequence[str]) -> Problem:

@@ -9,7 +9,8 @@ from lossmap.cli.device import Machine, prepare_machine
 from lossmap.cli.load_problem import _as_problem, problem_and_files, problems_of
 from lossmap.cli.setting_groups import DataSettings, ModelSettings
 from lossmap.cli.settings import UsageError
-from lossmap.cli.surface import COMMAND
+from lossmap.cli.surface import COMMAND, main
+from lossmap.io.read import read
 from lossmap.parallel.world import World
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -115,3 +116,21 @@ def test_the_loss_of_a_limited_problem_is_the_mean_over_the_weights_of_its_own_s
         assert float(few.total((x, y))) / few.samples == pytest.approx(float(truth), rel=1e-6)
         accuracy = few.metrics["acc"].total(outputs, (x, y)) / few.samples
     assert float(accuracy) == pytest.approx(100 * float((outputs.argmax(1) == y).float().mean()))
+
+
+@pytest.mark.parametrize(("model", "precision"), [("single", "float64"), ("half", "float32"), ("half", "float64")])
+def test_data_keep_the_digits_of_the_precision_in_which_is_measured(tmp_path, monkeypatch, model, precision):
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def single(): return torch.nn.Linear(2, 1)\n"
+        "def half(): return single().bfloat16()\n"
+        "def zero(outputs, targets): return (0 * outputs + targets - 1000).square().mean()\n"
+        "def data(split):\n"
+        "    x = torch.linspace(-1, 1, 20, dtype=torch.float64)\n"
+        "    return torch.stack([x, x], 1), 1000 + x[:, None]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", f"own.py:{model}", "--dataset", "own.py:data", "--loss", "own.py:zero", "--x=0:1:2"]
+    assert main([*words, "--precision", precision, "--surf-file", "a.h5"]) == 0
+    true = float(torch.linspace(-1, 1, 20, dtype=torch.float64).square().mean())
+    assert read("a.h5")["train_loss"][0] == pytest.approx(true, rel=1e-9 if precision == "float64" else 1e-4)
