@@ -2,7 +2,7 @@
 
 add_scalar(name, value, step)     TensorBoard's SummaryWriter
 log_metrics(numbers, step=)       the loggers of Lightning, MLflow
-log(numbers, step=)               Weights & Biases: the module or a run
+log(numbers, step=)               others such; and Weights & Biases (define_metric): the module or a run
 a path that ends in .csv          one row a step
 a function (numbers, step)        anything else
 """
@@ -30,6 +30,8 @@ def log_of(logger: Any) -> Log:
     if hasattr(logger, "add_scalar"):
         _check_call(logger.add_scalar, "", 0.0, 0)
         return lambda numbers, step: [logger.add_scalar(PREFIX + name, n, step) for name, n in numbers.items()]
+    if hasattr(logger, "define_metric") and hasattr(logger, "log"):
+        return WandbLog(logger)
     for method in ("log_metrics", "log"):
         if hasattr(logger, method):
             _check_call(getattr(logger, method), {}, step=0)
@@ -67,6 +69,37 @@ def logs_of(loggers: Any) -> list[Log]:
 
 def _by(method: Callable[..., Any]) -> Log:
     return lambda numbers, step: method({PREFIX + name: n for name, n in numbers.items()}, step=step)
+
+
+class WandbLog:
+    """Rows of Weights & Biases, whose charts are over the training's steps, `curvature/step`.
+
+    It drops what is logged for a step before its own, which counts the calls of a training that logs by `log(numbers)`.
+    Then the numbers go into the row that the training writes next.
+
+    owner  the module wandb, or a run
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.defined_in: Any = None  # the run whose charts are over these steps
+        self.waiting: int | None = None  # the row that holds a reading and is not written yet
+
+    def __call__(self, numbers: Mapping[str, float], step: int) -> None:
+        """Log the numbers of a step. Raises what W&B raises, as where no run has begun."""
+        run = getattr(self.owner, "run", None) or self.owner
+        if run is not self.defined_in:
+            run.define_metric(f"{PREFIX}*", step_metric=f"{PREFIX}step")
+            self.defined_in, self.waiting = run, None
+        row = {PREFIX + name: n for name, n in numbers.items()} | {f"{PREFIX}step": step}
+        current = getattr(run, "step", 0)
+        if step >= current:
+            run.log(row, step=step)
+            return
+        if self.waiting == current:  # the next reading would stand in the place of the last
+            run.log({})
+        run.log(row, commit=False)
+        self.waiting = getattr(run, "step", 0)
 
 
 class CsvLog:
