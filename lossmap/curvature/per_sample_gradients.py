@@ -44,6 +44,11 @@ from lossmap.interrupt import Interrupted
 from lossmap.linalg.subspaces import participation
 
 Array = np.ndarray
+MEMORY = 1 << 30  # bytes that gradients may take
+SHARE_AT_ONCE = 32  # the part of that, inverted, of gradients that are made at once, which take it some four times
+MULTIPLIED_ENTRIES = 1 << 22  # of a block of gradients, whose products are summed up in the gradients' precision
+MIN_WIDTH = 1 << 10  # columns of one
+TIMED_SAMPLES = 16  # whose gradients are timed
 GROUPS = 10  # of samples, over which the jackknife of a number that is no sum goes
 MIN_SIGNAL_ERRORS = 2.0  # standard errors by which the signal must be above 0 for the noise scale to have an error
 
@@ -278,7 +283,40 @@ def _samples(batch: Batch) -> Iterator[Batch]:
         yield pytree.tree_unflatten([leaf[i] if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
-def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory: int = 1 << 30) -> GradientCovariance:
+@dataclass(frozen=True)
+class _Cut:
+    """How the gradients of so many samples are made within some memory.
+
+    blocks  of samples, two of which are in memory at a time
+    rows    of gradients that are made at once, a share of it
+    """
+
+    blocks: int
+    rows: int
+
+    @classmethod
+    def of(cls, count: int, row_bytes: int, memory: int) -> _Cut:
+        block = min(count, max(1, memory // (2 * row_bytes)))
+        return cls(-(-count // block), min(count, max(1, memory // (SHARE_AT_ONCE * row_bytes))))
+
+
+def cost_of_covariance(
+    problem: Problem, parameters: str, clock: Callable[[], float], memory: int = MEMORY
+) -> tuple[float, int]:
+    """(seconds, bytes) of `gradient_covariance`, from the second of two batches of a few samples."""
+    row_bytes = sum(p.numel() * p.element_size() for p in selected(problem.model, parameters).values())
+    count = problem.data.samples
+    cut = _Cut.of(count, row_bytes, memory)
+    few = problem.rebatched(min(cut.rows, TIMED_SAMPLES))
+    next(iter(per_sample(few, parameters)))  # loads what vmap needs
+    start = clock()
+    rows = next(iter(per_sample(few, parameters)))
+    _products(rows, rows)
+    seconds = (clock() - start) / len(rows) * count * (cut.blocks + 1) / 2
+    return seconds, min(count * row_bytes, memory) + 4 * cut.rows * row_bytes
+
+
+def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory: int = MEMORY) -> GradientCovariance:
     """The Gram matrix of all samples' gradients.
 
     memory  bytes that gradients may take; more blocks of samples are made where they would take more
@@ -295,24 +333,31 @@ def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory
     layout = Layout.of(named)
     item = next(iter(named.values())).element_size()
     n, count = layout.size, problem.data.samples
-    block = min(count, max(1, memory // (2 * n * item)))  # two blocks are in memory at a time
-    blocks = -(-count // block)
+    cut = _Cut.of(count, n * item, memory)
+    blocks, problem = cut.blocks, problem.rebatched(cut.rows)
     gram, by_tensor = np.zeros((count, count)), np.zeros((len(layout.names), count))
     for a in range(blocks):
         left = _gradients(problem, parameters, a, blocks)
         start = count * a // blocks
         rows = slice(start, start + len(left))
         gram[rows, rows] = _products(left, left)
-        squares = [p.double().square().sum(1) for p in torch.split(left, list(layout.sizes), dim=1)]
-        by_tensor[:, rows] = torch.stack(squares).cpu().numpy()
+        squares = [_squares_by_tensor(left[i : i + cut.rows], layout) for i in range(0, len(left), cut.rows)]
+        by_tensor[:, rows] = torch.cat(squares, dim=1).cpu().numpy()
         for b in range(a + 1, blocks):
             right = _gradients(problem, parameters, b, blocks)
             columns = slice(count * b // blocks, count * b // blocks + len(right))
             gram[rows, columns] = _products(left, right)
             gram[columns, rows] = gram[rows, columns].T
+            del right  # before the next one is made
+        del left
     if not np.isfinite(gram).all():
         raise FloatingPointError("a sample's gradient is not finite: look at the loss here first")
     return GradientCovariance(gram, by_tensor, layout.names, n)
+
+
+def _squares_by_tensor(rows: Tensor, layout: Layout) -> Tensor:
+    """(tensors, N) the part of each row's square in each tensor."""
+    return torch.stack([p.double().square().sum(1) for p in torch.split(rows, list(layout.sizes), dim=1)])
 
 
 def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tensor:
@@ -329,14 +374,16 @@ def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tens
 
 def _largest_entries(rows: Tensor) -> Tensor:
     """(N, 1) the largest absolute entry of each row; 1 of rows of zeros."""
-    sizes = rows.abs().amax(1, keepdim=True)
+    low, high = torch.aminmax(rows, dim=1, keepdim=True)
+    sizes = torch.maximum(high, -low)
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
 
-def _products(a: Tensor, b: Tensor, width: int = 1 << 16) -> Array:
+def _products(a: Tensor, b: Tensor) -> Array:
     """a b^T, summed up in float64 over blocks of columns; each row by its largest entry, whose square may underflow."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     sizes_a, sizes_b = _largest_entries(a), _largest_entries(b)
+    width = max(MIN_WIDTH, MULTIPLIED_ENTRIES // len(a))
     for start in range(0, a.shape[1], width):
         columns = slice(start, start + width)
         total += ((a[:, columns] / sizes_a) @ (b[:, columns] / sizes_b).T).double()

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.per_sample_gradients import cost_of_covariance
 from lossmap.curvature.product_time import first_batch, seconds_of_product
+from lossmap.data.batches import FixedBatches
 from lossmap.data.problem import Problem
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import Fit, fit_parts
@@ -17,7 +19,7 @@ from lossmap.memory import memory_now
 from lossmap.report.price import Price
 from lossmap.spectra.spectrum import DENSE
 
-PASSES = {"gradients": 1, "collapse": 2, "signals": 3}  # over the data, each at most at the price of a gradient
+PASSES = {"collapse": 2, "signals": 3}  # over the data, each at most at the price of a gradient
 MARGIN = 0.8  # of the time that is planned for
 FIXED_SECONDS = 0.5  # of an examination beside its products and passes: power laws, what PyTorch loads, the report
 SEARCH_VECTORS = 100  # of the length of theta, that searches and the density hold, about
@@ -46,14 +48,16 @@ def price_of_examination(
     gradient = _seconds_of_gradient(problem, parameters, clock)
     for name in set(examinations) & set(PASSES):
         share = 1.0
-        if name == "gradients":
-            share = subset.data.samples / max(1, problem.data.samples)
-        elif name == "signals" and held_out is not None:
+        if name == "signals" and held_out is not None:
             share += held_out.data.samples / max(1, problem.data.samples) / PASSES[name]
         products += PASSES[name]
         seconds += PASSES[name] * share * gradient
     itemsize = next(iter(problem.model.parameters())).element_size()
-    memory = memory_now(problem.model) + SEARCH_VECTORS * parts.n * itemsize
+    memory = SEARCH_VECTORS * parts.n * itemsize
+    if "gradients" in examinations and not isinstance(subset.data, FixedBatches):  # of which samples have none
+        taken, held = cost_of_covariance(subset, parameters, clock)
+        beside, memory = beside + taken, max(memory, held)
+    memory += memory_now(problem.model)
     return Price(products, seconds + beside, memory, beside=beside)
 
 

@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.curvature.per_sample_gradients import GradientCovariance, gradient_covariance, per_sample
+from lossmap.curvature.per_sample_gradients import (
+    GradientCovariance,
+    cost_of_covariance,
+    gradient_covariance,
+    per_sample,
+)
 from lossmap.data.problem import Problem
 
 
@@ -267,3 +272,16 @@ def test_a_criterion_with_parameters_of_its_own_is_none_of_the_model():
     free = gradient_covariance(Problem.supervised(model, criterion, (x, y)))
     fixed = gradient_covariance(Problem.supervised(model, criterion.requires_grad_(False), (x, y)))
     np.testing.assert_array_equal(free.gram, fixed.gram)
+
+
+def test_the_price_of_a_covariance_counts_what_is_made_again_for_want_of_memory():
+    model = nn.Linear(50, 4)
+    problem = Problem.supervised(model, "crossentropy", (torch.randn(64, 50), torch.arange(64) % 4))
+    row = 4 * 200
+    prices = {}
+    for blocks in (1, 8):
+        clock = iter([0.0, 1.0])  # of 16 samples
+        prices[blocks] = cost_of_covariance(problem, "weights", lambda clock=clock: next(clock), 2 * row * 64 // blocks)
+    assert prices[1][0] == 64 / min(16, 2 * 64 // 32)  # seconds
+    assert prices[8][0] == 64 * 4.5
+    assert prices[8][1] == 2 * row * 8 + 4 * row < prices[1][1]
