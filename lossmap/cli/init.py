@@ -5,6 +5,7 @@ The file runs as it is, on invented data; put your own network and samples in it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.settings import UsageError, setting
 
+SHADOWED = {"torch", "numpy", "scipy", "h5py", "matplotlib", "lossmap", "safetensors", "torchvision", "transformers"}
 HEAD = '''"""{what}, as lossmap reads it. Try it as it is:
 
     {command}
@@ -104,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = Path(options.file)
     if path.suffix != ".py":
         raise UsageError(f"the file must end with .py, so that its functions can be named; got {path}")
+    if path.stem in SHADOWED or path.stem in sys.stdlib_module_names - {"test"}:
+        raise UsageError(f"{path} would be imported in the place of Python's module {path.stem}: give another name")
     if path.exists() and not options.overwrite:
         raise UsageError(f"{path} exists; --overwrite replaces it")
     if not path.parent.is_dir():

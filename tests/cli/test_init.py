@@ -36,3 +36,11 @@ def test_nothing_is_replaced_unasked(tmp_path, monkeypatch, capsys):
     assert main(["init", "--overwrite"]) == 0
     assert main(["init", "model.txt"]) == 2
     assert main(["init", "nowhere/model.py"]) == 2
+
+
+@pytest.mark.parametrize("name", ["torch.py", "random.py", "numpy.py"])
+def test_a_name_that_would_be_imported_in_another_modules_place_is_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", name]) == 2
+    assert f"{name} would be imported in the place of Python's module {name[:-3]}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
