@@ -13,10 +13,10 @@ from lossmap.curvature.product_time import first_batch, seconds_of_product
 from lossmap.data.batches import FixedBatches
 from lossmap.data.problem import Problem
 from lossmap.linalg.expected_products import SpectrumParts
-from lossmap.linalg.product_budget import Fit, fit_parts
+from lossmap.linalg.product_budget import EXCEEDS, Fit, fit_parts
 from lossmap.linalg.solver_time import seconds_by_part, seconds_of_parts, weights_of_parts
 from lossmap.memory import memory_now
-from lossmap.report.price import Price
+from lossmap.report.price import Price, span_text
 from lossmap.spectra.spectrum import DENSE
 
 PASSES = {"collapse": 2, "signals": 3}  # over the data, each at most at the price of a gradient
@@ -81,7 +81,10 @@ def fit_examination(
     operator = build_operator(subset, "hessian", parameters)
     by_part = seconds_by_part(parts, seconds_of_product(operator), operator.dtype, operator.device)
     products = MARGIN * max(0.0, seconds - taken) / by_part["ends"]
-    return fit_parts(parts, products, weights=weights_of_parts(by_part))
+    fit = fit_parts(parts, products, weights=weights_of_parts(by_part))
+    if taken <= MARGIN * seconds:
+        return fit
+    return replace(fit, cuts=(*fit.cuts, f"{EXCEEDS}the examinations beside the Hessian alone take {span_text(taken)}"))
 
 
 def parts_of_examination(n: int, density_error: float | None) -> SpectrumParts:
