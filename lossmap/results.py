@@ -50,6 +50,7 @@ CLASSES = {
     "CriticalSharpness": "landscape.critical_sharpness",
     "Density": "linalg.spectral_density",
     "Diagnosis": "health.diagnosis",
+    "Diagonal": "linalg.diagonal",
     "EigenPairs": "linalg.eigenpairs",
     "EntrySums": "linalg.entry_sums",
     "Finding": "health.finding",

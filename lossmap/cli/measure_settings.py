@@ -86,6 +86,7 @@ class SpectrumSettings:
     trace_error: float | None = setting(
         None, "relative standard error of the trace to reach", metavar="ERROR", needs=("trace",)
     )
+    diagonal: bool = setting(False, "diagonal of the matrix, entry by entry with errors, in the result")
     density: bool = setting(True, "spectral density of all eigenvalues")
     density_error: float = setting(
         0.01, "error of the density to reach, as a share of the range", metavar="ERROR", needs=("density",)

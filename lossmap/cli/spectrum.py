@@ -178,12 +178,15 @@ def request_of(settings: Settings) -> Any:
     trace, trace_products = s.trace, s.trace_products
     if s.trace == "none":
         trace, trace_products = "xtrace", 0  # no products: no trace
+    if s.diagonal and not trace_products:
+        raise UsageError("--diagonal is made of the trace's products: --trace must not be none")
     return SpectrumRequest(
         top=top,
         bottom=bottom,
         trace_method=trace,
         trace_products=trace_products,
         trace_error=s.trace_error,
+        diagonal=s.diagonal,
         density=s.density,
         density_error=s.density_error,
         density_steps=s.density_steps,

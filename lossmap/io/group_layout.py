@@ -95,7 +95,7 @@ PLACES = {"evolution": "evolution/results", "path": "trajectory"}  # of a kind, 
 # attributes that figures and reports calculate with
 NUMBERS = re.compile(
     r"size|samples|parameters|loss|trace|gradient_norm|seconds|report_version|products|theta|chance_cosine|condition|"
-    r"noise_floor|density_probes|density_steps|critical|largest|outside|whole_\w+|length|"
+    r"noise_floor|diagonal_smallest|diagonal_largest|density_probes|density_steps|critical|largest|outside|whole_\w+|length|"
     r"(\w+_)?(limit|error|confidence|low|high|length|barrier|at|midpoint|middle|bump|products|scale|tolerance|rounding|"
     r"others|samples|turns|steps|bump_from|bump_to|passes)"
 )

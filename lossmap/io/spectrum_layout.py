@@ -3,7 +3,7 @@
     spectrum/LABEL   top, top_error, bottom, bottom_error (m,); node, weight; tick, cumulative, cumulative_low,
                      cumulative_high; mass_at, mass_below and mass_above (t, [value, low, high]); share_by_tensor
                      (vector, tensor); entry_sum_of, diagonal_sum and square_sum (tensor,); on request top_vectors,
-                     bottom_vectors (n, m)
+                     bottom_vectors (n, m), `diagonal:NAME` and `diagonal_error:NAME` for each tensor
     layers/LABEL     one row a block: block, size, largest, smallest, error, floor, positive, negative and zero
                      ([from, to]), gradient_norm, kind, verdict, outside; and for each block `eigenvalues:NAME`,
                      `matrix:NAME` where it was made whole, `nodes:NAME` and `weights:NAME` where it was not

@@ -216,7 +216,7 @@ class SharpnessTasks:
     def _trace(self, task: SharpnessTask, problem: Problem) -> Arrays:
         request = self.request
         estimate = trace(self.operator(task.subject), products=request.trace_products, seed=request.seed, sums=False)
-        arrays = {name: value for name, value in asdict(estimate).items() if name != "sums"}
+        arrays = {name: value for name, value in asdict(estimate).items() if name not in ("sums", "diagonal")}
         return {"error_target": arrays.pop("target"), **arrays}
 
     def _batch(self, task: SharpnessTask, problem: Problem) -> Arrays:

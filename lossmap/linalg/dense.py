@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from lossmap.interrupt import Interrupted
+from lossmap.linalg.diagonal import located
 from lossmap.linalg.eigenpairs import EigenPairs, Which
 from lossmap.linalg.entry_sums import exact_sums
 from lossmap.linalg.operator import Rounding, SymmetricOperator, check_vectors, columns_of, error_of_columns
@@ -128,10 +129,13 @@ class DenseMatrix:
             rounding=self.error,
         )
 
-    def trace(self, layout: object = None) -> Trace:
-        """The sum of the diagonal; layout: of the tensors whose sums are kept beside it."""
-        n, sums = len(self.entries), exact_sums(self.entries, self.error, layout)
-        return Trace(float(np.trace(self.entries)), np.sqrt(n) * self.error, n, n, "unit vectors", n, sums=sums)
+    def trace(self, layout: object = None, diagonal: bool = False) -> Trace:
+        """The sum of the diagonal; layout: of the tensors whose sums are kept beside it; diagonal: its entries too."""
+        n, sums, entries = len(self.entries), exact_sums(self.entries, self.error, layout), None
+        if diagonal:
+            entries = located(np.diag(self.entries).copy(), np.full(n, self.error), n, "unit vectors", layout)
+        value, error = float(np.trace(self.entries)), np.sqrt(n) * self.error
+        return Trace(value, error, n, n, "unit vectors", n, sums=sums, diagonal=entries)
 
     def density(self) -> Density:
         """All eigenvalues."""

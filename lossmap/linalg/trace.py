@@ -34,6 +34,7 @@ from torch import Tensor
 
 from lossmap import seeding
 from lossmap.keywords import checked_keywords
+from lossmap.linalg.diagonal import Diagonal, Subspaces, diagonal_of, fitted
 from lossmap.linalg.entry_sums import EntrySums, Rows, entry_sums, half_width
 from lossmap.linalg.entry_sums import degrees_of_freedom as degrees_of_freedom
 from lossmap.linalg.operator import (
@@ -64,6 +65,7 @@ class Trace(Result):
     target    the relative standard error requested; inf where only products were
     sums      of the diagonal and of the squared entries, whole and by tensor, from the same products; None where they
               were not kept
+    diagonal  entry by entry, from the same products; None where it was not requested
     """
 
     value: float
@@ -74,6 +76,7 @@ class Trace(Result):
     size: int
     target: float = inf
     sums: EntrySums | None = None
+    diagonal: Diagonal | None = None
 
     @property
     def exact(self) -> bool:
@@ -97,6 +100,14 @@ class Trace(Result):
         width = half_width(self.terms, self.method, confidence) * self.error
         return self.value - width, self.value + width
 
+    def diagonal_arrays(self) -> dict[str, np.ndarray]:
+        """What a file keeps of the diagonal; nothing where there is none."""
+        return {} if self.diagonal is None else self.diagonal.stored()
+
+    def diagonal_attributes(self) -> dict[str, float]:
+        """What a report says of the diagonal; nothing where there is none."""
+        return {} if self.diagonal is None else self.diagonal.attributes()
+
     def __repr__(self) -> str:
         return trace_text(self.value, self.error, self.interval(), self.method, self.products)
 
@@ -111,6 +122,7 @@ def trace(
     max_products: int = 1000,
     seed: int | str = 0,
     sums: bool = True,
+    diagonal: bool = False,
 ) -> Trace:
     """The trace of a symmetric operator, with its standard error.
 
@@ -126,10 +138,12 @@ def trace(
         seed: of the probes.
         sums: whether the sums of the diagonal and of the squared entries, whole and by tensor, are estimated from the
             same products too.
+        diagonal: whether each entry of the diagonal is estimated from the same products too.
 
     Returns:
         A `Trace`: `value` and `error` in the operator's unit, `interval(confidence)`, the products spent, and `sums`:
-        `sums.names`, `sums.diagonal` and `sums.squares`, each with its error; the first row is of the whole matrix.
+        `sums.names`, `sums.diagonal` and `sums.squares`, each with its error; the first row is of the whole matrix. On
+        request `diagonal`: `diagonal.values` and `diagonal.errors` (n,), `diagonal.by_tensor()`.
 
     Raises:
         ValueError: for an unknown method, or fewer than 6 products.
@@ -151,20 +165,24 @@ def trace(
     sketch: Sketch | None = None
     while True:
         if products >= operator.size:
-            return by_unit_vectors(operator, target, spent=0 if sketch is None else sketch.products, sums=sums)
+            spent = 0 if sketch is None else sketch.products
+            return by_unit_vectors(operator, target, spent=spent, sums=sums, diagonal=diagonal)
         if method == "xtrace":
             sketch = sketch or Sketch(operator, seed)  # its products serve the next round too
             estimate = xtrace(operator, products, seed=seed, sketch=sketch, sums=False)
         elif method == "hutch++":
-            estimate = hutch_plus_plus(operator, products, seed=seed)
+            estimate = hutch_plus_plus(operator, products, seed=seed, diagonal=diagonal)
         else:
-            estimate = hutchinson(operator, products, seed=seed)
+            estimate = hutchinson(operator, products, seed=seed, diagonal=diagonal)
         estimate = replace(estimate, target=target)
         if estimate.met or 2 * products > max_products:
-            if not sums:
-                return replace(estimate, sums=None)
-            return estimate if sketch is None else replace(estimate, sums=_sketched_sums(sketch))
+            break
         products *= 2
+    if sketch is not None and sums:
+        estimate = replace(estimate, sums=_sketched_sums(sketch))
+    if sketch is not None and diagonal:
+        estimate = replace(estimate, diagonal=_sketched_diagonal(sketch))
+    return estimate if sums else replace(estimate, sums=None)
 
 
 def check_trace_request(method: str, products: int) -> None:
@@ -175,7 +193,9 @@ def check_trace_request(method: str, products: int) -> None:
         raise ValueError(f"the trace's products must be >= {MIN_PRODUCTS} for a standard error; got {products}")
 
 
-def by_unit_vectors(operator: SymmetricOperator, target: float = inf, spent: int = 0, sums: bool = True) -> Trace:
+def by_unit_vectors(
+    operator: SymmetricOperator, target: float = inf, spent: int = 0, sums: bool = True, diagonal: bool = False
+) -> Trace:
     """The sum of the diagonal, by n products; `spent` were made before. The error is the allowance for rounding.
 
     That of products with unit vectors is shown by a few others, which are not counted (`error_of_columns`).
@@ -183,38 +203,56 @@ def by_unit_vectors(operator: SymmetricOperator, target: float = inf, spent: int
     Raises FloatingPointError where a product is not finite.
     """
     n = operator.size
-    diagonal, squares = np.zeros(n), np.zeros(n)
+    entries, squares = np.zeros(n), np.zeros(n)
     vectors = check_vectors(n)
     images = [np.zeros(n) for _ in vectors]
     for i, column in enumerate(columns_of(operator)):
-        diagonal[i], squares[i] = float(column[i]), float(column.square().sum())
+        entries[i], squares[i] = float(column[i]), float(column.square().sum())
         for v, image in zip(vectors, images, strict=True):
             image += float(v[i]) * column.numpy()
     rounding = Rounding.of(operator)
     # A measured rounding is of one product; the n errors on the diagonal add up, by sqrt(n) where they are independent.
-    error = max(rounding.allowance(float(np.sqrt((diagonal**2).sum()))), sqrt(n) * (rounding.measured or 0.0))
-    error = max(error, sqrt(n) * error_of_columns(operator, images))
+    of_columns = error_of_columns(operator, images)
+    error = max(rounding.allowance(float(np.sqrt((entries**2).sum()))), sqrt(n) * (rounding.measured or 0.0))
+    error = max(error, sqrt(n) * of_columns)
     rows = _rows_of(operator)
     zero = np.zeros(len(rows.names))
-    own = entry_sums(rows, operator, rows.sums(diagonal), rows.sums(squares), n, "unit vectors", (zero, zero))
-    return Trace(float(diagonal.sum()), error, n, n + spent, "unit vectors", n, target, own if sums else None)
+    own = entry_sums(rows, operator, rows.sums(entries), rows.sums(squares), n, "unit vectors", (zero, zero))
+    estimate = Trace(float(entries.sum()), error, n, n + spent, "unit vectors", n, target, own if sums else None)
+    if not diagonal:
+        return estimate
+    each = (entries, np.full(n, of_columns))
+    return replace(estimate, diagonal=diagonal_of(operator, each, n, "unit vectors", float(squares.sum())))
 
 
-def hutchinson(operator: SymmetricOperator, products: int, *, seed: int | str = 0) -> Trace:
+def hutchinson(operator: SymmetricOperator, products: int, *, seed: int | str = 0, diagonal: bool = False) -> Trace:
     """The mean of w^T A w over random signs w (n,). Raises FloatingPointError where a product is not finite."""
     n = operator.size
     rows, terms = _rows_of(operator), np.zeros(products)
-    diagonal, squares = np.zeros((len(rows.names), products)), np.zeros((len(rows.names), products))
+    by_tensor, squares = np.zeros((len(rows.names), products)), np.zeros((len(rows.names), products))
+    mean, spread = (torch.zeros(n if diagonal else 0, dtype=torch.float64, device=operator.device) for _ in range(2))
     for i in range(products):
         w = seeding.signs(n, "trace probe", seed, i).to(operator.device, operator.dtype)
         image = finite_product(operator, w)
         terms[i] = float(torch.dot(w.double(), image))
-        diagonal[:, i], squares[:, i] = _sums_of(rows, w.double() * image), _sums_of(rows, image * image)
-    sums = entry_sums(rows, operator, diagonal, squares, products, "hutchinson")
-    return _mean_of(terms, products, "hutchinson", operator, sums)
+        own = w.double() * image
+        by_tensor[:, i], squares[:, i] = _sums_of(rows, own), _sums_of(rows, image * image)
+        if diagonal:  # Welford's way, which keeps no terms
+            gap = own - mean
+            mean += gap / (i + 1)
+            spread += gap * (own - mean)
+    sums = entry_sums(rows, operator, by_tensor, squares, products, "hutchinson")
+    estimate = _mean_of(terms, products, "hutchinson", operator, sums)
+    if not diagonal:
+        return estimate
+    errors = (spread / (products * max(products - 1, 1))).sqrt()
+    each = (mean.cpu().numpy(), errors.cpu().numpy())
+    return replace(estimate, diagonal=diagonal_of(operator, each, products, "hutchinson", float(sums.squares[0])))
 
 
-def hutch_plus_plus(operator: SymmetricOperator, products: int, *, seed: int | str = 0) -> Trace:
+def hutch_plus_plus(
+    operator: SymmetricOperator, products: int, *, seed: int | str = 0, diagonal: bool = False
+) -> Trace:
     """tr(Q^T A Q) + mean of w^T (1 - Q Q^T) A (1 - Q Q^T) w, Q (n, s) an orthonormal basis of A times random signs.
 
     A third of the products makes Q, a third takes its trace, a third is Hutchinson outside of it.
@@ -230,10 +268,15 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int, *, seed: int | s
     images = _images(operator, outside)
     terms = (outside * images).sum(0).cpu().numpy()
     rows = _rows_of(operator)
-    diagonal = _sums_of(rows, (q * q_images).sum(1))[:, None] + _sums_of(rows, outside * images)
+    within = (q * q_images).sum(1)
+    by_tensor = _sums_of(rows, within)[:, None] + _sums_of(rows, outside * images)
     squares = _sums_of(rows, (q_images * q_images).sum(1))[:, None] + _sums_of(rows, images * images)
-    sums = entry_sums(rows, operator, diagonal, squares, len(terms), "hutch++")
-    return _mean_of(inside + terms, products, "hutch++", operator, sums)
+    sums = entry_sums(rows, operator, by_tensor, squares, len(terms), "hutch++")
+    estimate = _mean_of(inside + terms, products, "hutch++", operator, sums)
+    if not diagonal:
+        return estimate
+    each = fitted(within, (q * q).sum(1), outside, images)
+    return replace(estimate, diagonal=diagonal_of(operator, each, len(terms), "hutch++", float(sums.squares[0])))
 
 
 class Sketch:
@@ -327,6 +370,17 @@ def _sketched_sums(sketch: Sketch) -> EntrySums:
     diagonals, diagonal_errors, sums, errors = np.array(found).T
     probes = len(projections.own)
     return entry_sums(rows, sketch.operator, diagonals, sums, probes, "xtrace", (diagonal_errors, errors))
+
+
+def _sketched_diagonal(sketch: Sketch) -> Diagonal:
+    """The diagonal of a sketch: XTrace of each of its entries, whose products are known."""
+    projections, n, s = _Projections.of(sketch), sketch.operator.size, sketch.probes.shape[1]
+    if projections is None:
+        return diagonal_of(sketch.operator, (np.zeros(n), np.zeros(n)), s, "xtrace", 0.0)
+    left, inner = (torch.from_numpy(part).to(sketch.basis) for part in (projections.d, projections.w))
+    each = Subspaces(left, inner, n).fitted(sketch.basis, sketch.basis_images, sketch.probes, sketch.images)
+    squares = float(sketch.images.square().sum()) / s
+    return diagonal_of(sketch.operator, each, s, "xtrace", squares)
 
 
 @dataclass(frozen=True, eq=False)

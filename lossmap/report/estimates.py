@@ -25,6 +25,14 @@ def trace_text(value: float, error: float, interval: tuple[float, float], method
     return f"{value:.4g} +- {error:.2g} ({kind}; 95 % interval {low:.4g} to {high:.4g}; {method}, {products} products)"
 
 
+def diagonal_text(size: int, smallest: float, largest: float, error: float, method: str) -> str:
+    """A diagonal of `size` entries: its smallest and its largest estimate, and the median of the errors."""
+    kind = "standard error"
+    if method == "unit vectors":
+        kind = "exact but for rounding, error"
+    return f"{size:,} entries, estimates from {smallest:.4g} to {largest:.4g}; {kind} {error:.2g} in the median"
+
+
 def mass_text(shares: Sequence[float], size: int, confidence: float) -> str:
     """A share of the `size` eigenvalues with its interval, in percent; less than half an eigenvalue is none.
 

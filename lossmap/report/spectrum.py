@@ -13,7 +13,7 @@ from math import inf, isfinite, isinf, isnan, nan
 import numpy as np
 
 from lossmap.report.definiteness import definiteness_of_ends
-from lossmap.report.estimates import density_text, mass_text, trace_text
+from lossmap.report.estimates import density_text, diagonal_text, mass_text, trace_text
 from lossmap.report.loss_text import loss_and_gradient_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
@@ -170,6 +170,10 @@ def _estimates(stored: StoredReport) -> list[str]:
         text = trace_text(value, error, interval, stored.text("trace_method"), int(stored.number("trace_products")))
         lines += wrapped("trace", text + NOT_MET * (not stored.flag("trace_met")))
     lines += _entry_sums(stored)
+    if "diagonal_error" in stored.attributes:
+        low, high, error = (stored.number(f"diagonal_{name}") for name in ("smallest", "largest", "error"))
+        text = diagonal_text(int(stored.number("size")), low, high, error, stored.text("trace_method"))
+        lines += wrapped("diagonal", text)
     size, sure = int(stored.number("size")), stored.number("density_confidence")
     if "node" in stored:
         nodes = stored.arrays["node"]

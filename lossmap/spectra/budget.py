@@ -136,4 +136,6 @@ def settings_of(request: SpectrumRequest) -> dict[str, Any]:
     values = asdict(request)
     if request.layer_limit is None:
         del values["layer_limit"]
+    if not request.diagonal:
+        del values["diagonal"]
     return values

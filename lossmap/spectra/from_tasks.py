@@ -148,7 +148,7 @@ def _exact_parts(whole: DenseMatrix, about: AboutMatrix, request: SpectrumReques
     return _Parts(
         upper,
         lower,
-        whole.trace(about.layout) if request.trace_products else None,
+        whole.trace(about.layout, request.diagonal) if request.trace_products else None,
         whole.density() if request.density else None,
         shares,
         about.size,

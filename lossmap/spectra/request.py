@@ -43,6 +43,7 @@ class SpectrumRequest:
 
     dense        up to this size the whole matrix, or block, is made
     by           of the layer by layer reading: tensor, module; `patterns` instead; None for no such reading
+    diagonal     each entry of the diagonal, from the products of the trace
     second       per-layer output Hessians: by inputs, weights
     vectors      keep the eigenvectors
     layer_limit  of the layer by layer reading the largest blocks alone, so many; None: all
@@ -53,6 +54,7 @@ class SpectrumRequest:
     trace_method: str = "xtrace"
     trace_products: int = 60
     trace_error: float | None = None
+    diagonal: bool = False
     density: bool = True
     density_error: float = 0.01
     density_steps: int | None = None
@@ -169,7 +171,7 @@ def _whole_tasks(i: int, n: int, request: SpectrumRequest) -> Iterator[tuple[Tas
         count = request.top + request.bottom
         yield Task(i, "ends"), count * (4 * n * request.vectors + SMALL)
     if request.trace_products:
-        yield Task(i, "trace"), SMALL
+        yield Task(i, "trace"), 16 * n * request.diagonal + SMALL
     if not request.density:
         return
     if not request.density_probes:

@@ -52,6 +52,7 @@ def spectrum_of(
     trace_products: int = 60,
     trace_method: str = "xtrace",
     trace_error: float | None = None,
+    diagonal: bool = False,
     density_error: float | None = 0.01,
     density_steps: int | None = None,
     density_probes: int | None = None,
@@ -69,7 +70,8 @@ def spectrum_of(
     """The spectrum of any symmetric matrix known by its products.
 
     top, bottom     number of eigenvalues at the upper and the lower end, 0 to 100
-    trace_products  for the trace; 0 for none; trace_error: the relative standard error wanted
+    trace_products  for the trace; 0 for none; trace_error: the relative standard error wanted; diagonal: each entry of
+                    the diagonal too
     density_error   the error wanted of the density, as a share of the range (see `density`); None for none, unless
                     steps or probes are given
     mass_at         the t for which the mass below -t and above t are stated; by default 1e-3 and 1e-2 of the largest
@@ -80,6 +82,7 @@ def spectrum_of(
     Raises ValueError for an invalid request, FloatingPointError where a product is not finite.
     """
     n, began = matrix.size, time.perf_counter()
+    refuse_without_trace(diagonal, trace_products)
     for end, count in (("top", top), ("bottom", bottom)):
         if not 0 <= count <= MAX_EIGENVALUES:
             raise ValueError(f"{end} must be 0 to {MAX_EIGENVALUES}; got {count}")
@@ -93,7 +96,7 @@ def spectrum_of(
         whole, products = DenseMatrix.of(matrix), n
         ends = {end: whole.pairs(f"{end}:{count}") for end, count in (("top", top), ("bottom", bottom)) if count}
         if trace_products:
-            estimate = whole.trace(layout or getattr(matrix, "layout", None))
+            estimate = whole.trace(layout or getattr(matrix, "layout", None), diagonal)
         if has_density:
             spread = whole.density()
     else:
@@ -110,7 +113,9 @@ def spectrum_of(
                 )
                 ends[end] = with_rounding_measured(matrix, found)
         if trace_products:
-            estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
+            estimate = trace(
+                matrix, trace_method, products=trace_products, error=trace_error, seed=seed, diagonal=diagonal
+            )
         if has_density:
             target = 0.01 if density_error is None else density_error
             spread = spectral_density(matrix, error=target, steps=density_steps, probes=density_probes, seed=seed)
@@ -136,6 +141,12 @@ def spectrum_of(
     )
 
 
+def refuse_without_trace(diagonal: bool, trace_products: int) -> None:
+    """Raises ValueError for a diagonal without the products that it is made of."""
+    if diagonal and not trace_products:
+        raise ValueError("the diagonal is made of the trace's products: take some, 6 or more")
+
+
 @checked_keywords
 def spectrum(
     problem: Problem | Any,
@@ -151,6 +162,7 @@ def spectrum(
     trace_products: int = 60,
     trace_method: str = "xtrace",
     trace_error: float | None = None,
+    diagonal: bool = False,
     density_error: float | None = 0.01,
     density_steps: int | None = None,
     density_probes: int | None = None,
@@ -185,6 +197,7 @@ def spectrum(
         trace_products: products for the trace; 0 for none.
         trace_method: `xtrace`, `hutch++` or `hutchinson`.
         trace_error: relative standard error of the trace to reach.
+        diagonal: each entry of the diagonal too, with its error, from the products of the trace: `trace.diagonal`.
         density_error: error of the density to reach, as a share of the range; None for no density.
         density_steps: Lanczos steps of each probe; None: chosen.
         density_probes: number of probes; None: chosen.
@@ -228,9 +241,10 @@ def spectrum(
     began = time.perf_counter()
     how: dict[str, Any] = {
         "top": top, "bottom": bottom, "trace_products": trace_products, "trace_method": trace_method,
-        "trace_error": trace_error, "density_error": density_error, "density_steps": density_steps,
-        "density_probes": density_probes, "mass_at": mass_at, "tol": tol, "solver": solver,
-        "max_products": max_products, "confidence": confidence, "seed": seed, "dense": dense, "label": label,
+        "trace_error": trace_error, "diagonal": diagonal, "density_error": density_error,
+        "density_steps": density_steps, "density_probes": density_probes, "mass_at": mass_at, "tol": tol,
+        "solver": solver, "max_products": max_products, "confidence": confidence, "seed": seed, "dense": dense,
+        "label": label,
     }  # fmt: skip
     if not isinstance(problem, Problem):
         own = (matrix, parameters, total, check, backend, fisher_draws if preconditioner is None else 0)

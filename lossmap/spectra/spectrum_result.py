@@ -230,6 +230,8 @@ def stored_spectrum(s: Spectrum) -> tuple[dict[str, np.ndarray], dict[str, objec
             arrays[f"{name}_vectors"] = pairs.vectors.float().cpu().numpy()
     if s.density is not None:
         arrays |= s.density.stored()[0]
+    if s.trace is not None:
+        arrays |= s.trace.diagonal_arrays()
     attributes |= {"step_limit": s.step_limit[0], "converged": s.converged, "verdict": s.verdict, "report": repr(s)}
     return arrays, attributes
 
@@ -265,6 +267,7 @@ def _report_of(s: Spectrum) -> StoredReport:
         attributes["trace_met"] = s.trace.met
         if s.trace.sums is not None:
             arrays |= s.trace.sums.stored()
+        attributes |= s.trace.diagonal_attributes()
     if s.density is not None:
         arrays["node"] = s.density.nodes[0]
         attributes |= s.density.attributes()

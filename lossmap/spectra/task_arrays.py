@@ -9,7 +9,8 @@ m counts eigenvalues, n rows of the matrix, r Lanczos runs and `END` is top or b
                 END_converged, END_tolerance, END_scale, END_confidence, END_others (); END_rounding (), the part of the
                 errors that allows for it; END_share_by_tensor (m, tensors); END_vectors (n, m) float32 where they are
                 to be kept
-    trace       value, error, terms, products, size, error_target (); method, text
+    trace       value, error, terms, products, size, error_target (); method, text; on request diagonal and
+                diagonal_error (n,), with the names and the shapes, as texts, of the tensors that they are of
     density     alpha, beta (steps of all runs,); steps, weight, exact (r,); rounding (), as above
     block       eigenvalues (m,); size, error, epsilon, products, converged (); matrix (n, n) where it was made whole,
                 the arrays of a density where not
@@ -28,6 +29,7 @@ import torch
 
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.dense import DenseMatrix
+from lossmap.linalg.diagonal import Diagonal
 from lossmap.linalg.entry_sums import EntrySums
 from lossmap.linalg.lanczos import EigenPairs
 from lossmap.linalg.quadrature import LanczosRun
@@ -110,6 +112,11 @@ def of_trace(trace: Trace) -> Arrays:
     sums: dict[str, Any] = {}
     if trace.sums is not None:
         sums = {f"sums_{k}": getattr(trace.sums, k) for k in SUMS} | {"sums_names": np.array(trace.sums.names)}
+    own = trace.diagonal
+    if own is not None:
+        shapes = [" ".join(map(str, shape)) for shape in own.shapes]
+        sums |= {"diagonal": own.values, "diagonal_error": own.errors}
+        sums |= {"diagonal_names": np.array(own.names, dtype=str), "diagonal_shapes": np.array(shapes, dtype=str)}
     return sums | {
         "value": trace.value,
         "error": trace.error,
@@ -132,6 +139,7 @@ def to_trace(arrays: Arrays) -> Trace:
         int(arrays["size"]),
         float(arrays["error_target"]),
         _to_sums(arrays),
+        _to_diagonal(arrays),
     )
 
 
@@ -139,9 +147,25 @@ def _to_sums(arrays: Arrays) -> EntrySums | None:
     """The sums of `of_trace`; None of files of version 0.1, which have none."""
     if "sums_names" not in arrays:
         return None
-    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(arrays["sums_names"]).tolist())
+    names = _texts(arrays, "sums_names")
     values = {k: np.asarray(arrays[f"sums_{k}"]) for k in SUMS}
     return EntrySums(names, terms=int(arrays["terms"]), method=str(arrays["method"]), **values)
+
+
+def _to_diagonal(arrays: Arrays) -> Diagonal | None:
+    """The diagonal of `of_trace`; None where it was not requested."""
+    if "diagonal" not in arrays:
+        return None
+    shapes = tuple(tuple(map(int, text.split())) for text in _texts(arrays, "diagonal_shapes"))
+    values, errors = np.asarray(arrays["diagonal"]), np.asarray(arrays["diagonal_error"])
+    return Diagonal(
+        values, errors, int(arrays["terms"]), str(arrays["method"]), _texts(arrays, "diagonal_names"), shapes
+    )
+
+
+def _texts(arrays: Arrays, name: str) -> tuple[str, ...]:
+    """An array of texts, which a file gives back as bytes."""
+    return tuple(t.decode() if isinstance(t, bytes) else str(t) for t in np.asarray(arrays[name]).tolist())
 
 
 def of_runs(runs: Sequence[LanczosRun]) -> Arrays:

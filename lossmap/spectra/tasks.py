@@ -240,6 +240,7 @@ class SpectrumTasks:
             products=request.trace_products,
             error=request.trace_error,
             seed=request.seed,
+            diagonal=request.diagonal,
         )
         return task_arrays.of_trace(estimate)
 

@@ -52,8 +52,8 @@ COMMANDS = (
     (0, "topology surface.h5 -o minima.h5"),
     (0, f"sharpness {NETWORK} --draws 2 --ascent-steps 1 --trace-products 6 --surf-file sharpness.h5"),
     (0, f"spectrum {NETWORK} --parameters all --top 1 --dense-limit 10 --vectors --density-steps 4 --density-probes 1 "
-        "--trace-products 6 --layers tensor --layer-output-hessian both --singular-values --tail-mass 0.1 --l2 0.1 "
-        "--surf-file spectrum.h5"),
+        "--trace-products 6 --diagonal --layers tensor --layer-output-hessian both --singular-values --tail-mass 0.1 "
+        "--l2 0.1 --surf-file spectrum.h5"),
 )  # fmt: skip
 
 
