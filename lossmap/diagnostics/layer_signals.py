@@ -174,8 +174,8 @@ def _ratio(part: Tensor | float, of: int, otherwise: float) -> float:
     return float(part) / of
 
 
-def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float) -> str:
-    """Why a module's block of the Hessian is zero, as far as its signals show.
+def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float, matrix: str = "hessian") -> str:
+    """Why a module's block of the Hessian, or of another matrix, is zero, as far as its signals show.
 
     by_module      the signals of all modules, in the order of the calls
     gradient_norm  of the mean loss by this module's parameters
@@ -197,6 +197,8 @@ def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float)
         if cause is not None:
             why = _blocking_text(cause)
         return f"no gradient comes back: the loss's derivatives by its outputs are 0 for all samples ({why})"
+    if gradient_norm > 0.0 and matrix == "gauss-newton":
+        return f"the loss is linear in the model's outputs here, not in this: its gradient is {gradient_norm:.2g}"
     if gradient_norm > 0.0:
         return f"the loss is linear in it here: its gradient is {gradient_norm:.2g}, and does not change with it"
     if isnan(signal.output):

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
+from lossmap.report.definiteness import ZERO_GAUSS_NEWTON
 from lossmap.report.estimates import energy_text
 from lossmap.report.layer_hessian import layer_hessian_lines
 from lossmap.report.signals import signal_lines
 from lossmap.report.stored import StoredReport, array_names, names_in_file, rows_of
 from lossmap.report.text import (
     FISHER,
+    GAUSS_NEWTON,
     MATRICES,
     MC_FISHER,
     WIDTH,
@@ -83,18 +85,19 @@ class BlockSummary:
 ARRAYS = array_names(BlockSummary) | {"name": "block"}
 
 
-def block_text(b: BlockSummary) -> str:
+def block_text(b: BlockSummary, matrix: str = "hessian") -> str:
     """One block's definiteness, with the numbers that it rests on."""
+    flatness = "; no curvature by itself" * (matrix != GAUSS_NEWTON)
     high, low, floor = number(b.largest), number(b.smallest), f"{b.floor:.1e}"
     up, down, flat = (some(c, "eigenvalue") for c in (b.positive, b.negative, b.zero))
     text = f"from {low} to {high}, each +- {b.error:.1g}; {counts(b.positive)} positive, {counts(b.negative)} negative "
     text += f"beyond {floor}"
     if b.kind == "zero":
-        text = f"all {b.size:,} eigenvalues are zero; no curvature by itself"
+        text = f"all {b.size:,} eigenvalues are zero{flatness}"
         if b.largest > 0.0 or b.smallest < 0.0:
             text = (
                 f"all {b.size:,} eigenvalues are within the noise floor of {floor}, so that they cannot be told from "
-                "zero in this precision; no curvature by itself"
+                f"zero in this precision{flatness}"
             )
         if b.why:
             text += f": {b.why}"
@@ -133,6 +136,8 @@ def network_text(stored: StoredReport) -> str:
     low = min([b for b in blocks if b.negative[0]] or blocks, key=lambda b: b.smallest)
     high = max(blocks, key=lambda b: b.largest)
     parts = [_zero_blocks_text(zero, len(blocks))]
+    if len(zero) == len(blocks) and stored.text("matrix") == GAUSS_NEWTON:
+        parts = [f"Every block is zero: {ZERO_GAUSS_NEWTON}"]
     if low.negative[0]:
         parts.append(_negative_text(low, high))
     elif len(zero) < len(blocks) and not fisher:
@@ -239,7 +244,7 @@ def blocks_report(stored: StoredReport, *, matrices: int = 6) -> str:
     lines.append("")
     indent = max(14, min(26, max(len(b.name) for b in blocks) + 4))
     for b in blocks:
-        lines += wrapped(b.name, block_text(b), indent=indent)
+        lines += wrapped(b.name, block_text(b, stored.text("matrix")), indent=indent)
     if any(b.kind == "zero" for b in blocks):
         lines += signal_lines(stored, {b.module for b in blocks})
     lines += layer_hessian_lines(stored)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from math import isfinite, nan
 
-from lossmap.report.text import value_with_error, value_with_limit, zero_clause
+from lossmap.report.text import GAUSS_NEWTON, value_with_error, value_with_limit, zero_clause
 
+ZERO_GAUSS_NEWTON = (
+    "the loss is linear in the model's outputs here, as NLLLoss is in log-probabilities and L1Loss in numbers, or they "
+    "do not follow these parameters. The loss may be curved all the same, which the Hessian shows; for a classifier's "
+    "Gauss-Newton matrix give out logits, and take CrossEntropyLoss"
+)
 SURE = 10.0  # times its rounding a Ritz value is at least below 0, where that is taken for sure
 
 
@@ -16,6 +21,7 @@ def definiteness_of_ends(
     highest: float = nan,
     rounding: float = nan,
     seen: float = nan,
+    matrix: str = "",
 ) -> str:
     """The definiteness of a matrix from its extreme eigenvalues (value, error), in one sentence.
 
@@ -23,13 +29,14 @@ def definiteness_of_ends(
     rounding         the part of the errors that allows for rounding; NaN where it is not known
     seen             the smallest Ritz value of another search, as of a density; the smallest eigenvalue is
                      not above it, but for rounding
+    matrix           its name
     """
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
         return "unknown: it requires both ends of the spectrum"
     upper, lower = value_with_limit(high, high_error, highest), value_with_limit(low, low_error, lowest)
     if high == low == high_error == low_error == 0.0:
-        return "zero: no curvature at all"
+        return "zero: " + (ZERO_GAUSS_NEWTON if matrix == GAUSS_NEWTON else "no curvature at all")
     if low + low_error < 0.0 < high - high_error:
         return (
             f"indefinite: negative curvature (smallest eigenvalue {lower}), {100 * abs(low) / high:.3g} % of the "

@@ -18,6 +18,7 @@ from lossmap.report.loss_text import loss_and_gradient_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
     FISHER,
+    GAUSS_NEWTON,
     MATRICES,
     MC_FISHER,
     MIN_ROUNDING_SHARE,
@@ -125,7 +126,7 @@ def spectrum_report(stored: StoredReport) -> str:
         lines += wrapped("condition", condition_text(stored, top, bottom))
     if top is not None and matrix == PRECONDITIONED:
         lines += wrapped("stability", optimizer_text(*top.extreme, stored.number("optimizer_threshold")))
-    elif top is not None and matrix not in DEFINITENESS:
+    elif top is not None and matrix not in DEFINITENESS and not (matrix == GAUSS_NEWTON and top.extreme == (0.0, 0.0)):
         lines += wrapped("stability", stability_text(*top.extreme, top.rounding))
     for which, shares in _localization(stored):
         lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
@@ -144,7 +145,7 @@ def _definiteness(stored: StoredReport, matrix: str, top: StoredEnd | None, bott
         return ""
     rounding = float(np.fmax(top.rounding, bottom.rounding))
     seen = float(stored.arrays["node"][0]) if "node" in stored else nan
-    return definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit, top.limit, rounding, seen=seen)
+    return definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit, top.limit, rounding, seen, matrix)
 
 
 def _subject(stored: StoredReport) -> str:

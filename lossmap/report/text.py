@@ -20,7 +20,8 @@ MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not th
 FISHER = "fisher"
 MC_FISHER = "mc-fisher"
 PRECONDITIONED = "preconditioned"
-MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix", FISHER: "empirical Fisher matrix",
+GAUSS_NEWTON = "gauss-newton"
+MATRICES = {"hessian": "Hessian", GAUSS_NEWTON: "Gauss-Newton matrix", FISHER: "empirical Fisher matrix",
     PRECONDITIONED: "preconditioned Hessian",
     MC_FISHER: "Monte-Carlo Fisher matrix",
 }  # fmt: skip

@@ -311,7 +311,7 @@ def assemble(
         why = ""
         if block.kind == "zero":
             module = block.tensors[0].rpartition(".")[0]
-            why = why_zero(module, by_module, length)
+            why = why_zero(module, by_module, length, matrix)
         error = hypot(*(found.errors[n] for n in block.tensors))
         complete.append(replace(block, gradient_norm=length, gradient_norm_error=error, why=why))
     return BlockSpectra(

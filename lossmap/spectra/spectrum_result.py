@@ -183,7 +183,7 @@ class Spectrum(DrawnResult):
         """The shape of the matrix in words, with the numbers that they rest on."""
         highest, lowest = self.limits
         seen = nan if self.density is None else self.density.range[0]
-        return definiteness_of_ends(self.largest, self.smallest, lowest, highest, self.rounding, seen)
+        return definiteness_of_ends(self.largest, self.smallest, lowest, highest, self.rounding, seen, self.matrix)
 
     @property
     def rounding(self) -> float:

@@ -421,3 +421,28 @@ def test_an_eigenvector_of_a_zero_eigenvalue_has_no_shares():
         np.isnan(list(flat.shares["top 2"].values())).all() and np.isnan(list(flat.shares["bottom 1"].values())).all()
     )
     assert repr(flat).count("localization") == 1
+
+
+@pytest.mark.parametrize("loss", [torch.nn.NLLLoss(), torch.nn.L1Loss()])
+def test_a_gauss_newton_matrix_of_a_loss_linear_in_the_outputs_is_no_statement_on_curvature(loss):
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3), torch.nn.LogSoftmax(1)]
+    data = (torch.randn(20, 4), torch.arange(20) % 3)
+    if isinstance(loss, torch.nn.L1Loss):
+        layers, data = layers[:-1], (data[0], torch.randn(20, 3))
+    problem = lossmap.Problem.supervised(torch.nn.Sequential(*layers), loss, data)
+    zero = lossmap.spectrum(problem, matrix="gauss-newton")
+    assert zero.largest == zero.smallest == (0.0, 0.0)
+    for text in (zero.verdict, repr(zero)):
+        text = " ".join(text.split())
+        assert "zero: the loss is linear in the model's outputs here" in text and "CrossEntropyLoss" in text
+        assert "no curvature" not in text and "sets no limit" not in text
+    by_layer = " ".join(repr(lossmap.layer_spectra(problem, matrix="gauss-newton")).split())
+    assert "Every block is zero: the loss is linear in the model's outputs here" in by_layer
+    assert "no curvature" not in by_layer and "not in this: its gradient is" in by_layer
+    if isinstance(
+        loss, torch.nn.NLLLoss
+    ):  # the advice is right: the same loss from logits has one, and the Hessian is one
+        logits = lossmap.Problem.supervised(torch.nn.Sequential(*layers[:-1]), "crossentropy", data)
+        assert lossmap.spectrum(logits, matrix="gauss-newton").largest[0] > 0.01
+        np.testing.assert_allclose(lossmap.spectrum(logits).values, lossmap.spectrum(problem).values, atol=1e-5)
