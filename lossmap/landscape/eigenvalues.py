@@ -41,6 +41,7 @@ from lossmap.interrupt import Interrupted
 from lossmap.io.memory_store import with_unknown_fields
 from lossmap.keywords import checked_init
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
+from lossmap.landscape.variance_remarks import VarianceRemarks
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator, noisy
@@ -202,7 +203,7 @@ class EigenvalueMap:
         self.fields = tuple(own)
         self._tasks = [(split, part) for split in self.prepared for part in self.parts]
         self._solved = {task: Neighbours(plane, memory // len(self._tasks)) for task in self._tasks}
-        self._underflows = UnderflowRemarks()
+        self._underflows, self._variances = UnderflowRemarks(), VarianceRemarks()
 
     def _fields_of(self, split: str) -> list[Field]:
         own = fields_of(self.parts, self.prefixes[split], split, self.unit)
@@ -354,13 +355,18 @@ class EigenvalueMap:
         return {f.name: reading.get(name, _nothing(f)) for name, f in names.items()}
 
     def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
-        """A sentence where eigenvalues of 0 here are those of a loss that underflows; of the first such point alone."""
-        zero, audited = [], "audit_" if self.audit else ""
+        """A sentence where eigenvalues of 0 here are those of a loss that underflows, or NaN those of a negative
+        variance; of the first such point alone.
+        """
+        zero, audited, all_values = [], "audit_" if self.audit else "", list[float]()
         for split, problem in self.problems.items():
             prefix = self.prefixes[split]
             eigenvalues = [reading.get(f"{audited}{prefix}{end}_eig", nan) for end in ("max", "min")]
             if 0 in eigenvalues:
                 zero.append(problem)
+            all_values += eigenvalues
+        if (negative := self._variances.remark(all_values, self.plane, point)) is not None:
+            return negative
         return self._underflows.remark(zero, self.plane, point)
 
     def _roundings(self, split: str, reading: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, float]:

@@ -36,6 +36,7 @@ from lossmap.interrupt import is_error_of_user_code
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 from lossmap.landscape.rounding_remarks import RoundingRemarks
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
+from lossmap.landscape.variance_remarks import VarianceRemarks
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class LossMap:
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
         self._has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
-        self._underflows, self._rounded = UnderflowRemarks(), RoundingRemarks()
+        self._underflows, self._rounded, self._variances = UnderflowRemarks(), RoundingRemarks(), VarianceRemarks()
         self._use(plan)
 
     @property
@@ -203,13 +204,16 @@ class LossMap:
         return self._reading(sums[:-1])
 
     def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
-        """A sentence where a loss here underflows to 0, or rounding takes its digits; of the first such point alone.
+        """A sentence where a loss here underflows to 0, rounding takes its digits, or a variance is negative; of the
+        first such point alone.
 
         None where the origin is read again: it would take memory for the model in float64.
         """
         if self._is_read_again:
             return None
         losses = {split: float(reading[f"{split}_loss"]) for split in self._planned}
+        if (negative := self._variances.remark(losses.values(), self.plane, point)) is not None:
+            return negative
         first = {split: realized[0] for split, realized in self._planned.items()}
         zero = [first[split] for split in first if losses[split] == 0]
         underflow = self._underflows.remark(zero, self.plane, point)
