@@ -109,3 +109,27 @@ def test_settings_of_a_problem_are_refused_beside_a_matrix():
         lossmap.spectrum(np.eye(3), parameters="all")
     with pytest.raises(FloatingPointError):
         lossmap.spectrum(np.diag([1.0, np.nan]), top=1)
+
+
+class InFloat32(LinearOperator):
+    """Of float64 in name alone, as curvlinops' `to_scipy()` of a float32 network: it multiplies in float32."""
+
+    def __init__(self, a):
+        super().__init__(np.float64, a.shape)
+        self.a = a.astype(np.float32)
+
+    def _matvec(self, v):
+        return (self.a @ v.astype(np.float32)).astype(v.dtype)
+
+
+@pytest.mark.parametrize("n", [40, N])
+def test_an_operator_that_multiplies_in_float32_under_another_name_is_read_in_float32(n):
+    a = matrix()[:n, :n]
+    found = lossmap.spectrum(InFloat32(a), top=3, density_error=None, tol=1e-4)
+    assert found.precision == "float32"
+    truth = np.linalg.eigvalsh(a)
+    assert (np.abs(found.top.values - truth[::-1][:3]) <= found.top.residuals).all()
+    assert abs(found.bottom.values[0] - truth[0]) <= found.bottom.residuals[0]
+    assert found.bottom.residuals[0] > 1e-7  # of float64 the bars would be 1e-14
+    for own in (ByMatvec(a), ByMatvec(np.eye(n)), np.eye(n), np.zeros((n, n))):
+        assert lossmap.spectrum(own, top=3, density_error=None).precision == "float64"
