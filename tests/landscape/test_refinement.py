@@ -1,6 +1,7 @@
 """Fewer points: which are measured, what lies between them, and how far that is said to be off."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -276,3 +277,20 @@ def test_the_page_gives_points_between_the_bar_of_the_picture():
     assert np.mean(np.abs(values - truth)[between] <= bars[between]) > 0.99
     assert np.nanmax(bars[~between], initial=0.0) < 1e-3 * bars[between].min()
     assert errors_between(surface, "train_acc", surface["train_acc"]) is None
+
+
+class Waves:
+    """2.4 points of the coarse grid to a wave of the second axis, where the estimate may be too small."""
+
+    name, settings, fields = "loss", {}, (Field("train_loss", "nats", "loss"),)
+
+    def __call__(self, point):
+        return {"train_loss": 2 + 0.5 * np.sin(13 * point[0] + 5 * point[1]) + 0.3 * point[1] ** 2}
+
+
+def test_an_estimate_after_many_rounds_is_said_to_be_less_sure():
+    axis = np.linspace(-1, 1, 41)
+    remark = r"estimate; that took \d+ rounds, as where a surface bends often, and may be several times too small"
+    waves, hills = survey(Waves(), Grid(axis, axis), refine=0.1), survey(Hills(), GRID, refine=0.03)
+    assert waves.groups["refinement"]["round"].max() >= 8 > hills.groups["refinement"]["round"].max()
+    assert re.search(remark, refinement_note(waves)) and not re.search(remark, refinement_note(hills))
