@@ -91,7 +91,7 @@ def with_fixed_draws(
         log.warning(
             "%s draws at random (augmentation, masking): %s is drawn once, from numbers of its own, and all numbers "
             "are of these draws; give the data without it to have those of the data themselves",
-            name,
+            name if draws else "the loader's collate_fn",
             "each sample" if draws else "each batch",
         )
     if draws:

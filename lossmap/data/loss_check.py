@@ -60,7 +60,7 @@ from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
-from lossmap.data.sample_count import ENTRIES, entries, samples_in
+from lossmap.data.sample_count import ENTRIES, entries, lengths_of, samples_in
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
@@ -621,18 +621,21 @@ def rows_within(batch: Batch, first: int, last: int) -> Batch:
     if isinstance(batch, ENTRIES):
         return entries(batch[first:last])
 
-    def is_marked(part: Any) -> bool:
-        return isinstance(part, ENTRIES)
+    def is_list_of_samples(part: Any) -> bool:
+        if isinstance(part, ENTRIES):
+            return True
+        is_as_long = part is not batch and isinstance(part, (tuple, list)) and len(part) == n
+        return is_as_long and n not in lengths_of(part)  # else each tensor in it has a row for each sample
 
     def cut(part: Any) -> Any:
-        if is_marked(part):
-            return entries(part[first:last])
+        if isinstance(part, (tuple, list)):
+            return entries(part[first:last]) if isinstance(part, ENTRIES) else part[first:last]
         return part[first:last] if isinstance(part, Tensor) and part.dim() and len(part) == n else part
 
     is_list = isinstance(batch, (tuple, list)) and len(batch) == n
     if is_list and not any(isinstance(part, (Tensor, *ENTRIES)) for part in batch):
         return batch[first:last]
-    return pytree.tree_map(cut, batch, is_leaf=is_marked)
+    return pytree.tree_map(cut, batch, is_leaf=is_list_of_samples)
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:

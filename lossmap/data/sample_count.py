@@ -66,17 +66,27 @@ def _length(batch: Any) -> int | None:
 
 
 def _length_of_lists(batch: Any) -> int | None:
-    """The one length of the lists of which a batch is made; None for any other."""
-    parts = [part for part in _parts_of(batch) if _is_list(part) or any(map(holds_tensors, pytree.tree_leaves(part)))]
-    lengths = {_length(part) for part in parts}
+    """The one length of the lists that hold all tensors of a batch, but for single numbers; None for any other."""
+    lengths = set()
+    for part in pytree.tree_leaves(batch, is_leaf=partial(_is_list_in, batch)):
+        if _is_list(part) and any(map(holds_tensors, pytree.tree_leaves(part))):
+            lengths.add(len(part))
+        elif isinstance(part, torch.Tensor) and part.dim():
+            return None
     return lengths.pop() if len(lengths) == 1 else None
 
 
 def _with_marked_lists(batch: Any) -> Any:
-    def is_part(part: Any) -> bool:
-        return part is not batch and _is_list(part)
+    number = _length_of_lists(batch)
 
-    return pytree.tree_map(lambda part: entries(part) if _is_list(part) else part, batch, is_leaf=is_part)
+    def marked(part: Any) -> Any:
+        return entries(part) if _is_list(part) and len(part) == number else part
+
+    return pytree.tree_map(marked, batch, is_leaf=partial(_is_list_in, batch))
+
+
+def _is_list_in(batch: Any, part: Any) -> bool:
+    return part is not batch and _is_list(part)
 
 
 def _is_list(value: Any) -> bool:
@@ -123,9 +133,9 @@ def samples_in(batch: Any) -> int:
 
 def _listed_samples(batch: Any) -> int | None:
     """The samples of a batch whose targets are one number or a list of them, or that is made of lists; else None."""
-    marked = [part for part in (batch, *_parts_of(batch)) if isinstance(part, ENTRIES)]
-    if marked:
-        return len(marked[0])
+    for part in pytree.tree_leaves(batch, is_leaf=lambda part: isinstance(part, ENTRIES)):
+        if isinstance(part, ENTRIES):
+            return len(part)
     targets = _targets_in(batch)
     return _in_lists(_parts_of(batch)) if targets is None and _holds_numbers(batch) else targets
 

@@ -462,6 +462,28 @@ def test_samples_in_lists_count_once_each_whatever_the_lengths_of_their_tensors(
     assert value == pytest.approx(error_of_rows(model, samples).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "batch_of",
+    [
+        lambda x, y: {"scale": torch.tensor(1.0), "weights": [1.0, 2.0, 0.5], "x": list(x), "y": list(y)},
+        lambda x, y: {"inputs": {"x": list(x)}, "y": tuple(y)},
+        lambda x, y: Loose(x=list(x), y=list(y), name="part"),
+        lambda x, y: {"x": list(x), "y": torch.stack(y)},
+        lambda x, y: {"x": torch.stack(x), "y": [{"y": each, "size": torch.ones(len(y))} for each in y]},
+    ],
+)
+def test_samples_in_lists_are_found_within_others_and_beside_numbers(batch_of, caplog):
+    def loss(model, batch):
+        parts = vars(batch) if isinstance(batch, Loose) else batch
+        targets = [each["y"] if isinstance(each, dict) else each for each in parts["y"]]
+        return error_of_rows(model, (parts["inputs"]["x"] if "inputs" in parts else parts["x"], targets))
+
+    batches = [batch_of(*zip(*ALIKE[a:b], strict=True)) for a, b in pairwise((0, 5, 10, 12))]
+    problem = check_loss(lossmap.Problem.custom(nn.Linear(3, 1), loss, batches))
+    assert problem.samples == 12 and "not a mean over its samples" not in caplog.text
+    assert mean_loss(problem) == pytest.approx(error_of_rows(problem.model, ALIKE).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch_of", [in_pairs, in_columns])
 def test_a_loader_tells_how_many_samples_stand_in_lists_of_one_length(batch_of):
     loader = torch.utils.data.DataLoader(ALIKE, 4, collate_fn=lambda rows: batch_of(*zip(*rows, strict=True)))
