@@ -340,10 +340,22 @@ def curve_recipe(curve: str, steps: int, rate: float, seed: int, done: str) -> C
 
 def fixed_batches(data: Batches, samples: int | None = None) -> Batches | tuple[Batch, ...]:
     """The batches of which statistics are made: of the first samples of the data, or of all, in their order."""
-    batches = data.rebatched(STATISTICS_BATCH)
     if samples is None or samples >= data.samples:
-        return batches
+        return data.rebatched(statistics_batch(data.samples))
+    batches = data.rebatched(STATISTICS_BATCH)
     return tuple(islice(batches, max(1, samples // STATISTICS_BATCH)))
+
+
+def statistics_batch(samples: int) -> int:
+    """Samples of a batch: as many as may be, such that the last batch is no less than half of one.
+
+    All count alike in the average, so that one of few samples would outweigh those; of one sample alone there is no
+    variance, and a batch norm of vectors refuses it.
+    """
+    if samples <= STATISTICS_BATCH:
+        return STATISTICS_BATCH
+    sizes = range(STATISTICS_BATCH, STATISTICS_BATCH // 2, -1)
+    return next((size for size in sizes if not 0 < 2 * (samples % size) < size), STATISTICS_BATCH)
 
 
 def connection_map(

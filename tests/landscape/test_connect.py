@@ -19,7 +19,7 @@ from lossmap.geometry.directions import line_between
 from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
 from lossmap.landscape.connect import line_grid
 from lossmap.landscape.connection import barrier_of
-from lossmap.landscape.connection_map import connection_map, fixed_batches
+from lossmap.landscape.connection_map import connection_map, fixed_batches, statistics_batch
 from lossmap.landscape.loss import ForwardPlan
 from lossmap.report.connection import monotone_text
 from lossmap.report.render import report_of_group
@@ -447,3 +447,26 @@ def test_a_turn_within_the_errors_is_said_to_be_no_clear_one(error, is_clear):
 def test_a_loss_that_draws_nothing_has_no_realisations():
     with pytest.raises(ValueError, match="draws at random"):
         lossmap.connect(supervised(net(0)), net(1), points=3, noise_repeats=3)
+
+
+@pytest.mark.parametrize("samples", [129, 130, 257])
+def test_no_batch_of_which_statistics_are_made_is_of_few_samples(samples):
+    torch.manual_seed(0)
+    data = (torch.randn(samples, 4), torch.arange(samples) % 3)
+
+    def normed():
+        return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+    problem = lossmap.Problem.supervised(normed(), "crossentropy", data)
+    sizes = [len(batch[0]) for batch in fixed_batches(problem.data)]
+    assert sum(sizes) == samples and 2 * min(sizes) >= max(sizes) > 64
+    line = lossmap.connect(problem, normed(), points=3)  # of 129 the last batch was one sample, which the norm refuses
+    assert np.isfinite(line.losses["train"]).all()
+
+
+def test_batches_of_statistics_are_as_large_as_may_be():
+    for samples in (1, 100, 128, 256, 50_000, 51_201, 1_281_167):
+        size = statistics_batch(samples)
+        assert samples <= 128 or samples % size == 0 or 2 * (samples % size) >= size
+        assert 86 <= size <= 128
+    assert [statistics_batch(n) for n in (100, 256, 50_000)] == [128] * 3
