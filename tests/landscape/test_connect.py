@@ -470,3 +470,45 @@ def test_batches_of_statistics_are_as_large_as_may_be():
         assert samples <= 128 or samples % size == 0 or 2 * (samples % size) >= size
         assert 86 <= size <= 128
     assert [statistics_batch(n) for n in (100, 256, 50_000)] == [128] * 3
+
+
+def test_instance_norms_that_keep_statistics_are_treated_as_batch_norms_are():
+    x = torch.randn(100, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = (x, torch.arange(100) % 3)
+
+    class Net(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+            self.norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+            self.train()(x[:30] + seed)
+            self.eval()
+
+        def forward(self, images):
+            return self.out(torch.relu(self.norm(self.conv(images))).mean((2, 3)))
+
+    def loss_of(model):
+        return torch.nn.functional.cross_entropy(model(x), data[1]).item()
+
+    a, b = Net(0), Net(1)
+    problem = lossmap.Problem.supervised(a, "crossentropy", data)
+    hooks = len(a.norm._forward_pre_hooks)
+    kept, interpolated = (
+        lossmap.connect(problem, b, points=3, bn=bn).losses["train"] for bn in ("keep", "interpolate")
+    )
+    assert interpolated[-1] == pytest.approx(loss_of(b), rel=1e-5) and abs(kept[-1] - loss_of(b)) > 1e-3
+    recomputed = copy.deepcopy(b)
+    maps = b.conv(x).flatten(2)
+    recomputed.norm.running_mean.copy_(maps.mean(2).mean(0).detach())
+    recomputed.norm.running_var.copy_(maps.var(2).mean(0).detach())
+    line = lossmap.connect(problem, b, points=3)
+    assert line.losses["train"][-1] == pytest.approx(loss_of(recomputed), rel=1e-5)
+    two = copy.deepcopy(a)  # of two batches the average, also of uneven momenta
+    with temporary_parameters(two, {}):
+        recompute_statistics(two, [(x[:50],), (x[50:],)], lambda model, batch: model(batch[0]))
+        own = a.conv(x).flatten(2)
+        assert torch.allclose(two.norm.running_mean, own.mean(2).mean(0), atol=1e-6)
+        assert torch.allclose(two.norm.running_var, own.var(2).mean(0), rtol=1e-5)
+    assert len(a.norm._forward_pre_hooks) == hooks and two.norm.momentum == a.norm.momentum == 0.1
+    assert not len(two.norm._forward_pre_hooks)
