@@ -342,8 +342,8 @@ def fixed_batches(data: Batches, samples: int | None = None) -> Batches | tuple[
     """The batches of which statistics are made: of the first samples of the data, or of all, in their order."""
     if samples is None or samples >= data.samples:
         return data.rebatched(statistics_batch(data.samples))
-    batches = data.rebatched(STATISTICS_BATCH)
-    return tuple(islice(batches, max(1, samples // STATISTICS_BATCH)))
+    count = -(-samples // STATISTICS_BATCH)  # batches of one size, together as many samples, or up to `count` fewer
+    return tuple(islice(data.rebatched(samples // count), count))
 
 
 def statistics_batch(samples: int) -> int:

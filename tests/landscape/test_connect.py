@@ -512,3 +512,14 @@ def test_instance_norms_that_keep_statistics_are_treated_as_batch_norms_are():
         assert torch.allclose(two.norm.running_var, own.var(2).mean(0), rtol=1e-5)
     assert len(a.norm._forward_pre_hooks) == hooks and two.norm.momentum == a.norm.momentum == 0.1
     assert not len(two.norm._forward_pre_hooks)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"), [(64, [64]), (128, [128]), (200, [100] * 2), (129, [64] * 2), (300, [100] * 3)]
+)
+def test_statistics_are_made_of_as_many_samples_as_were_asked_for(asked, sizes):
+    data = (torch.arange(1200.0).reshape(400, 3), torch.zeros(400, dtype=torch.int64))
+    problem = lossmap.Problem.supervised(nn.Linear(3, 2), "crossentropy", data)
+    batches = list(fixed_batches(problem.data, asked))
+    assert [len(x) for x, _ in batches] == sizes
+    assert torch.equal(torch.cat([x for x, _ in batches]), data[0][: sum(sizes)])
