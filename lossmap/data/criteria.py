@@ -67,10 +67,16 @@ class CorrectClasses:
         if targets.dim() == outputs.dim():  # one-hot or probabilities
             targets = targets.argmax(-1)
         classes = are_classes(targets, self.ignored)
-        percent: Tensor = 100.0 * ((outputs.argmax(1) == targets) & classes).sum()
+        percent: Tensor = 100.0 * ((largest_outputs(outputs, 1) == targets) & classes).sum()
         if self.scale is not None:
             return percent * self.scale
         return torch.where(classes.all(), percent, torch.nan)
+
+
+def largest_outputs(outputs: Tensor, dim: int) -> Tensor:
+    """Which output along a dimension is the largest; -1, no class, where one is NaN, whose place `argmax` gives."""
+    values, places = outputs.max(dim)
+    return torch.where(values.isnan(), -1, places)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batches import Batch, Batches, Streamed
 from lossmap.data.borrow import temporary_parameters
-from lossmap.data.criteria import Metric
+from lossmap.data.criteria import Metric, largest_outputs
 from lossmap.data.huggingface_batches import IGNORED, Entries, accepted_names, model_batches
 from lossmap.data.huggingface_pass import (
     NoLossError,
@@ -99,7 +99,7 @@ class CorrectLabels:
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The sum, whose mean is a percentage."""
         rows, targets = _pairs(outputs, batch["labels"], self.kind)
-        percent: Tensor = 100.0 * ((rows.argmax(-1) == targets) & (targets != IGNORED)).sum()
+        percent: Tensor = 100.0 * ((largest_outputs(rows, -1) == targets) & (targets != IGNORED)).sum()
         return percent
 
 

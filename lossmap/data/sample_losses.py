@@ -24,6 +24,7 @@ from lossmap.data.criteria import (
     ScaledCriterion,
     SupervisedLoss,
     are_classes,
+    largest_outputs,
     squared_errors,
 )
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
@@ -94,7 +95,7 @@ def sample_correct(metric: Metric, outputs: Any, batch: Batch) -> Tensor | None:
     targets = targets_of(batch)
     if targets.dim() == outputs.dim():  # one-hot or probabilities
         targets = targets.argmax(-1)
-    correct = (outputs.argmax(1) == targets) & are_classes(targets, metric.total.ignored)
+    correct = (largest_outputs(outputs, 1) == targets) & are_classes(targets, metric.total.ignored)
     return 100.0 * correct.double() if correct.dim() == 1 else None
 
 

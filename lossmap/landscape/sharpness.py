@@ -86,6 +86,8 @@ def sharpness(
 
     """
     began = time.perf_counter()
+    if not isinstance(radius, Mapping):
+        raise ValueError(f"radius must give one for each kind of ball, such as {{'adaptive': 0.5}}; got {radius!r}")
     request = SharpnessRequest(
         tuple((kind, float(r)) for kind, r in radius.items()), draws, ascent_steps, starts, critical, tol,
         trace_products, parameters, seed, batch, batches,

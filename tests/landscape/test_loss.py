@@ -244,3 +244,18 @@ def test_the_loss_of_a_model_in_half_precision_is_summed_in_float32(dtype, loss)
     problem = lossmap.Problem.supervised(model, loss, (x, y))
     found = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model)), lossmap.Grid([0.0, 1.0], [0.0, 1.0]))
     assert found["train_loss"][0, 0] == pytest.approx(truth, rel=1e-5)  # in bfloat16 it was off by half a percent
+
+
+def test_samples_whose_outputs_are_nan_are_not_classified_as_their_targets_say():
+    class Root(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sqrt()
+
+    model = Root(3, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3)), model.bias.zero_()
+    x = torch.eye(3).repeat(4, 1)
+    x[::4, 2] = -1.0  # three samples whose last output is NaN, of each class one
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, torch.arange(12) % 3))
+    measure = lossmap.losses(problem, lossmap.random_plane(model, axes=1))
+    assert measure((0.0,))["train_acc"] == pytest.approx(100.0 * 9 / 12)

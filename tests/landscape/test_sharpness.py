@@ -393,3 +393,10 @@ def test_a_loss_whose_gradient_is_stopped_is_refused_by_name():
     problem = classification()
     with pytest.raises(ValueError, match=r"is not that of the loss .* a stopped gradient"):
         sharpness(Problem.supervised(problem.model, stopped, problem.data), draws=2, ascent_steps=1)
+
+
+def test_radii_without_the_kinds_of_their_balls_are_named():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+    with pytest.raises(ValueError, match=r"radius must give one for each kind of ball, such as .* got \[0\.1\]"):
+        lossmap.sharpness(problem, radius=[0.1])
