@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lossmap.landscape.loss import ForwardPlan
     from lossmap.report.price import Price
 
+MAX_POINTS = 1_000_000  # of a line
 MAX_LABEL_LENGTH = 60  # characters of both names in a file name
 
 
@@ -240,8 +241,10 @@ def recipe_of(settings: Settings, done: str) -> CurveRecipe | None:
 def with_both_ends(settings: Settings) -> Settings:
     """The settings with A as the model's checkpoint and B as `other`, however they were named.
 
-    Raises UsageError where one of the two is not named, or named twice.
+    Raises UsageError where one of the two is not named, or named twice; and for more than MAX_POINTS points.
     """
+    if settings.connect.points > MAX_POINTS:
+        raise UsageError(f"--points must be <= {MAX_POINTS:,}; got {settings.connect.points:,}")
     ends, own, other = settings.connect.ends, settings.model.model_file, settings.connect.other
     named = [*([own] if own else []), *ends, *([other] if other else [])]
     if len(named) != 2 or (own and len(ends) == 2):

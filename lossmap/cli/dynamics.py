@@ -199,12 +199,15 @@ def run(settings: Settings, world: World) -> int:
 
 def dry_run(files: Mapping[float, Path], options: DynamicsSettings, path: Path, problems: Mapping[str, Problem]) -> str:
     """What the command would do."""
+    from lossmap.dynamics.checkpoint_curvature import check_top
     from lossmap.geometry.parameter_vector import selected
     from lossmap.landscape.checkpoint_steps import short_names
 
     names = ", ".join(short_names(files.values()))
     moving = selected(next(iter(problems.values())).model, options.parameters)
-    stored = 4 * len(files) * options.top * sum(p.numel() for p in moving.values())
+    n = sum(p.numel() for p in moving.values())
+    check_top(options.top, n)
+    stored = 4 * len(files) * options.top * n
     return (
         f"would compute the {options.top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
         f"{output.about_data(problems)}\n"

@@ -56,6 +56,12 @@ WHOLE_FIELDS = (
 DENSE = 300  # up to this number of parameters the matrix is computed in full, and no probe pays
 
 
+def check_top(top: int, n: int) -> None:
+    """Raise ValueError for more eigenvalues than there are parameters, or none."""
+    if not 1 <= top <= n:
+        raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
+
+
 @dataclass(frozen=True)
 class Effort:
     """How much is spent at a checkpoint: what a budget of time may lower.
@@ -148,8 +154,7 @@ class CheckpointCurvature:
         effort: Effort = Effort(),
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
-        if not 1 <= top <= n:
-            raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
+        check_top(top, n)
         self.problem = check_loss(over_a_copy(problem))
         build_operator(self.problem, "hessian", parameters, check=check)  # says what cannot be differentiated twice
         self.check, self.effort = check, effort

@@ -41,6 +41,7 @@ BAND_TICKS = 150  # places at which the band is computed at first
 REFINED_CELLS = 40  # of these, cells in which the band changes most are halved
 QUADRATURE_SHARE = 0.4  # of the error, for half the area of a run's bounds: its nodes are off by up to 1.5 of that
 
+MAX_STEPS = 10_000  # of a probe, whose Ritz values take the square of them in memory; and probes at most
 MAX_MARGIN_DOUBLINGS = 30  # beyond the outermost nodes, until no eigenvalue can lie further out
 
 
@@ -307,6 +308,8 @@ def check_density_request(error: float, steps: int | None, probes: int | None, c
     for name, number in (("steps", steps), ("probes", probes)):
         if number is not None and number < 1:
             raise ValueError(f"the density's {name} must be >= 1; got {number}")
+        if number is not None and number > MAX_STEPS:
+            raise ValueError(f"the density's {name} must be <= {MAX_STEPS:,}; got {number:,}")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"the density's confidence must be a probability between 0 and 1, e.g. 0.95; got {confidence}")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lossmap.cli.__main__ import main
+from lossmap.zoo import build
 
 NET = """
 import torch
@@ -93,3 +94,20 @@ def test_like_refuses_weights_that_changed_since_unless_they_are_named(here, cap
 def test_a_script_that_is_a_command_is_named_before_its_flags_are_read(here, capsys):
     assert main(["legacy", "plot_surface.py", "--x=-1:1:3", "--model", "vgg9"]) == 2
     assert "the command lines of plot_surface.py are those of lossmap surface" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("connect a.pt b.pt --points 100000000", "--points must be <= 1,000,000; got 100,000,000"),
+        ("spectrum --density-steps 100000000", "the density's steps must be <= 10,000; got 100,000,000"),
+        ("spectrum --density-probes 100000000", "the density's probes must be <= 10,000"),
+        ("dynamics a.pt --top 100000", "--top must be 1 to "),
+    ],
+)
+def test_a_number_too_large_by_mistake_is_refused_by_a_dry_run(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a.pt", "b.pt")):
+        torch.save(build("mlp", seed=seed).state_dict(), name)
+    assert main([*words.split(), "--model", "mlp", "--samples", "20", "--dry-run"]) == 2
+    assert sentence in capsys.readouterr().err
