@@ -54,6 +54,7 @@ _NO_MODEL = re.compile(
 )
 _WITHIN = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # names of wrappers
 _PEFT = "base_model.model."  # before all names of a model with adapters
+_UNSAVED = ".ranknum"  # of AdaLoRA: its rank, which PEFT does not save
 _STAY = "stay as the model was made"
 _ADAPTER = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
 
@@ -427,7 +428,7 @@ def _fit_adapter(tensors: State, names: Mapping[str, str], own: Mapping[str, Ten
         state |= {full: saved[id(own[full])] for full in adapters.values() if id(own[full]) in saved}
         if (
             known == len(here)
-            and state.keys() >= set(adapters.values())
+            and state.keys() >= {full for k, full in adapters.items() if not k.endswith(_UNSAVED)}
             and all(t.shape == own[full].shape for full, t in state.items())
         ):
             others = len(own) - len(state)
@@ -446,6 +447,8 @@ def _is_adapter(tensors: Iterable[str]) -> bool:
 def _in_adapter(name: str, adapter: str = "default") -> str:
     """The name of a model's tensor in the file of an adapter of this name."""
     parts = name.removeprefix(_PEFT).split(".")
+    if parts[-1] == "weight" and "lora_magnitude_vector" in parts:  # of DoRA, which PEFT saves without
+        parts.pop()
     return ".".join(part for part in parts if part not in (adapter, "modules_to_save"))
 
 
@@ -467,7 +470,8 @@ def _differences(
     differences = [f"{what}: {listed(different)}" for what, different in texts if different]
     if _is_adapter(state) and not any(name.startswith(_PEFT) or _ADAPTER.search(name) for name in names):
         return (
-            f"{origin} is an adapter of PEFT, and {model} a model without one: --model hf:FOLDER, the adapter's folder"
+            f"{origin} is of a model with an adapter of PEFT, and {model} has none: name a function that returns "
+            "get_peft_model(...), or of a model of Hugging Face the adapter's folder, --model hf:FOLDER"
         )
     if not differences:
         differences = ["its names have prefixes that differ from each other"]

@@ -268,6 +268,12 @@ PEFT_KINDS = {
     "whole modules beside": ("LoraConfig", {"r": 2, "target_modules": ["0"], "modules_to_save": ["3"]}),
     "biases": ("LoraConfig", {"r": 2, "target_modules": ["0"], "bias": "all"}),
     "ia3": ("IA3Config", {"target_modules": ["0", "2"], "feedforward_modules": ["2"]}),
+    "dora": ("LoraConfig", {"r": 2, "target_modules": ["0"], "use_dora": True}),
+    "lokr": ("LoKrConfig", {"r": 2, "target_modules": ["0"]}),
+    "oft": ("OFTConfig", {"r": 0, "oft_block_size": 2, "target_modules": ["0"], "use_cayley_neumann": False}),
+    "hra": ("HRAConfig", {"r": 2, "target_modules": ["0"]}),
+    "fourier": ("FourierFTConfig", {"n_frequency": 5, "target_modules": ["0"]}),
+    "adalora": ("AdaLoraConfig", {"target_modules": ["0"], "total_step": 10}),
     "loha": ("LoHaConfig", {"r": 2, "target_modules": ["0"]}),
     "vera": ("VeraConfig", {"r": 2, "target_modules": ["0", "2"]}),
 }
@@ -290,7 +296,7 @@ def test_adapters_of_every_kind_are_read_from_what_peft_saves(kind, tmp_path):
     x = torch.randn(5, 4)
     assert torch.equal(model(x), trained(x))
     with pytest.raises(
-        ValueError, match=r"is an adapter of PEFT, and Sequential a model without one: --model hf:FOLDER"
+        ValueError, match=r"is of a model with an adapter of PEFT, and Sequential has none: name a function"
     ):
         load_into(some_layers(), tmp_path / "adapter_model.safetensors")
 
