@@ -283,12 +283,17 @@ def with_tensor_targets(data: Batches, loss: str | Criterion) -> Batches:
     """
     if not isinstance(loss, (str, nn.modules.loss._Loss)):
         return data
+    return with_each_batch(data, _with_tensor_targets)
+
+
+def with_each_batch(data: Batches, function: Callable[[Batch], Batch]) -> Batches:
+    """The data with a function of every batch, cut as they were."""
     if isinstance(data, Resident):
-        return replace(data, tensors=_with_tensor_targets(data.tensors))
+        return replace(data, tensors=function(data.tensors))
     if isinstance(data, Streamed):
-        return replace(data, fetch=MappedFetch(data.fetch, _with_tensor_targets))
+        return replace(data, fetch=MappedFetch(data.fetch, function))
     if isinstance(data, FixedBatches):
-        return replace(data, batches=tuple(map(_with_tensor_targets, data.batches)))
+        return replace(data, batches=tuple(map(function, data.batches)))
     return data
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.batch_parts import inputs_of, targets_of
+from lossmap.data.batch_parts import inputs_of, targets_of, with_targets
 from lossmap.data.batch_structure import open_batch
-from lossmap.data.batches import Batch, Batches, FixedBatches
+from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
     ACCURACY,
@@ -39,12 +39,13 @@ from lossmap.data.criteria import (
     refuse_no_module,
     summed_criterion,
     with_class_targets,
+    with_each_batch,
     with_tensor_targets,
 )
 from lossmap.data.drawn_loss import ONE_DRAW, Draws
 from lossmap.data.loaders import as_batches, check_no_pair, collated
 from lossmap.data.model_entries import entries_of
-from lossmap.data.one_precision import floating_dtypes, in_one_precision
+from lossmap.data.one_precision import HALF, floating_dtypes, in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
 from lossmap.data.preconditioner import Preconditioner
@@ -246,11 +247,12 @@ class Problem:
                 keywords of a `functools.partial` of `F.cross_entropy`.
             data: a DataLoader, a Dataset, (inputs, targets) as tensors or arrays, or anything that yields such
                 batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
-                precision. A batch's last entry is the target, what stands before it is given to the model (a tuple as
-                several arguments, a dict as keywords); of a dict batch, or any mapping such as a `BatchEncoding`, the
-                target is `labels`, `targets`, `target`, `label` or `y`, and what the model does not take is left out
-                and reported (`path`, `index`). Of what the model returns, `crossentropy`,
-                `mse` and PyTorch's modules take the `logits` where there are some (Hugging Face's models).
+                precision, but targets in float32 where that is lower. A batch's last entry is the target, what stands
+                before it is given to the model (a tuple as several arguments, a dict as keywords); of a dict batch, or
+                any mapping such as a `BatchEncoding`, the target is `labels`, `targets`, `target`, `label` or `y`, and
+                what the model does not take is left out and reported (`path`, `index`). Of what the model returns,
+                `crossentropy`, `mse` and PyTorch's modules take the `logits` where there are some (Hugging Face's
+                models).
             batch_size: samples in a batch; by default the loader's.
             metrics: by name, each a `Metric` or a function (outputs, targets) -> mean over the batch's samples; without
                 them the accuracy, where the targets are class labels and the outputs are (N, C > 1).
@@ -427,9 +429,22 @@ def _on_device_of(model: nn.Module, data: Batches, cast: bool = False) -> Batche
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     precisions = {p.dtype for p in model.parameters() if p.is_floating_point()}
     dtype = precisions.pop() if cast and len(precisions) == 1 else None
+    if dtype in HALF:
+        data, dtype = with_each_batch(data, _InputsIn(dtype)), None
     if device.type == "cpu" and dtype is None:
         return data
     return data.to(device, dtype)
+
+
+@dataclass(frozen=True)
+class _InputsIn:
+    """A batch with its inputs in half precision, and targets as the loss takes them, which is computed in float32."""
+
+    dtype: torch.dtype
+
+    def __call__(self, batch: Batch) -> Batch:
+        """That batch."""
+        return with_targets(move_batch(batch, None, self.dtype), move_batch(targets_of(batch), None, torch.float32))
 
 
 def _itself(outputs: Outputs, batch: Batch) -> Tensor:

@@ -676,3 +676,13 @@ def test_targets_in_lists_that_make_no_tensor_are_named():
     batches = [(torch.randn(2, 4), [[0, 1], [2]])]
     with pytest.raises(ValueError, match="lists of numbers that make no tensor"):
         lossmap.Problem.supervised(torch.nn.Linear(4, 3), "crossentropy", batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["tensors", "batches", "dict"])
+def test_targets_keep_their_digits_beside_a_model_in_half_precision(dtype, form):
+    model, x, y = nn.Linear(2, 1).to(dtype), torch.randn(20, 2), 1000 + torch.linspace(-1, 1, 20)[:, None]
+    given = {"tensors": (x, y), "batches": [(x[:9], y[:9]), (x[9:], y[9:])], "dict": {"input": x, "labels": y}}[form]
+    problem = Problem.supervised(model, lambda outputs, targets: (0 * outputs + targets - 1000).square().mean(), given)
+    value = sum(float(problem.total(batch).detach()) for batch in problem.data) / problem.samples
+    assert value == pytest.approx(float((y - 1000).square().mean()), rel=1e-3)
