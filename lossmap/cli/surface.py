@@ -85,6 +85,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     identity = world.once(
         lambda: {**load_problem.measured_with(settings.data, execution, problems), MODEL: structure_digest(first.model)}
     )
+    if refine is not None:
+        say(f"refining: begins with {coarse_points(grid).size:,} of {len(grid):,} points")
     if execution.dry_run:
         measure = losses(
             problems,
@@ -129,8 +131,6 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, problems=problems))
     announce_once(world, "losses", price, execution.budget)
     say(machine.sentence())
-    if refine is not None:
-        say(f"refining: begins with {coarse_points(grid).size:,} of {len(grid):,} points")
     if loss_error is not None:
         say("fewer samples: read in rounds until the errors are small; a round of all of them takes what is said above")
     if plane.cosine is not None:

@@ -111,3 +111,10 @@ def test_a_number_too_large_by_mistake_is_refused_by_a_dry_run(words, sentence, 
         torch.save(build("mlp", seed=seed).state_dict(), name)
     assert main([*words.split(), "--model", "mlp", "--samples", "20", "--dry-run"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_dry_run_says_that_refine_begins_with_fewer_points(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["surface", "--model", "mlp", "--samples", "20", "--x=-1:1:21", "--y=-1:1:21", "--refine", "0.05"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "refining: begins with 121 of 441 points" in capsys.readouterr().out
