@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,6 +14,7 @@ from lossmap.cli import COMMANDS
 from lossmap.cli.entry_point import command_words, launched_rank
 from lossmap.parallel.command_clock import IMPORTED, start_clock, stop_clock
 from lossmap.parallel.end_mark import mark_end
+from lossmap.parallel.process import let_threads_sleep
 from lossmap.parallel.shutdown import keep_signals
 
 # commands that a signal asks to stop; of `campaign` some of the actions
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if name in STOPPABLE or (name == "campaign" and {"run", "resume", "retry"} & set(rest[:3])):
         keep_signals()  # before torch is imported, which takes seconds
+    let_threads_sleep(os.environ)
     module, function, _ = COMMANDS[name]
     start_clock(IMPORTED if argv is None else None)
     try:

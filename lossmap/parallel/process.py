@@ -6,7 +6,24 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import MutableMapping
 from contextlib import suppress
+
+TURNS = 1000  # of a waiting thread's loop before it sleeps; GCC's own number where threads outnumber cores
+
+
+def let_threads_sleep(environ: MutableMapping[str, str]) -> None:
+    """Let threads of GCC's OpenMP that wait for others sleep soon, where PyTorch is not loaded yet and nothing is set.
+
+    By default they turn in a loop for milliseconds. Beside a busy program on the same cores each operation would last
+    as long (`benchmarks/beside_others.py`); on idle cores these turns suffice from one operation to the next.
+
+    environ  the process's variables, which libgomp reads when it is loaded
+
+    Source: GOMP_SPINCOUNT in the manual of libgomp.
+    """
+    if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environ.keys():
+        environ["GOMP_SPINCOUNT"] = str(TURNS)
 
 
 def available_cores() -> int:
