@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
@@ -58,6 +59,20 @@ class PermutationGroups:
                 tensor = moved[use.name]
                 moved[use.name] = tensor.index_select(use.dim, spread(order, use.inner).to(tensor.device))
         return moved
+
+
+def _why_unknown(module: nn.Module, inputs: int) -> str:
+    """Why it is not known which of a module's tensors moves with its units; nothing where it is."""
+    if is_parametrized(module) or any(_is_norm_of_weight(hook) for hook in module._forward_pre_hooks.values()):
+        return "has parametrized weights, such as of weight_norm"
+    if module._forward_hooks or module._forward_pre_hooks or inputs != 1:
+        return "has hooks or several inputs"
+    return ""
+
+
+def _is_norm_of_weight(hook: Any) -> bool:
+    """Whether it is one of torch.nn.utils' older hooks, which make a weight before each call."""
+    return type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 
 
 def spread(order: Tensor, inner: int) -> Tensor:
@@ -181,7 +196,7 @@ class _Search:
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.reasons: dict[str, str] = {}
         self.axes: dict[fx.Node, _Axis | None] = {}
-        self.why = ""
+        self.unknown: dict[str, str] = {}  # layers whose weights are not what moves, and why
 
     def root(self, group: str) -> str:
         while self.parent[group] != group:
@@ -216,7 +231,7 @@ class _Search:
         sizes: dict[str, int] = {}
         kept: dict[str, list[Use]] = defaultdict(list)
         layers: dict[str, list[str]] = defaultdict(list)
-        fixed: dict[str, str] = {}
+        fixed = dict(self.unknown)
         for group in self.parent:
             root = self.root(group)
             if root in self.reasons:
@@ -245,8 +260,10 @@ class _Search:
             if calls[node.target] > 1 and (*module.parameters(), *module.buffers()):
                 self.hold(f"{node.target} is called {calls[node.target]} times", *inputs)
                 return None
-            if module._forward_hooks or module._forward_pre_hooks or len(node.all_input_nodes) != 1:
-                self.hold(f"{node.target} has hooks or several inputs", *inputs)
+            if why := _why_unknown(module, len(node.all_input_nodes)):
+                self.hold(f"{node.target} {why}", *inputs)
+                if any(True for _ in module.parameters()):
+                    self.unknown[str(node.target)] = why
                 return None
             return self._module(str(node.target), module, node.all_input_nodes[0])
         return self._function(node, inputs)

@@ -72,6 +72,8 @@ def fit_request(
     fit = fit_parts(parts, seconds * workers / sum(each), longest, weights)
     fit = replace(fit, cuts=(*no_density, *fit.cuts))
     request = with_parts(tasks.request, fit.parts)
+    if request.diagonal and not request.trace_products:  # it is made of them
+        request, fit = replace(request, diagonal=False), replace(fit, cuts=(*fit.cuts, "no diagonal"))
     if not request.layerwise:
         return FittedRequest(request, fit.cuts)
     request, cuts = _with_fitting_layers(tasks, request, planned, workers, prices)
@@ -128,6 +130,7 @@ def stored_fit(request: SpectrumRequest, stored: dict[str, Any]) -> SpectrumRequ
     """The request, with what an earlier run has fitted, as its file's settings hold it."""
     values = {name: stored.get(name, getattr(request, name)) for name in FITTED}
     values["layer_limit"] = stored.get("layer_limit")
+    values["diagonal"] = request.diagonal and values["trace_products"] > 0
     return replace(request, **{**values, "patterns": tuple(values["patterns"]), "second": tuple(values["second"])})
 
 

@@ -240,3 +240,15 @@ def test_a_line_to_a_permuted_net_shows_what_is_left_of_its_barrier():
     assert copied.unaligned.barrier() == before.barrier()
     with pytest.raises(ValueError, match="--align must be one of none, weights, activations"):
         lossmap.connect(problem, other, align="best")
+
+
+@pytest.mark.parametrize(
+    "parametrized",
+    [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_layers_with_parametrized_weights_are_refused_for_that_reason(parametrized):
+    model = nn.Sequential(parametrized(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    problem = Problem.supervised(model, "crossentropy", (torch.randn(6, 4), torch.arange(6) % 3))
+    with pytest.raises(ValueError, match=r"may change its place \(0: has parametrized weights"):
+        permutation_groups(problem)

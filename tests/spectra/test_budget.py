@@ -104,3 +104,11 @@ def test_a_resumed_run_takes_the_stored_fit(problem):
     assert stored_fit(measure.request, stored) == request
     assert "layer_limit" not in settings_of(measure.request)  # as in files of version 0.1
     assert np.isfinite(stored["trace_products"])
+
+
+def test_a_diagonal_goes_with_the_trace_that_it_is_made_of_and_is_named(problem):
+    measure = measure_of(problem, diagonal=True)
+    fit = fit_request(measure, 15 / MARGIN, 1, seconds_each(measure, 1.0))
+    assert not fit.request.trace_products and not fit.request.diagonal
+    assert "no diagonal" in fit.cuts
+    assert stored_fit(measure.request, settings_of(fit.request)) == fit.request
