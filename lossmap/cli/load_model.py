@@ -7,17 +7,20 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lossmap import zoo
 from lossmap.cli.setting_groups import ModelSettings
 from lossmap.cli.settings import UsageError
 from lossmap.data import checkpoints
-from lossmap.data.borrow import sets_modes_itself
+from lossmap.data.borrow import sets_modes_itself, to_precision
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import Checkpoint, homes_of
 from lossmap.data.checks import check_finite
@@ -71,7 +74,11 @@ def _homes_beside(factory: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def model_of(
-    settings: ModelSettings, state: Checkpoint | None = None, seed: int = 0, notes: list[str] | None = None
+    settings: ModelSettings,
+    state: Checkpoint | None = None,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The model, with its checkpoint where there is one, in evaluation mode (but where modules have a
     mode of their own, such as merging adapters), on the CPU, in its own precision.
@@ -79,6 +86,7 @@ def model_of(
     state  the content of --model-file, where it has been read already
     seed   draws the weights of a model without checkpoint
     notes  takes sentences on what was chosen in the checkpoint
+    dtype  as of `load_checkpoint`
 
     Raises UsageError where it cannot be made, is no module, or has values that are not finite.
     """
@@ -89,7 +97,7 @@ def model_of(
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {settings.model} must return an nn.Module; got {type(model).__name__}")
     if settings.model_file:
-        sentences = load_checkpoint(model, settings, state)
+        sentences = load_checkpoint(model, settings, state, dtype=dtype)
         if notes is not None:
             notes.extend(sentences)
     check_finite(model, settings.model_file or _origin(settings))
@@ -152,17 +160,35 @@ def _called(settings: ModelSettings, keywords: dict[str, Any], seed: int) -> Any
 
 
 def load_checkpoint(
-    model: nn.Module, settings: ModelSettings, state: Checkpoint | None, maker: str | None = None
+    model: nn.Module,
+    settings: ModelSettings,
+    state: Checkpoint | None,
+    maker: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[str, ...]:
     """Load --model-file into a model, `state` where it has been read already; sentences on what was chosen in it.
 
     maker  as of `read_checkpoint`
+    dtype  precision of computing, which the model takes before where the file has more digits than the model
     """
     try:
         state = state or read_checkpoint(settings, str(settings.model_file), maker, model)
+        if dtype is not None and _loses_digits(model, state, dtype):
+            to_precision(model, dtype)
         return checkpoints.load_into(model, state, selection=selection_of(settings))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _loses_digits(model: nn.Module, state: Checkpoint, dtype: torch.dtype) -> bool:
+    """Whether the model would round tensors of a file which computing in this precision holds."""
+    tensors = (t for named in state.states.values() for t in named.values() if isinstance(t, Tensor))
+    file = min((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=inf)
+    own = [p for p in model.parameters() if p.is_floating_point()]
+    if any(is_lazy(p) for p in own):  # made by the file, in its precision
+        return False
+    coarsest = max((torch.finfo(p.dtype).eps for p in own), default=0.0)
+    return max(file, torch.finfo(dtype).eps) < coarsest
 
 
 def run_files(settings: ModelSettings) -> list[Path]:

@@ -134,7 +134,9 @@ def model_and_files(settings: Settings, world: World, machine: Machine) -> nn.Mo
     path = model.model_file
     with reported_by_rank_0(world):
         state = world.once_per_node(lambda: read_checkpoint(model, path) if path else None)
-        network = world.together(lambda: to_precision(model_of(model, state, 0, chosen), machine.dtype, machine.device))
+        network = world.together(
+            lambda: to_precision(model_of(model, state, 0, chosen, machine.dtype), machine.dtype, machine.device)
+        )
     if world.rank == 0:
         for note in chosen:
             print(f"note: {note}", flush=True)
@@ -199,9 +201,9 @@ def problems_of(
     names = splits or splits_of(data)
     files = files or Files(None, {})
     if data.problem:
-        problems = _user_problems(model, data, names, files, notes)
+        problems = _user_problems(model, data, names, files, notes, machine.dtype)
     else:
-        network = _in_precision(model_of(model, files.state, seed, notes), machine, notes)
+        network = _in_precision(model_of(model, files.state, seed, notes, machine.dtype), machine, notes)
         with kept_folder():
             loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         problems, prepare = {}, entries_of(network)  # one for all splits: it reports an entry once
@@ -282,7 +284,12 @@ def samples_of(
 
 
 def _user_problems(
-    model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files, notes: list[str] | None
+    model: ModelSettings,
+    data: DataSettings,
+    names: tuple[str, ...],
+    files: Files,
+    notes: list[str] | None,
+    dtype: torch.dtype,
 ) -> dict[str, Problem]:
     """The problems of the factory that --problem names, all over the model of the first."""
     problems: dict[str, Problem] = {}
@@ -299,7 +306,7 @@ def _user_problems(
                 )
     network = next(iter(problems.values())).model
     if model.model_file:
-        sentences = load_checkpoint(network, model, files.state, data.problem)
+        sentences = load_checkpoint(network, model, files.state, data.problem, dtype)
         if notes is not None:
             notes.extend(sentences)
     if not sets_modes_itself(network):

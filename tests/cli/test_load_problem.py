@@ -134,3 +134,36 @@ def test_data_keep_the_digits_of_the_precision_in_which_is_measured(tmp_path, mo
     assert main([*words, "--precision", precision, "--surf-file", "a.h5"]) == 0
     true = float(torch.linspace(-1, 1, 20, dtype=torch.float64).square().mean())
     assert read("a.h5")["train_loss"][0] == pytest.approx(true, rel=1e-9 if precision == "float64" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("maker", "model", "precision"),
+    [
+        ("--model", "single", "float64"),
+        ("--model", "half", "float32"),
+        ("--model", "half", "float64"),
+        ("--problem", "single", "float64"),
+    ],
+)
+def test_checkpoints_keep_the_digits_of_the_precision_in_which_is_measured(
+    tmp_path, monkeypatch, maker, model, precision
+):
+    (tmp_path / "own.py").write_text(
+        "import lossmap, torch\n"
+        "def single(): return torch.nn.Linear(2, 1)\n"
+        "def half(): return single().bfloat16()\n"
+        "def size(outputs, targets): return (1000 * (outputs - targets)).square().mean()\n"
+        "def data(split): return torch.eye(2), torch.ones(2, 1) / 3\n"
+        "def single_problem(): return lossmap.Problem.supervised(single(), size, data('train'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    target = torch.ones(1, dtype=torch.float32) / 3
+    weights = {"weight": target.double() + torch.tensor([[1e-3, 2e-3]], dtype=torch.float64), "bias": torch.zeros(1)}
+    weights["weight"] += 1e-9
+    torch.save(weights, "a.pt")
+    own = ["--model", f"own.py:{model}", "--dataset", "own.py:data", "--loss", "own.py:size"]
+    words = own if maker == "--model" else ["--problem", f"own.py:{model}_problem"]
+    words += ["--model-file", "a.pt", "--x=0:1:2", "--precision", precision, "--surf-file", "a.h5"]
+    assert main(words) == 0
+    true = float((1000 * (weights["weight"] - target)).square().mean())
+    assert read("a.h5")["train_loss"][0] == pytest.approx(true, rel=1e-9 if precision == "float64" else 1e-3)
