@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
@@ -84,10 +85,11 @@ def adopted(matrix: Any) -> SymmetricOperator:
 def _by_scipy(matrix: Any) -> AdoptedOperator:
     if hasattr(matrix, "to_scipy"):
         matrix = matrix.to_scipy()
-    if not hasattr(matrix, "shape"):
+    if not _has_products(matrix):
         raise TypeError(
             "spectrum takes a Problem, or a symmetric matrix with products: a SciPy LinearOperator, an array, a sparse "
-            f"matrix, a tensor, or what has to_scipy(); got {type(matrix).__name__}"
+            "matrix, a tensor, what has to_scipy(), or shape and matvec(); wrap the products of other classes: "
+            f"LinearOperator((n, n), matvec=lambda v: matrix @ v, dtype=...); got {type(matrix).__name__}"
         )
     n = _size(matrix.shape)
     operator = aslinearoperator(matrix)
@@ -96,6 +98,12 @@ def _by_scipy(matrix: Any) -> AdoptedOperator:
         raise ValueError("the matrix is complex; the spectrum of a real symmetric matrix is read here")
     dtype = torch.float32 if kind == np.float32 else torch.float64
     return AdoptedOperator(n, dtype, torch.device("cpu"), _ByNumPy(operator))
+
+
+def _has_products(matrix: Any) -> bool:
+    """Whether SciPy knows how to multiply by it."""
+    is_array = isinstance(matrix, (np.ndarray, LinearOperator)) or issparse(matrix)
+    return is_array or (hasattr(matrix, "shape") and hasattr(matrix, "matvec"))
 
 
 def _size(shape: Any) -> int:

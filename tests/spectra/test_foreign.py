@@ -1,5 +1,7 @@
 """The spectrum of anybody's symmetric matrix, against NumPy's eigenvalues."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -83,6 +85,8 @@ def test_small_matrices_are_read_whole_and_ours_are_taken():
         (np.eye(3) * 1j, ValueError, "the matrix is complex"),
         (torch.eye(3).half(), ValueError, "must be in float32 or float64; it is in float16"),
         (object(), TypeError, "spectrum takes a Problem, or a symmetric matrix with products"),
+        (SimpleNamespace(shape=(3, 3)), TypeError, r"wrap the products of other classes: LinearOperator\(\(n, n\)"),
+        (np.ones(3), ValueError, r"the matrix must be square, \(n, n\); its shape is \(3,\)"),
     ],
 )
 def test_what_is_no_symmetric_matrix_is_refused(value, error, said):
