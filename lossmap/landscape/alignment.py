@@ -161,8 +161,7 @@ def _matched_weights(
 def _matched_activations(problem: Problem, groups: PermutationGroups, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The permutations by what the units say, of all samples."""
     layers = [name for of_group in groups.layers.values() for name in of_group]
-    names = {n for n, _ in (*problem.model.named_parameters(), *problem.model.named_buffers())}
-    theirs = {n: t for n, t in other.items() if n in names}
+    theirs = _in_precision_of(problem.model, other)
     inner: dict[str, Tensor] = {}
     squares = dict.fromkeys(layers, torch.zeros(2, dtype=torch.float64))
     for batch in problem.data:
@@ -265,6 +264,12 @@ class _Matching:
         return True
 
 
+def _in_precision_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that the model has, each in the precision in which it has it."""
+    own = {n: t.dtype for n, t in (*model.named_parameters(), *model.named_buffers())}
+    return {n: t.to(own[n]) for n, t in tensors.items() if n in own}
+
+
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return sqrt(float(sum((a[n] - t).square().sum() for n, t in b.items())))
 
@@ -274,8 +279,7 @@ def _check_function(problem: Problem, state: Mapping[str, Tensor], moved: Mappin
     batch = next(iter(problem.data))
     outputs = []
     for tensors in (state, moved):
-        names = {n for n, _ in (*problem.model.named_parameters(), *problem.model.named_buffers())}
-        with temporary_parameters(problem.model, {n: t for n, t in tensors.items() if n in names}), torch.no_grad():
+        with temporary_parameters(problem.model, _in_precision_of(problem.model, tensors)), torch.no_grad():
             outputs.append(problem.forward(problem.model, batch))
     if not all(isinstance(o, Tensor) for o in outputs):
         values = [problem.loss(o, batch) for o in outputs]

@@ -151,13 +151,18 @@ def train_bend(
     stop      asked before each step
     progress  told how many steps are done
 
-    Raises ValueError for a line whose buffers move, and FloatingPointError for a loss that is not finite.
+    Raises ValueError for a line whose buffers move or nothing moves, and FloatingPointError for a loss that is not finite.
     """
     model = problem.model
     named = dict(model.named_parameters())
     if any(name not in named and bool(step.count_nonzero()) for name, step in line.axes[0].items()):
         raise ValueError("a curve moves parameters alone; buffers, such as statistics of batch norm, cannot bend")
     names = [n for n, step in line.axes[0].items() if n in named and bool(step.count_nonzero())]
+    if not names:
+        raise ValueError(
+            "both networks have the same parameters, so that there is no curve between them to train: leave it out "
+            "(--curve none). Alignment comes to that where one network is the other with its units in another order"
+        )
     ends = {name: line.axes[0][name] for name in names}
     bend = {name: step / 2.0 for name, step in ends.items()}
     leaves = [step.requires_grad_(True) for step in bend.values()]

@@ -252,3 +252,18 @@ def test_layers_with_parametrized_weights_are_refused_for_that_reason(parametriz
     problem = Problem.supervised(model, "crossentropy", (torch.randn(6, 4), torch.arange(6) % 3))
     with pytest.raises(ValueError, match=r"may change its place \(0: has parametrized weights"):
         permutation_groups(problem)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize(("first", "second"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_networks_in_two_precisions_are_aligned(method, first, second):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    problem = Problem.supervised(model.to(first), "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+    order = torch.randperm(8)
+    other = {name: t.to(second) for name, t in model.state_dict().items()}
+    other |= {"0.weight": other["0.weight"][order], "0.bias": other["0.bias"][order]}
+    other["2.weight"] = other["2.weight"][:, order]
+    found = align(problem, other, method=method)
+    assert found.after < 1e-6 < found.before
+    assert all(t.dtype == second for t in found.state.values())

@@ -195,3 +195,9 @@ def test_between_two_trained_nets_the_curve_stays_below_the_barrier_of_the_line(
     assert straight.height > 10 * straight.error > 0.0
     assert curved.height < straight.height / 10
     assert line.curve.losses["train"][[0, -1]] == pytest.approx(line.losses["train"][[0, -1]], rel=1e-6)
+
+
+def test_a_curve_between_the_same_parameters_is_refused_by_name():
+    problem = ring()
+    with pytest.raises(ValueError, match="both networks have the same parameters, so that there is no curve"):
+        train_bend(problem, line_between(problem.model, problem.model.state_dict()), CurveRecipe("bezier"))
