@@ -151,7 +151,8 @@ def train_bend(
     stop      asked before each step
     progress  told how many steps are done
 
-    Raises ValueError for a line whose buffers move or nothing moves, and FloatingPointError for a loss that is not finite.
+    Raises ValueError for a line whose buffers move or nothing moves, and FloatingPointError for a loss that is not
+    finite.
     """
     model = problem.model
     named = dict(model.named_parameters())
