@@ -30,7 +30,7 @@ from lossmap.keywords import checked_keywords
 from lossmap.landscape import refinement
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import progress_display
-from lossmap.landscape.survey_file import measured_problems, open_survey_file, stored_choice
+from lossmap.landscape.survey_file import measured_problems, open_survey_file, precision_of, stored_choice
 from lossmap.landscape.survey_recorder import Progress, Recorder
 from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import WorkerLost
@@ -232,9 +232,9 @@ def _prepared(
     """Rank 0's store of a survey without a file of its own; it alone calls it: to meet is not to survive a death."""
     if store is None:
         store = MemoryStore(grid)
-        store.declare(measures[0].name, measures[0].fields, measures[0].settings, _checked_indices(points, grid))
-        if measures[1] is not None:
-            store.declare(measures[1].name, measures[1].fields, measures[1].settings)
+        for measure, of_points in zip(measures, (_checked_indices(points, grid), None), strict=True):
+            if measure is not None:
+                store.declare(measure.name, measure.fields, {**precision_of(measure), **measure.settings}, of_points)
     elif refine is None:
         refinement.measure_all(store, measures[0].name, measures[0].fields)
     return store

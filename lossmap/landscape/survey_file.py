@@ -148,6 +148,12 @@ def measured_with(measure: Any) -> dict[str, Any]:
     return settings_of(problems, getattr(measure, "autocast", None))
 
 
+def precision_of(measure: Any) -> dict[str, str]:
+    """The precision that a measure computes in, as `measured_with` names it: what errors of rounding rest on."""
+    first = next(iter(problems_of(measure).values()), None)
+    return {} if first is None else {"precision": _precision(first, getattr(measure, "autocast", None))}
+
+
 def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = None) -> dict[str, Any]:
     """What tells these problems, by split, from others: data, model, loss, precision."""
     from lossmap.data import datasets

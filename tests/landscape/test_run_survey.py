@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import lossmap
 from lossmap.device_errors import out_of_memory
 from lossmap.geometry.grid import Field, Grid
 from lossmap.interrupt import Interrupted
@@ -348,3 +350,15 @@ def test_teams_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="--rank-0 deals needs a second rank"):
         survey(Bowl(), GRID, rank_0="deals")
     assert survey(Bowl(), GRID, team=Team.alone()).outcome == "complete"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_errors_of_rounding_of_a_survey_in_memory_are_those_of_its_precision(dtype):
+    model = nn.Linear(3, 2).to(dtype)
+    data = (torch.randn(8, 3, dtype=dtype), torch.arange(8) % 2)
+    problem = lossmap.Problem.supervised(model, "crossentropy", data)
+    plane, grid = lossmap.random_plane(model, axes=1), lossmap.Grid(np.linspace(-1, 1, 5))
+    surface = lossmap.survey(lossmap.losses(problem, plane), grid)
+    found = lossmap.find_minima(surface)
+    assert found.error_kind == "rounding"
+    assert 0 < found.error[0] <= 16 * torch.finfo(dtype).eps * found.values.max()
