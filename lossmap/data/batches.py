@@ -468,11 +468,15 @@ def as_torch_has_it(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
+def listed_counts(batches: Sequence[Batch]) -> str:
+    """How many samples the first few batches hold, for a message."""
+    return ", ".join(str(samples_in(batch)) for batch in batches[:6]) + (", ..." if len(batches) > 6 else "")
+
+
 def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
     """The batches as they are, never cut, which the log says."""
     counts = [samples_in(batch) for batch in batches]
-    listed = ", ".join(map(str, counts[:6])) + (", ..." if len(counts) > 6 else "")
-    weight = "once" if set(counts) == {1} else f"by its samples ({listed})"
+    weight = "once" if set(counts) == {1} else f"by its samples ({listed_counts(batches)})"
     log.warning(
         "the batches are kept as given, uncut, since %s: %d of them; each counts %s, where the loss gives no weight of "
         "its own. It is taken for a mean, unless parts of a batch show a sum, or the problem has "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -72,9 +71,9 @@ def uncut_where_parts_fail(problem: Problem) -> Problem:
     data = problem.data
     if not isinstance(data, Resident):
         return problem
-    reason = _failure(problem, next(iter(data.rebatched(FEW))))
-    if reason is None and _holds_lists(data.tensors):  # of images, perhaps, whose channels were taken for samples
-        reason = _failure(problem, next(iter(data.rebatched(FEW + 1))))
+    # as many may be one sample by chance: rows that were given one by one, images whose channels were taken for samples
+    reasons = (_failure(problem, next(iter(data.rebatched(few)))) for few in (FEW, FEW + 1))
+    reason = next(filter(None, reasons), None)
     if reason is None:
         return problem
     for own in (data.uncut(), FixedBatches((data.tensors,))):
@@ -83,11 +82,6 @@ def uncut_where_parts_fail(problem: Problem) -> Problem:
             note = f"the model or the loss fails on a part of a batch ({reason}): it is evaluated on {number}, uncut"
             return replace(problem, data=own, notes=(*problem.notes, note))
     return problem
-
-
-def _holds_lists(batch: Batch) -> bool:
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return any(isinstance(part, (tuple, list, Mapping)) for part in parts)
 
 
 def _failure(problem: Problem, batch: Batch) -> str | None:

@@ -40,7 +40,7 @@ from lossmap.data.aliases import refuse_aliases
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, is_even, map_tensors
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, is_even, listed_counts, map_tensors
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
@@ -492,9 +492,19 @@ class _Probe:
             return RANDOM
         if isinstance(self.original.data, FixedBatches):
             return SUM if self.is_sum_within_a_batch() else MEAN
+        if not np.isfinite(self.whole):
+            return COUPLED if self.moved is None and self._is_finite_as_given() else MEAN
         if self.samples < 2 or self.is_additive(cuts):
             return MEAN
         return SUM if self.is_sum() else COUPLED
+
+    def _is_finite_as_given(self) -> bool:
+        """Whether the loader's own batches have a finite loss, though a few samples of several of them have none."""
+        problem, data = self.original, self.original.data
+        if not isinstance(data, Resident):
+            return False
+        with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
+            return all(bool(problem.total(batch).detach().isfinite()) for batch in data.uncut())
 
     def is_sum_within_a_batch(self) -> bool:
         """Whether the function gives a sum of parts of the largest batch that stays uncut, as far as it has parts."""
@@ -565,9 +575,9 @@ class _Probe:
 
 
 def _agree(whole: float, total: float, parts: list[float], tolerance: float) -> bool:
-    """Whether a whole is the total of its parts but for rounding; what is not finite says nothing."""
+    """Whether a whole is the total of its parts but for rounding; one that is not finite says nothing."""
     gap = abs(whole - total)
-    return not np.isfinite(gap) or gap <= tolerance * max(abs(whole), sum(abs(p) for p in parts))
+    return not np.isfinite(whole) or gap <= tolerance * max(abs(whole), sum(abs(p) for p in parts))
 
 
 def _thirds(size: int) -> tuple[slice, slice]:
@@ -706,12 +716,18 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, i
     return fixed
 
 
+def _gives_weight(problem: Problem) -> bool:
+    """Whether the loss gives a batch's weight beside its value."""
+    if not isinstance(problem.forward, CustomLoss):
+        return False
+    with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
+        return gives_weight(problem.forward.loss, problem.model, next(iter(_own_batches(problem))))
+
+
 def _as_sum(problem: Problem) -> Problem:
     """The loss divided by the batch's samples, or by the weight that it gives itself, since it is their sum."""
     if isinstance(problem.forward, CustomLoss):
-        with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
-            is_weighted = gives_weight(problem.forward.loss, problem.model, next(iter(problem.rebatched(1).data)))
-        by = "weights that it gives" if is_weighted else "samples"
+        by = "weights that it gives" if _gives_weight(problem) else "samples"
         note = f"the loss function returns the sum over the batch (reduction='sum'); it is divided by the {by}"
         return replace(problem, notes=(*problem.notes, note), forward=replace(problem.forward, reduction="sum"))
     changed = {"loss": PerSample(problem.loss)} if problem.separable else {"forward": PerSample(problem.forward)}
@@ -722,9 +738,10 @@ def _as_sum(problem: Problem) -> Problem:
 def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     """The loader's own batches, uncut, since the loss of a batch is no mean over its samples."""
     data = _own_batches(problem)
+    by = "the weight that the loss gives" if _gives_weight(problem) else f"its samples ({listed_counts(data.batches)})"
     note = (
         "the loss of a batch is not a mean over its samples (" + _measured(probe) + "): it is evaluated on the "
-        f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by its samples"
+        f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by {by}"
         + _advice(problem, probe)
     )
     fixed = replace(problem, data=data, notes=(*problem.notes, note))

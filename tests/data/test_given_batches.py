@@ -895,3 +895,41 @@ def test_graphs_of_several_kinds_of_nodes_are_one_batch_each_and_count_by_their_
     ):
         problem = Problem.custom(model, loss, given)
         assert lossmap.losses(problem, line)((0.0,))["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def points_of_sets(ends):
+    """All points of several sets, and the number of its set for each: (points, sets) in batches of several sets."""
+    lengths = [3, 2, 5, 4, 2, 6, 3, 1, 7, 2, 4]
+    points = torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(8))
+    sets = [list(points.split(lengths))[a:b] for a, b in pairwise(ends)]
+    owners = [[i for i, points in enumerate(s) for _ in points] for s in sets]
+    return [(torch.cat(s), torch.tensor(owner)) for s, owner in zip(sets, owners, strict=True)]
+
+
+def mean_over_sets(model, batch):
+    points, owner = batch
+    sums = torch.zeros(int(owner.max()) + 1, 2, dtype=points.dtype).index_add(0, owner, model(points))
+    return (sums / owner.bincount()[:, None]).square().mean()  # 0 / 0 of a set without a point
+
+
+@pytest.mark.parametrize("ends", [(0, 5, 9, 11), (0, 11)])
+def test_a_loss_of_nan_on_parts_of_a_batch_is_evaluated_on_batches_as_given(ends):
+    model, batches = nn.Linear(3, 2), points_of_sets(ends)
+
+    def weighed(model, batch):
+        return mean_over_sets(model, batch), int(batch[1].max()) + 1
+
+    expected = mean_over_sets(model, points_of_sets((0, 11))[0]).item()
+    checked = check_loss(Problem.custom(model, weighed, batches))
+    assert lossmap.losses(checked, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"] == pytest.approx(expected)
+    assert "each counts by the weight that the loss gives" in checked.notes[0]
+    points = ", ".join(str(len(points)) for points, _ in batches)
+    assert f"its samples ({points})" in check_loss(Problem.custom(model, mean_over_sets, batches)).notes[0]
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_rows_given_one_by_one_are_kept_whole_also_where_as_many_are_looked_at_as_a_row_is_long(width):
+    rows, model = torch.randn(11, width, generator=torch.Generator().manual_seed(8)), nn.Linear(width, 2)
+    checked = check_loss(Problem.custom(model, lambda model, row: model(row).square().mean(), list(rows)))
+    value = lossmap.losses(checked, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert value == pytest.approx(model(rows).square().mean().item(), rel=1e-5)
