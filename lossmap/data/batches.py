@@ -407,6 +407,8 @@ def _sizes_of(loader: Any, number: int) -> list[int] | None:
     size = getattr(loader, "batch_size", None)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size in (None, 1):
         return None
+    if not hasattr(loader.sampler, "__len__"):  # a sampler need not tell
+        return None
     samples = len(cast(Any, loader.sampler))
     sizes = [min(size, samples - start) for start in range(0, samples, size)][:number]
     return sizes if len(sizes) == number else None
@@ -482,9 +484,11 @@ def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
         "its own. It is taken for a mean, unless parts of a batch show a sum, or the problem has "
         'reduction="sum"', reason, len(batches), weight,
     )  # fmt: skip
-    rows = [is_counted_otherwise(batch) or len(lengths_of(leaves_of(batch))) == 1 for batch in batches]
-    by_chance = [n for n, known in zip(counts, rows, strict=True) if known and n > 1]
-    if by_chance and any(n == 1 and not known for n, known in zip(counts, rows, strict=True)):
+    lengths = [lengths_of(leaves_of(batch)) for batch in batches]
+    known = [is_counted_otherwise(batch) or len(rows) == 1 for batch, rows in zip(batches, lengths, strict=True)]
+    by_chance = [n for n, is_known in zip(counts, known, strict=True) if is_known and n > 1]
+    once = [n == 1 and n not in rows for n, rows in zip(counts, lengths, strict=True)]
+    if by_chance and any(is_one and not is_known for is_one, is_known in zip(once, known, strict=True)):
         log.warning(
             "%d of these batches count by their samples, since all their parts have one length, perhaps by chance, and "
             "others once, since theirs differ: return (mean, weight) from the loss",

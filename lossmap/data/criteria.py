@@ -279,6 +279,8 @@ def takes_class_labels(loss: str | Criterion) -> bool:
 def with_tensor_targets(data: Batches, loss: str | Criterion) -> Batches:
     """The data with targets that are lists of numbers as tensors, for losses of PyTorch, which take no lists.
 
+    So are those that are lists of tensors of one number each.
+
     Raises ValueError where the rows of such a list differ in length.
     """
     if not isinstance(loss, (str, nn.modules.loss._Loss)):
@@ -301,6 +303,8 @@ def _with_tensor_targets(batch: Batch) -> Batch:
     targets = first = targets_of(batch)
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
+    if isinstance(first, Tensor) and first.dim() == 0 and targets[0] is first:
+        return with_targets(batch, torch.stack(list(targets)))
     if first is targets or not isinstance(first, Number):
         return batch
     try:

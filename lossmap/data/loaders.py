@@ -375,8 +375,8 @@ def _plain_loader(loader: DataLoader[Any]) -> bool:
     )
     indexed = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
     usual = type(loader.batch_sampler).__module__.startswith("torch.utils.data")
-    all_of_it = indexed and len(cast(Any, sampler)) == len(cast(Any, loader.dataset))
-    return all_of_it and whole and usual and not loader.drop_last
+    all_of_it = indexed and whole and len(cast(Any, sampler)) == len(cast(Any, loader.dataset))
+    return all_of_it and usual and not loader.drop_last
 
 
 @dataclass(frozen=True, eq=False)

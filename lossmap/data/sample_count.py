@@ -46,23 +46,31 @@ def entries(values: Any) -> Any:
 def with_entries(batches: Sequence[Any], sizes: Sequence[int] | None = None) -> list[Any]:
     """The batches, lists of samples in them marked by `entries`.
 
-    They are lists of samples where their lengths differ from batch to batch, or are those that the loader makes: the
-    tensors in them may all have one first dimension by chance.
+    They are lists of samples where their lengths differ from batch to batch, are those that the loader makes, or are 1
+    where the tensors in a batch have no one first dimension: those in others may have one by chance.
 
     sizes  samples of each batch, where the loader tells them
     """
     for number_of, marked in ((_length, entries), (_length_of_lists, _with_marked_lists)):
         numbers = [number_of(batch) for batch in batches]
-        if [{number} for number in numbers] == [lengths_of(leaves_of(batch)) for batch in batches]:
+        rows = [lengths_of(leaves_of(batch)) for batch in batches]
+        if [{number} for number in numbers] == rows:
             continue  # rows of tensors are as many: of two samples in a pair of inputs and targets, for one
-        if numbers == sizes or (sizes is None and len(set(numbers)) > 1 and None not in numbers):
+        differ = len(set(numbers)) > 1 or (set(numbers) == {1} and any(len(lengths) > 1 for lengths in rows))
+        if numbers == sizes or (sizes is None and differ and None not in numbers):
             return list(map(marked, batches))
     return list(batches)
 
 
 def _length(batch: Any) -> int | None:
-    """The length of a batch that is a list of anything but objects, such as graphs; None for any other."""
-    return len(batch) if _is_list(batch) and not any(map(_is_object, batch)) else None
+    """The length of a batch that is a list of anything but objects, such as graphs; None for any other.
+
+    Tensors of several kinds, such as inputs beside targets, are no list of samples.
+    """
+    if not _is_list(batch) or any(map(_is_object, batch)):
+        return None
+    of_several_kinds = all(isinstance(entry, torch.Tensor) for entry in batch) and len(set(map(_kind, batch))) > 1
+    return None if of_several_kinds else len(batch)
 
 
 def _length_of_lists(batch: Any) -> int | None:
@@ -98,9 +106,9 @@ def samples_in(batch: Any) -> int:
 
     Where its targets say it otherwise (`_targets_in`), as a label beside a graph or a list of labels does, it is their
     number. Where the tensors' lengths differ, it is an object's `batch_size`, or the length of the targets with a usual
-    name, or of classes at the end of a tuple, or an object's `num_graphs`, or the length of the tensors that stand
-    directly in the batch; where these differ too, as the parts of a physics-informed loss do, the batch counts once. A
-    list of objects, such as graphs, counts as they do together; for lists of images and of their boxes, and lists of
+    name, or of classes at the end of a tuple, or of any beside sequences with the time first, or an object's
+    `num_graphs`, or the length of the tensors that stand directly in the batch; where these differ too, as the parts of
+    a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together; for lists of images and of their boxes, and lists of
     samples, see `_in_lists` and `with_entries`. A number or word by itself within an entry, such as a label, says
     that the entry's tensors are of one sample, whatever their length.
     """
@@ -119,7 +127,7 @@ def samples_in(batch: Any) -> int:
     if len(lengths) > 1 or declared is not None:
         if declared is not None and not hasattr(batch, "num_graphs"):  # the nodes whose neighbours were sampled
             return declared
-        targets = batch[-1] if _ends_in_classes(batch) else _named_targets(batch)
+        targets = batch[-1] if _ends_in_classes(batch) or _has_time_first(batch) else _named_targets(batch)
         if isinstance(targets, torch.Tensor):
             return len(targets)
         if declared is not None:
@@ -161,6 +169,14 @@ def _ends_in_classes(batch: Any) -> bool:
     """Whether the last entry of a tuple is a row of whole numbers, as classes are."""
     last = batch[-1] if isinstance(batch, (tuple, list)) and batch else None
     return isinstance(last, torch.Tensor) and last.dim() == 1 and last.dtype in (torch.int64, torch.int32)
+
+
+def _has_time_first(batch: Any) -> bool:
+    """Whether a batch is a pair of sequences of vectors, the time first, and as many targets as there are sequences."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, torch.Tensor) for t in batch):
+        return False
+    sequences, targets = batch
+    return bool(sequences.dim() > 2 and targets.dim() and sequences.shape[1] == len(targets))
 
 
 def _named_targets(batch: Any) -> Any:

@@ -933,3 +933,46 @@ def test_rows_given_one_by_one_are_kept_whole_also_where_as_many_are_looked_at_a
     checked = check_loss(Problem.custom(model, lambda model, row: model(row).square().mean(), list(rows)))
     value = lossmap.losses(checked, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
     assert value == pytest.approx(model(rows).square().mean().item(), rel=1e-5)
+
+
+def test_a_sampler_without_a_length_is_read_to_its_end():
+    class Odd(torch.utils.data.Sampler):
+        def __init__(self):
+            pass
+
+        def __iter__(self):
+            return iter(range(1, 12, 2))
+
+    data = torch.utils.data.TensorDataset(X, Y)
+    problem = Problem.supervised(nn.Linear(3, 2), "crossentropy", torch.utils.data.DataLoader(data, 4, sampler=Odd()))
+    assert mean_loss(problem) == pytest.approx(F.cross_entropy(problem.model(X[1::2]), Y[1::2]).item(), rel=1e-5)
+
+
+def test_sequences_with_the_time_first_count_by_targets_that_are_no_classes_too(caplog):
+    x, y = torch.randn(4, 12, 3, generator=torch.Generator().manual_seed(5)), torch.linspace(-1, 1, 12)[:, None]
+    batches = [(x[:, a:b], y[a:b]) for a, b in ((0, 4), (4, 11), (11, 12))]  # the time and the samples of one are 4
+    model = nn.Sequential(nn.RNN(3, 1), LastStep())
+    problem = Problem.supervised(model, "mse", batches)
+    assert mean_loss(problem) == pytest.approx(F.mse_loss(model(x), y).item(), rel=1e-5)
+    assert "by its samples (4, 7, 1)" in caplog.text and "perhaps by chance" not in caplog.text
+
+
+class LastStep(nn.Module):
+    def forward(self, outputs):
+        return outputs[0][-1]
+
+
+def test_lists_of_one_image_count_once_also_where_it_has_as_many_channels_as_boxes():
+    batches = [([torch.zeros(3, 4, 4)], [{"boxes": torch.zeros(boxes, 4)}]) for boxes in (2, 3, 1)]
+    assert [samples_in(batch) for batch in read_into_memory(batches)] == [1, 1, 1]
+
+
+def test_inputs_with_targets_and_with_weights_beside_them_are_no_lists_of_samples():
+    batches = [(X[:7], Y[:7]), (X[7:], Y[7:], torch.ones(5))]
+    assert [samples_in(batch) for batch in read_into_memory(batches)] == [7, 5]
+
+
+def test_targets_in_a_list_of_single_numbers_are_one_tensor():
+    model = nn.Linear(3, 2)
+    problem = Problem.supervised(model, "crossentropy", [(X[:7], list(Y[:7])), (X[7:], list(Y[7:]))])
+    assert mean_loss(problem) == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
