@@ -1,9 +1,9 @@
 """Batches of any structure as trees of tensors: what they are made of is taken apart, and put together again.
 
 `torch.utils._pytree` knows tuples, lists and dicts. Other classes that hold tensors, such as graphs, `UserDict`s and
-their kin, and dataclasses, are registered there when they are first met: by the attributes that an object holds, or by
-its entries where it is a mapping. So all that is done with a batch (moved to a device, traced, hashed) reaches every
-tensor in it.
+their kin, dataclasses, and classes made of tuples, are registered there when they are first met: by the attributes that
+an object holds, or by its entries where it is a mapping. So all that is done with a batch (moved to a device, traced,
+hashed) reaches every tensor in it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def open_batch(batch: Any) -> Any:
 
 def _open(batch: Any) -> None:
     for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, (tuple, list)):  # of a class of their own
+            _open(list(leaf))
+            if any(map(holds_tensors, pytree.tree_leaves(list(leaf)))) and not getattr(leaf, "__dict__", None):
+                _register(type(leaf), _entries_and_places, _sequence_of, pytree.SequenceKey)
+            continue
         if isinstance(leaf, Tensor) or not holds_tensors(leaf):
             continue
         kind = type(leaf)
@@ -126,10 +131,23 @@ def _parts_and_names(value: Any) -> tuple[list[Any], tuple[str, ...]]:
     return list(attributes.values()), tuple(attributes)
 
 
-def _with_keys(parts_of: Any, key: Any, value: Any) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+def _with_keys(parts_of: Any, key: Any, value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
     """The parts with the keys that name them in a path."""
     parts, names = parts_of(value)
     return [(key(name), part) for name, part in zip(names, parts, strict=True)], names
+
+
+def _entries_and_places(sequence: Any) -> tuple[list[Any], tuple[int, ...]]:
+    return list(sequence), tuple(range(len(sequence)))
+
+
+def _sequence_of(kind: Any, entries: Any, places: tuple[int, ...]) -> Any:
+    """A tuple or list of this class with these entries, made without calling its `__init__`."""
+    if issubclass(kind, tuple):
+        return tuple.__new__(kind, entries)
+    made = kind.__new__(kind)
+    list.extend(made, entries)
+    return made
 
 
 def _mapping_of(kind: Any, entries: Any, names: tuple[str, ...]) -> Any:

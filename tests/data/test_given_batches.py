@@ -976,3 +976,21 @@ def test_targets_in_a_list_of_single_numbers_are_one_tensor():
     model = nn.Linear(3, 2)
     problem = Problem.supervised(model, "crossentropy", [(X[:7], list(Y[:7])), (X[7:], list(Y[7:]))])
     assert mean_loss(problem) == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
+
+
+class Pair(tuple):
+    """Inputs and targets by name, as a class of somebody's own."""
+
+    @property
+    def y(self):
+        return self[1]
+
+    def __new__(cls, x, y):
+        return super().__new__(cls, (x, y))
+
+
+def test_tuples_of_a_class_of_their_own_are_batches_of_it():
+    model, batches = nn.Linear(3, 2), [Pair(X[:7], Y[:7]), Pair(X[7:], Y[7:])]
+    problem = Problem.custom(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch.y), batches)
+    assert problem.samples == 12 and isinstance(next(iter(problem.rebatched(5).data)), Pair)
+    assert mean_loss(problem) == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
