@@ -380,7 +380,6 @@ def read_into_memory(
     collected = _collected(batches if prepare is None else map(prepare, map(_of_arrays, batches)), budget)
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
-    collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
     of_loader = _sizes_of(batches, len(collected))
     collected = with_entries(collected, of_loader)
     sizes = tuple(samples_in(batch) for batch in collected)
@@ -396,7 +395,8 @@ def read_into_memory(
     if not all(map(is_even, collected)):
         return _as_given(collected, _why_uneven(collected))
     try:
-        joined = join_batches(collected)
+        # of the default `collate_fn`, which makes lists of pairs
+        joined = join_batches([tuple(batch) if type(batch) is list else batch for batch in collected])
     except NotJoined as reason:
         return _as_given(collected, str(reason))
     return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)

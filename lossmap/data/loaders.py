@@ -40,6 +40,7 @@ from lossmap.data.batches import (
     Resident,
     Streamed,
     as_torch_has_it,
+    is_even,
     join_batches,
     map_tensors,
     prepared,
@@ -410,8 +411,8 @@ class DatasetFetch:
     def __call__(self, indices: Sequence[int]) -> Batch:
         """The batch of these samples."""
         batch = open_batch(self.collate([self.dataset[int(i)] for i in indices]))
-        (batch,) = with_entries([tuple(batch) if isinstance(batch, list) else batch], [len(indices)])
-        return batch
+        (batch,) = with_entries([batch], [len(indices)])
+        return tuple(batch) if type(batch) is list and is_even(batch) else batch  # of the default `collate_fn`
 
 
 def _same(samples: list[Any]) -> list[Any]:

@@ -624,7 +624,7 @@ def test_the_mean_over_sequences_with_numbers_as_targets_is_that_over_all_of_the
         return ((model(x).mean((1, 2)) - torch.tensor(y)) ** 2).mean()
 
     def loss(model, batch):
-        if isinstance(batch, tuple) and not isinstance(batch[0], list):  # a list of samples
+        if isinstance(batch, list):  # of samples
             x, y = zip(*(row.values() if isinstance(row, dict) else row for row in batch), strict=True)
         else:
             parts = batch.__dict__ if isinstance(batch, Loose) else batch
@@ -639,6 +639,24 @@ def test_the_mean_over_sequences_with_numbers_as_targets_is_that_over_all_of_the
     assert line["train_loss"][0] == pytest.approx(error(series, values).item(), rel=1e-5)
     if len(ends) == 4:
         assert "by its samples (5, 2, 5)" in caplog.text
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_a_list_stays_a_list_where_batches_are_kept_as_given(as_loader):
+    samples = [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)]
+    batches = [samples[:5], samples[5:]]
+    if as_loader:
+        batches = torch.utils.data.DataLoader(samples, batch_size=5, collate_fn=list)
+    model = nn.Linear(3, 2)
+
+    def loss(model, batch):
+        assert isinstance(batch, list) and isinstance(batch[0], dict)
+        return F.cross_entropy(model(torch.stack([s["x"] for s in batch])), torch.stack([s["y"] for s in batch]))
+
+    problem = lossmap.Problem.custom(model, loss, batches)
+    found = lossmap.losses(problem, lossmap.random_plane(model, axes=1))((0.0,))["train_loss"]
+    assert found == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-6)
+    assert lossmap.spectrum(problem, parameters="all", density_error=None).largest[1] < 1e-3
 
 
 def test_batches_whose_parts_have_one_length_by_chance_are_named(caplog):
