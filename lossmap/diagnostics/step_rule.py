@@ -277,7 +277,8 @@ def optimizer_of_state(state: Mapping[str, Any], model: nn.Module) -> torch.opti
     if "alpha" in first and "centered" in first:
         kind: Any = RMSPROP
     elif "betas" in first and "amsgrad" in first:
-        decoupled = first.get("decoupled_weight_decay", True)  # older files do not say; then it is left out
+        # files of PyTorch before 2.7 do not say: then it is taken for AdamW, whose decay is no part of the matrix
+        decoupled = first.get("decoupled_weight_decay", True)
         kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     else:
         raise ValueError(

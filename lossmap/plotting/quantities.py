@@ -301,7 +301,13 @@ def _end(surface: Surface, direction: str) -> str | None:
     kind, _, file = _kind(surface, direction).partition(":")
     if kind != "to" or attributes.get("norm", "none") != "none":
         return None
-    return Path(file).name if file else f"model {2 if direction == 'x' else 3}"
+    if not file:
+        return f"model {2 if direction == 'x' else 3}"
+    own, other = (Path(f).parts for f in (file, _kind(surface, {"x": "y", "y": "x"}[direction]).partition(":")[2]))
+    count = 1  # of its folders as many as tell it from a file of the same name at the end of the other axis
+    while count < len(own) and own != other and own[-count:] == other[-count:]:
+        count += 1
+    return "/".join(own[-count:])
 
 
 def _axis(surface: Surface, direction: str, name: str) -> str:

@@ -460,6 +460,15 @@ def test_a_plane_through_three_models_marks_and_names_them():
     assert [text.get_text() for text in draw(plane(groups=groups), "filled").axes[0].texts] == ["model 3"]
 
 
+def test_models_of_one_name_are_told_apart_by_their_folders():
+    groups = {
+        f"directions/{axis}": Group({}, {"norm": "none", "kind": f"to:runs/{folder}/last.pt"})
+        for axis, folder in (("x", "one"), ("y", "two"))
+    }
+    axes = draw(plane(groups=groups), "filled").axes[0]
+    assert {text.get_text() for text in axes.texts} == {"one/last.pt", "two/last.pt"}
+
+
 def test_files_along_different_directions_bear_no_ones_name():
     one = Surface(
         Grid(np.arange(3.0)), {"train_loss": np.ones(3)}, groups={"directions/x": Group({}, {"kind": "random"})}
