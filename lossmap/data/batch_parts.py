@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lossmap.data.batch_structure import TARGET_NAMES
+from lossmap.data.batch_structure import TARGET_NAMES, in_own_containers
 from lossmap.data.batches import Batch
 
 
@@ -41,12 +41,13 @@ def are_arguments(value: Any) -> bool:
 def targets_of(batch: Batch, outputs: Any = None) -> Any:
     """The targets of a batch: its last entry, or of a dict the entry with a usual name.
 
-    outputs  of the model, on whose device targets are to be: a model whose layers are on several ends on its last one
+    outputs  of the model, on whose device targets are to be: a model whose layers are on several ends on its last one;
+             lists and dicts in targets beside them are the caller's to change
 
     Raises ValueError where there is none.
     """
     if outputs is not None:
-        targets = targets_of(batch)
+        targets = in_own_containers(targets_of(batch))
         if isinstance(targets, Tensor) and isinstance(outputs, Tensor) and targets.device != outputs.device:
             return targets.to(outputs.device)
         return targets

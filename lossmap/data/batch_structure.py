@@ -40,12 +40,21 @@ def open_batch(batch: Any) -> Any:
     return batch
 
 
+def in_own_containers(batch: Any) -> Any:
+    """The same tensors in lists, dicts and objects of its own, so that who changes those changes no other's.
+
+    In training every batch comes fresh from its loader, and a step may take entries out of it or put others in.
+    """
+    return pytree.tree_map(lambda leaf: leaf, batch)
+
+
 def _open(batch: Any) -> None:
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, (tuple, list)):  # of a class of their own
-            _open(list(leaf))
-            if any(map(holds_tensors, pytree.tree_leaves(list(leaf)))) and not getattr(leaf, "__dict__", None):
-                _register(type(leaf), _entries_and_places, _sequence_of, pytree.SequenceKey)
+            parts = [*leaf, *vars(leaf).values()] if hasattr(leaf, "__dict__") else list(leaf)
+            _open(parts)
+            if any(map(holds_tensors, pytree.tree_leaves(parts))):
+                _register(type(leaf), entries_and_rest, sequence_of, pytree.SequenceKey)
             continue
         if isinstance(leaf, Tensor) or not holds_tensors(leaf):
             continue
@@ -134,19 +143,50 @@ def _parts_and_names(value: Any) -> tuple[list[Any], tuple[str, ...]]:
 def _with_keys(parts_of: Any, key: Any, value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
     """The parts with the keys that name them in a path."""
     parts, names = parts_of(value)
-    return [(key(name), part) for name, part in zip(names, parts, strict=True)], names
+    return [(key(name), part) for name, part in zip(names, parts, strict=False)], names
 
 
-def _entries_and_places(sequence: Any) -> tuple[list[Any], tuple[int, ...]]:
-    return list(sequence), tuple(range(len(sequence)))
+def entries_and_rest(sequence: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    """The entries of a tuple or list, then its attributes with tensors; the places, names, and the other attributes."""
+    parts, rest = list(enumerate(sequence)), {}
+    for name, value in getattr(sequence, "__dict__", {}).items():
+        if any(map(holds_tensors, pytree.tree_leaves(value))):
+            parts.append((name, value))
+        else:
+            rest[name] = value
+    places = tuple(place for place, _ in parts)
+    return [value for _, value in parts], (*places, _Rest(rest)) if rest else places
 
 
-def _sequence_of(kind: Any, entries: Any, places: tuple[int, ...]) -> Any:
-    """A tuple or list of this class with these entries, made without calling its `__init__`."""
+class _Rest(dict[str, Any]):
+    """Attributes without tensors: a part of the structure, equal where they are the same or plain and equal."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Rest) or self.keys() != other.keys():
+            return False
+        pairs = ((value, other[name]) for name, value in self.items())
+        return all(a is b or (type(a) is type(b) and type(a) in (str, int, float, bool) and a == b) for a, b in pairs)
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a structure is a key of tables
+        return hash(tuple(self))
+
+
+def sequence_of(kind: Any, parts: Any, places: tuple[Any, ...]) -> Any:
+    """A tuple or list of this class with these entries and attributes, made without calling its `__init__`."""
+    attributes = dict(places[-1]) if places and isinstance(places[-1], _Rest) else {}
+    entries = []
+    for place, part in zip(places, parts, strict=False):  # after the places may come the rest
+        if isinstance(place, str):
+            attributes[place] = part
+        else:
+            entries.append(part)
     if issubclass(kind, tuple):
-        return tuple.__new__(kind, entries)
-    made = kind.__new__(kind)
-    list.extend(made, entries)
+        made = tuple.__new__(kind, entries)
+    else:
+        made = list.__new__(kind)
+        list.extend(made, entries)
+    if attributes:
+        vars(made).update(attributes)
     return made
 
 

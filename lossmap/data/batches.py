@@ -9,24 +9,33 @@ A batch is what the model and loss take: a tensor, a tuple or a dict of them, or
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
 from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
 from lossmap.data.copy_stream import copied_ahead, streams_of
-from lossmap.data.sample_count import is_counted_otherwise, leaves_of, lengths_of, samples_in, with_entries
+from lossmap.data.sample_count import (
+    Collated,
+    CountedCollate,
+    is_counted_otherwise,
+    leaves_of,
+    lengths_of,
+    samples_in,
+    with_entries,
+)
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -377,10 +386,9 @@ def read_into_memory(
         return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
-    collected = _collected(batches if prepare is None else map(prepare, map(_of_arrays, batches)), budget)
+    collected, of_loader = _collected(_counted(batches), budget, prepare)
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
-    of_loader = _sizes_of(batches, len(collected))
     collected = with_entries(collected, of_loader)
     sizes = tuple(samples_in(batch) for batch in collected)
     _report_dropped(batches, sum(of_loader or sizes))
@@ -395,35 +403,46 @@ def read_into_memory(
     if not all(map(is_even, collected)):
         return _as_given(collected, _why_uneven(collected))
     try:
-        # of the default `collate_fn`, which makes lists of pairs
-        joined = join_batches([tuple(batch) if type(batch) is list else batch for batch in collected])
+        joined = join_batches(collected)
     except NotJoined as reason:
         return _as_given(collected, str(reason))
     return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)
 
 
-def _sizes_of(loader: Any, number: int) -> list[int] | None:
-    """The samples in each batch that a DataLoader gave; None where it does not tell, or each sample may be a batch."""
-    size = getattr(loader, "batch_size", None)
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size in (None, 1):
-        return None
-    if not hasattr(loader.sampler, "__len__"):  # a sampler need not tell
-        return None
-    samples = len(cast(Any, loader.sampler))
-    sizes = [min(size, samples - start) for start in range(0, samples, size)][:number]
-    return sizes if len(sizes) == number else None
+def _counted(batches: Any) -> Any:
+    """A DataLoader that says how many samples it puts into each batch; anything else as it is."""
+    if not isinstance(batches, DataLoader) or type(batches).__iter__ is not DataLoader.__iter__:
+        return batches
+    if not batches._auto_collation:  # it gives its samples as they are
+        return batches
+    counted = copy.copy(batches)
+    counted._iterator = None  # the loader's own workers, where it keeps them, have its own `collate_fn`
+    counted.collate_fn = CountedCollate(batches.collate_fn)
+    return counted
 
 
-def _collected(batches: Any, budget: int) -> list[Batch]:
-    """All batches of a loader, on the CPU; a line says so where that takes long.
+def _collected(
+    batches: Any, budget: int, prepare: Callable[[Batch], Batch] | None
+) -> tuple[list[Batch], list[int] | None]:
+    """All batches of a loader, on the CPU, and their samples where it tells; a line says so where that takes long.
 
-    budget  bytes that they may take
+    budget   bytes that they may take
+    prepare  a function of every batch
 
     Raises ValueError where they take more than that.
     """
     collected: list[Batch] = []
+    sizes: list[int] = []
+    are_whole: list[bool] = []
     taken, report = 0, time.monotonic() + FIRST_REPORT
-    for batch in map(_of_arrays, batches):
+    for given in batches:
+        told = given if isinstance(given, Collated) else Collated(given)
+        if told.samples is not None:
+            sizes.append(told.samples)
+            are_whole.append(told.is_whole)
+        batch = _of_arrays(told.batch)
+        if prepare is not None:
+            batch = _of_arrays(prepare(batch))
         collected.append(move_batch(_without_nested(open_batch(batch)), "cpu", None))
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
         taken += sum(t.numel() * t.element_size() + TENSOR_BYTES for t in tensors)
@@ -443,7 +462,8 @@ def _collected(batches: Any, budget: int) -> list[Batch]:
                 taken / 1e9,
                 budget / 1e9,
             )
-    return collected
+    is_known = len(sizes) == len(collected) and not (set(sizes) == {1} and any(are_whole))
+    return collected, sizes if is_known else None
 
 
 def _of_arrays(batch: Batch) -> Batch:

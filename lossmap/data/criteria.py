@@ -245,7 +245,9 @@ class NoWeight(ValueError):
     """No sample of some data counts in the loss."""
 
     def __init__(
-        self, message: str = "every batch has weight 0, as where all of its targets are ignored: the loss is undefined"
+        self,
+        message: str = "every batch has weight 0, as where all of its targets are ignored: the loss is undefined (in a "
+        "team of ranks, every batch of one rank's share: take a smaller team, or another order of batches)",
     ) -> None:
         super().__init__(message)
 
@@ -279,7 +281,7 @@ def takes_class_labels(loss: str | Criterion) -> bool:
 def with_tensor_targets(data: Batches, loss: str | Criterion) -> Batches:
     """The data with targets that are lists of numbers as tensors, for losses of PyTorch, which take no lists.
 
-    So are those that are lists of tensors of one number each.
+    So are those that are lists of tensors.
 
     Raises ValueError where the rows of such a list differ in length.
     """
@@ -303,13 +305,14 @@ def _with_tensor_targets(batch: Batch) -> Batch:
     targets = first = targets_of(batch)
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
-    if isinstance(first, Tensor) and first.dim() == 0 and targets[0] is first:
-        return with_targets(batch, torch.stack(list(targets)))
-    if first is targets or not isinstance(first, Number):
+    if first is targets:
+        return batch
+    are_tensors = isinstance(first, Tensor) and targets[0] is first
+    if not are_tensors and not isinstance(first, Number):
         return batch
     try:
-        return with_targets(batch, torch.tensor(targets))
-    except (TypeError, ValueError):
+        return with_targets(batch, torch.stack(list(targets)) if are_tensors else torch.tensor(targets))
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             "the targets of a batch are lists of numbers that make no tensor, as rows of unequal length do; PyTorch's "
             "losses take tensors: pad them, or give a loss of your own"

@@ -40,14 +40,13 @@ from lossmap.data.batches import (
     Resident,
     Streamed,
     as_torch_has_it,
-    is_even,
     join_batches,
     map_tensors,
     prepared,
     read_into_memory,
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
-from lossmap.data.sample_count import with_entries
+from lossmap.data.sample_count import samples_in, with_entries
 from lossmap.seeding import preserved_random_state
 
 log = logging.getLogger(__name__)
@@ -148,8 +147,18 @@ def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: 
     fetch, samples = DatasetFetch(dataset, collate), len(dataset)
     if not samples or samples * Source(fetch, samples).bytes_each(size) <= budget:
         return None
+    if not _keeps_samples(Source(fetch, samples)):
+        return None
     log.info("%d samples are more than the memory for samples; they are streamed", samples)
     return Streamed(of_dataset(dataset, collate).fetch, range(samples), size)
+
+
+def _keeps_samples(source: Source) -> bool:
+    """Whether two samples are put together as two and three as three; not so where a sample is a batch by itself."""
+    try:
+        return all(samples_in(source.fetch(range(n))) == n for n in (2, 3) if n <= source.samples)
+    except (ValueError, TypeError, RuntimeError):  # a user's collate may raise any of them
+        return True
 
 
 def _each_alone(dataset: Any) -> Iterator[Batch]:
@@ -170,7 +179,8 @@ def collated(data: Any) -> Any:
     inputs, which are one.
     Raises ValueError for a list of tensors that are no pair.
     """
-    if isinstance(data, tuple) and len(data) == 1 and isinstance(data[0], (tuple, list, Mapping)):
+    of_several = isinstance(data, tuple) and all(isinstance(entry, (tuple, list, Mapping)) for entry in data)
+    if of_several and (len(data) == 1 or all(map(_is_sample, data))):
         data = list(data)
     if isinstance(data, list) and data and all(isinstance(entry, (Tensor, np.ndarray)) for entry in data):
         if len(data) != 2 or len({len(entry) if entry.ndim else -1 for entry in data}) != 1:
@@ -304,7 +314,8 @@ def source_of(
         value = loader_with_fixed_draws(value)
         if _plain_loader(value):
             source = of_dataset(value.dataset, prepared_collate(value.collate_fn, prepare))
-            return replace(source, whole=value, batch_size=value.batch_size, prepare=prepare)
+            if _keeps_samples(source):
+                return replace(source, whole=value, batch_size=value.batch_size, prepare=prepare)
         _report_drawing(value)
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing, prepare=prepare))
     if isinstance(value, IterableDataset):
@@ -412,7 +423,7 @@ class DatasetFetch:
         """The batch of these samples."""
         batch = open_batch(self.collate([self.dataset[int(i)] for i in indices]))
         (batch,) = with_entries([batch], [len(indices)])
-        return tuple(batch) if type(batch) is list and is_even(batch) else batch  # of the default `collate_fn`
+        return batch
 
 
 def _same(samples: list[Any]) -> list[Any]:

@@ -60,7 +60,7 @@ from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
-from lossmap.data.sample_count import ENTRIES, entries, lengths_of, samples_in
+from lossmap.data.sample_count import are_entries, lengths_of, samples_in, some_entries
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
@@ -628,22 +628,22 @@ def rows_within(batch: Batch, first: int, last: int) -> Batch:
     if hasattr(batch, "to_data_list"):  # of torch_geometric
         return type(batch).from_data_list(batch.to_data_list()[first:last])
     n = samples_in(batch)
-    if isinstance(batch, ENTRIES):
-        return entries(batch[first:last])
+    if are_entries(batch):
+        return some_entries(batch, first, last)
 
     def is_list_of_samples(part: Any) -> bool:
-        if isinstance(part, ENTRIES):
+        if are_entries(part):
             return True
         is_as_long = part is not batch and isinstance(part, (tuple, list)) and len(part) == n
         return is_as_long and n not in lengths_of(part)  # else each tensor in it has a row for each sample
 
     def cut(part: Any) -> Any:
         if isinstance(part, (tuple, list)):
-            return entries(part[first:last]) if isinstance(part, ENTRIES) else part[first:last]
+            return some_entries(part, first, last) if are_entries(part) else part[first:last]
         return part[first:last] if isinstance(part, Tensor) and part.dim() and len(part) == n else part
 
     is_list = isinstance(batch, (tuple, list)) and len(batch) == n
-    if is_list and not any(isinstance(part, (Tensor, *ENTRIES)) for part in batch):
+    if is_list and not any(isinstance(part, Tensor) or are_entries(part) for part in batch):
         return batch[first:last]
     return pytree.tree_map(cut, batch, is_leaf=is_list_of_samples)
 

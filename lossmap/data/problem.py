@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of, with_targets
-from lossmap.data.batch_structure import open_batch
+from lossmap.data.batch_structure import in_own_containers, open_batch
 from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
@@ -74,7 +74,7 @@ def _is_finer(batch: Batch, model: nn.Module) -> bool:
 def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
     """The number that a user's loss returns for a batch, and the batch's weight: its samples, where it gives none."""
     try:
-        value, weight = in_one_precision(loss, _is_double(model), model, batch), None
+        value, weight = in_one_precision(loss, _is_double(model), model, in_own_containers(batch)), None
     except RuntimeError as error:
         if type(error) is RuntimeError and "dtype" in str(error) and _is_finer(batch, model):
             raise RuntimeError(
@@ -96,7 +96,8 @@ def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module,
 
 def gives_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> bool:
     """Whether a user's loss gives a batch's weight beside its value."""
-    return isinstance(_loss_within(in_one_precision(loss, _is_double(model), model, batch)), tuple)
+    returned = in_one_precision(loss, _is_double(model), model, in_own_containers(batch))
+    return isinstance(_loss_within(returned), tuple)
 
 
 def _named(value: Any) -> str:
@@ -453,7 +454,7 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
 
 
 def _call(model: nn.Module, batch: Batch) -> Outputs:
-    positional, keywords = inputs_of(batch)
+    positional, keywords = inputs_of(in_own_containers(batch))
     try:
         outputs = in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
     except RuntimeError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from lossmap.data.batch_structure import TARGET_NAMES, attributes_of, holds_tensors
+from lossmap.data.batch_structure import TARGET_NAMES, attributes_of, entries_and_rest, holds_tensors, sequence_of
 
 PLAIN_NUMBERS = (int, float, np.number, np.bool_)
 
@@ -25,8 +26,9 @@ class _Tuple(tuple[Any, ...]):
 
 
 # a list in a batch, or the batch itself, whose entries are the samples, as other batches or the loader tell
-ENTRIES = _List, _Tuple
-for _kind_of_list in ENTRIES:
+_ENTRIES = _List, _Tuple
+_MARK = "_entries_are_samples"  # such a one of a class of its own
+for _kind_of_list in _ENTRIES:
     pytree.register_pytree_node(
         _kind_of_list,
         lambda values: (list(values), type(values)),
@@ -40,7 +42,26 @@ for _kind_of_list in ENTRIES:
 
 def entries(values: Any) -> Any:
     """A list or tuple, its entries marked as the samples."""
-    return _Tuple(values) if isinstance(values, tuple) else _List(values)
+    if type(values) in (list, tuple, *_ENTRIES) or not hasattr(values, "__dict__"):
+        return _Tuple(values) if isinstance(values, tuple) else _List(values)
+    made = sequence_of(type(values), *entries_and_rest(values))
+    vars(made)[_MARK] = True
+    return made
+
+
+def are_entries(values: Any) -> bool:
+    """Whether this is a list or tuple whose entries are marked as the samples."""
+    return isinstance(values, _ENTRIES) or _MARK in getattr(values, "__dict__", {})
+
+
+def some_entries(values: Any, first: int, last: int) -> Any:
+    """Some of marked entries, with the rows for them of the tensors that a class of its own has as attributes."""
+    if isinstance(values, _ENTRIES):
+        return entries(values[first:last])
+    n = len(values)
+    parts, (*places, rest) = entries_and_rest(values)
+    own = [p[first:last] if isinstance(p, torch.Tensor) and p.dim() and len(p) == n else p for p in parts[n:]]
+    return sequence_of(type(values), [*parts[first:last], *own], (*places[first:last], *places[n:], rest))
 
 
 def with_entries(batches: Sequence[Any], sizes: Sequence[int] | None = None) -> list[Any]:
@@ -60,6 +81,42 @@ def with_entries(batches: Sequence[Any], sizes: Sequence[int] | None = None) -> 
         if numbers == sizes or (sizes is None and differ and None not in numbers):
             return list(map(marked, batches))
     return list(batches)
+
+
+@dataclass(frozen=True, eq=False)
+class Collated:
+    """A batch, and of how many samples a loader put it together.
+
+    samples   None where that is not told
+    is_whole  whether the only sample may be a batch by itself
+    """
+
+    batch: Any
+    samples: int | None = None
+    is_whole: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class CountedCollate:
+    """A loader's `collate_fn` that says how many samples it was given."""
+
+    collate: Callable[[Any], Any]
+
+    def __call__(self, samples: Any) -> Collated:
+        """The batch of these samples."""
+        batch = self.collate(samples)
+        if not isinstance(samples, (tuple, list)):
+            return Collated(batch)
+        return Collated(batch, len(samples), len(samples) == 1 and not self._lists(samples, batch))
+
+    def _lists(self, samples: Any, batch: Any) -> bool:
+        """Whether the batch of one sample is a list of it, as it is of two where that sample is given twice."""
+        numbers_of = [number_of for number_of in (_length, _length_of_lists) if number_of(batch) == 1]
+        try:
+            twice = self.collate([*samples, *samples]) if numbers_of else None
+        except Exception:  # what a user's function raises of samples that it is never given
+            return False
+        return any(number_of(twice) == 2 for number_of in numbers_of)
 
 
 def _length(batch: Any) -> int | None:
@@ -141,8 +198,8 @@ def samples_in(batch: Any) -> int:
 
 def _listed_samples(batch: Any) -> int | None:
     """The samples of a batch whose targets are one number or a list of them, or that is made of lists; else None."""
-    for part in pytree.tree_leaves(batch, is_leaf=lambda part: isinstance(part, ENTRIES)):
-        if isinstance(part, ENTRIES):
+    for part in pytree.tree_leaves(batch, is_leaf=are_entries):
+        if are_entries(part):
             return len(part)
     targets = _targets_in(batch)
     return _in_lists(_parts_of(batch)) if targets is None and _holds_numbers(batch) else targets

@@ -489,7 +489,7 @@ def test_a_loader_tells_how_many_samples_stand_in_lists_of_one_length(batch_of):
     loader = torch.utils.data.DataLoader(ALIKE, 4, collate_fn=lambda rows: batch_of(*zip(*rows, strict=True)))
     assert lossmap.Problem.custom(nn.Linear(3, 1), error_of_rows, loader).samples == 12
     one_by_one = torch.utils.data.DataLoader([(X[:5], Y[:5]), (X[5:], Y[5:])], 1, collate_fn=lambda rows: rows)
-    assert read_into_memory(one_by_one).samples == 12  # whose samples are batches
+    assert read_into_memory(one_by_one).samples == 2  # lists of one
 
 
 def time_first(rows):
@@ -1012,3 +1012,180 @@ def test_tuples_of_a_class_of_their_own_are_batches_of_it():
     problem = Problem.custom(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch.y), batches)
     assert problem.samples == 12 and isinstance(next(iter(problem.rebatched(5).data)), Pair)
     assert mean_loss(problem) == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
+
+
+SEQUENCES = [torch.randn(n, 3, generator=G) for n in (5, 7, 3, 4, 6, 2)]
+
+
+def error_of_sequence(model, sequence):
+    return (model(sequence).sum() - 1) ** 2
+
+
+def mean_of_sequences(model, batch):
+    return torch.stack([error_of_sequence(model, sequence) for sequence in batch]).mean()
+
+
+def loss_at_origin(problem):
+    return lossmap.losses(problem, lossmap.random_plane(problem.model, axes=1))((0.0,))["train_loss"]
+
+
+def takes_out(model, batch):
+    n, total = len(batch), 0
+    while batch:
+        total = total + error_of_sequence(model, batch.pop())
+    return total / n
+
+
+def puts_in(model, batch):
+    batch.append(batch[0])
+    return mean_of_sequences(model, batch[:-1])
+
+
+def exchanges(model, batch):
+    batch[0] = batch[0] * 1
+    batch.reverse()
+    return mean_of_sequences(model, batch)
+
+
+@pytest.mark.parametrize("loss", [takes_out, puts_in, exchanges])
+def test_a_loss_may_change_the_lists_of_its_batch(loss):
+    model = nn.Linear(3, 1)
+    problem = lossmap.Problem.custom(model, loss, torch.utils.data.DataLoader(SEQUENCES, 2, collate_fn=list))
+    before = [len(batch) for batch in problem.data]
+    for _ in range(2):
+        assert loss_at_origin(problem) == pytest.approx(mean_of_sequences(model, SEQUENCES).item(), rel=1e-5)
+    assert problem.samples == 6 and [len(batch) for batch in problem.data] == before
+
+
+def test_a_loss_may_change_dicts_and_objects_of_its_batch():
+    def loss(model, batch):
+        targets = batch.pop("labels")
+        batch["x"] = batch["x"] * 2
+        batch["part"].x = batch["part"].x * 2
+        batch["seen"].append(1)
+        return ((model(batch["x"] / 2) - targets) ** 2).mean() + 0 * batch["part"].x.sum() + (len(batch["seen"]) - 1)
+
+    model, y = nn.Linear(3, 1), torch.randn(12, 1, generator=G)
+    data = [{"x": X[a:b], "labels": y[a:b], "part": Loose(x=X[:2]), "seen": []} for a, b in pairwise((0, 5, 12))]
+    problem = lossmap.Problem.custom(model, loss, data)
+    assert problem.samples == 12
+    for _ in range(2):
+        assert loss_at_origin(problem) == pytest.approx(F.mse_loss(model(X), y).item(), rel=1e-5)
+    assert set(data[0]) == {"x", "labels", "part", "seen"} and data[0]["part"].x.equal(X[:2])
+
+
+def test_a_model_and_a_criterion_may_change_lists_of_inputs_and_targets():
+    class OfList(nn.Linear):
+        def forward(self, parts, factors):
+            return super().forward(parts.pop()) * factors.pop()
+
+    def criterion(outputs, targets):
+        return F.mse_loss(outputs, targets.pop("y"))
+
+    model, y = OfList(3, 1), torch.randn(12, 1, generator=G)
+    data = [(([X[a:b]], [2.0]), {"y": y[a:b]}) for a, b in pairwise((0, 5, 12))]
+    problem = lossmap.Problem.supervised(model, criterion, data)
+    truth = F.mse_loss(2 * F.linear(X, model.weight, model.bias), y).item()
+    for _ in range(2):
+        assert loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({"batch_size": 1, "collate_fn": list}, [1] * 6),
+        ({"batch_size": 1, "collate_fn": lambda rows: [row * 1 for row in rows]}, [1] * 6),
+        ({"batch_size": 1, "collate_fn": lambda rows: {"q": tuple(rows)}}, [1] * 6),
+        ({"batch_sampler": [[0], [1, 2], [3, 4, 5]], "collate_fn": list}, [1, 2, 3]),
+        ({"batch_size": 1, "collate_fn": lambda rows: rows[0]}, [5, 7, 3, 4, 6, 2]),  # each sample is a batch
+    ],
+)
+def test_a_loader_of_single_sequences_tells_that_they_are_samples(options, counts):
+    def loss(model, batch):
+        batch = batch["q"] if isinstance(batch, dict) else batch
+        return mean_of_sequences(model, [batch] if isinstance(batch, torch.Tensor) else batch)
+
+    loader = torch.utils.data.DataLoader(SEQUENCES, **options)
+    data = as_batches(loader)
+    assert data.samples == sum(counts)
+    if isinstance(data, FixedBatches):
+        assert [samples_in(batch) for batch in data.batches] == counts
+        model = nn.Linear(3, 1)
+        value = loss_at_origin(lossmap.Problem.custom(model, loss, loader))
+        assert value == pytest.approx(mean_of_sequences(model, SEQUENCES).item(), rel=1e-5)
+
+
+class Tagged(list):
+    def __init__(self, entries, tag, weights=None):
+        super().__init__(entries)
+        self.tag, self.weights = tag, weights
+
+
+class Weighted(tuple):
+    def __new__(cls, entries, weights):
+        made = super().__new__(cls, entries)
+        made.weights = weights
+        return made
+
+
+@pytest.mark.parametrize(
+    "batch_of",
+    [
+        lambda rows: Tagged(rows, "train"),
+        lambda rows: Tagged(rows, "train", torch.ones(len(rows))),
+        lambda rows: Weighted(rows, torch.ones(len(rows))),
+    ],
+)
+def test_lists_and_tuples_of_a_class_with_attributes_stay_whole(batch_of):
+    def loss(model, batch):
+        weights = torch.ones(len(batch)) if batch.weights is None else batch.weights
+        assert type(batch) is type(batch_of([])) and getattr(batch, "tag", "train") == "train"
+        return torch.stack([w * error_of_sequence(model, q) for w, q in zip(weights, batch, strict=True)]).mean()
+
+    model = nn.Linear(3, 1)
+    problem = lossmap.Problem.custom(model, loss, [batch_of(SEQUENCES[:2]), batch_of(SEQUENCES[2:])])
+    assert problem.samples == 6
+    assert loss_at_origin(problem) == pytest.approx(mean_of_sequences(model, SEQUENCES).item(), rel=1e-5)
+    assert lossmap.spectrum(problem, top=1).values[0] > 0
+
+
+def test_pairs_of_a_loader_stay_the_lists_that_it_makes():
+    def loss(model, batch):
+        y = batch.pop()
+        return F.mse_loss(model(*batch), y)
+
+    model, y = nn.Linear(3, 1), torch.randn(12, 1, generator=G)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, y), 5)
+    problem = lossmap.Problem.custom(model, loss, loader)
+    assert loss_at_origin(problem) == pytest.approx(F.mse_loss(model(X), y).item(), rel=1e-5)
+
+
+def test_targets_that_are_lists_of_rows_are_a_tensor_for_losses_of_pytorch():
+    model, y = nn.Linear(3, 2), torch.randn(12, 2, generator=G)
+    problem = lossmap.Problem.supervised(model, "mse", [(X[:5], list(y[:5])), (X[5:], list(y[5:]))])
+    assert loss_at_origin(problem) == pytest.approx(F.mse_loss(model(X), y).item(), rel=1e-5)
+    with pytest.raises(ValueError, match="make no tensor"):
+        lossmap.Problem.supervised(model, "mse", [(X[:2], [y[0], y[1, :1]])])
+
+
+def test_a_tuple_of_single_samples_is_put_together_as_a_list_of_them_is():
+    model = nn.Linear(3, 2)
+    samples = [(x, int(k)) for x, k in zip(X, Y, strict=True)]
+    values = [
+        loss_at_origin(lossmap.Problem.supervised(model, "crossentropy", kind(samples))) for kind in (list, tuple)
+    ]
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("loader_of", [
+    lambda data: torch.utils.data.DataLoader(data, 1, collate_fn=lambda rows: rows[0]),
+    lambda data: torch.utils.data.DataLoader(
+        data, 2, collate_fn=lambda rows: tuple(map(torch.cat, zip(*rows, strict=True)))
+    ),
+])  # fmt: skip
+def test_samples_that_are_batches_by_themselves_are_read_as_the_loader_gives_them(loader_of, monkeypatch):
+    loader = loader_of([(X[a:b], Y[a:b]) for a, b in pairwise((0, 4, 8, 12))])
+    source = source_of(loader, "data")
+    assert source.samples == 12 and source.fetch(range(12))[0].equal(X)
+    with pytest.raises(ValueError, match="more than the memory"):  # and never streamed, a sample for a batch
+        as_batches(loader, budget=1000)
