@@ -1,6 +1,6 @@
 """Tensors that a model or its loss keeps in the memory of a parameter, and reads: `self.tail = self.weight.data[2:]`.
 
-So may arrays of NumPy, `self.table = self.weight.detach().numpy()`.
+So may arrays of NumPy, `self.table = self.weight.detach().numpy()`, and a storage, `self.weight.untyped_storage()`.
 A step of an optimizer in place changes them too. A survey gives the parameters other memory and leaves them behind, and
 no gradient follows them: the loss would be another one at every point but the origin. Price: a look at what is kept;
 two passes over a few samples for each that lies in such memory.
@@ -9,7 +9,7 @@ two passes over a few samples for each that lies in such memory.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -27,6 +27,8 @@ from lossmap.data.skipped_checks import skip
 from lossmap.geometry.parameter_vector import memory_of
 from lossmap.seeding import same_random_state
 
+STORAGES = torch.UntypedStorage, torch.TypedStorage
+
 
 def refuse_aliases(problem: Problem, batch: Batch, tolerance: float) -> None:
     """Raise ValueError where the loss of a batch reads such a tensor.
@@ -37,7 +39,8 @@ def refuse_aliases(problem: Problem, batch: Batch, tolerance: float) -> None:
     parameters = {name: p for name, p in model.named_parameters() if _is_plain(p)}
     memory = {name: memory_of(p) for name, p in parameters.items()}
     kept = [(memo.name, t) for memo in memos_of(model) for t in pytree.tree_leaves(memo.value)]
-    for name, t in [*kept, *_seen_by_functions(model), *model.named_buffers()]:
+    for name, value in [*kept, *_storages_in(model), *_seen_by_functions(model), *model.named_buffers()]:
+        t = _array_of(value, parameters.values()) if isinstance(value, STORAGES) else value
         if isinstance(t, np.ndarray):
             shared = [n for n, p in parameters.items() if p.device.type == "cpu" and _is_within(t, p)]
             is_read = bool(shared) and _is_array_read(problem, batch, t, [parameters[n] for n in shared], tolerance)
@@ -71,6 +74,28 @@ def _seen_by_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
         for leaf in pytree.tree_leaves(value):
             if not isinstance(leaf, nn.Parameter):  # which moves itself
                 yield f"{name}, which a function of the model sees,", leaf
+
+
+def _storages_in(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The storages that modules keep."""
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, STORAGES):
+                    yield f"{prefix}.{key}".lstrip("."), leaf
+
+
+def _array_of(storage: Any, parameters: Iterable[Tensor]) -> Any:
+    """The memory of a parameter, of which this is the storage, as an array of its numbers; None where it is of none."""
+    storage = getattr(storage, "_untyped_storage", storage)
+    for p in parameters:
+        if (
+            p.device.type == "cpu"
+            and p.dtype != torch.bfloat16
+            and storage.data_ptr() == p.untyped_storage().data_ptr()
+        ):
+            return torch.empty(0, dtype=p.dtype).set_(storage).numpy()
+    return None
 
 
 def _is_within(array: np.ndarray, p: Tensor) -> bool:

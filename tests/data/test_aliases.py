@@ -117,6 +117,25 @@ def test_an_array_in_the_memory_of_a_parameter_is_refused_too():
     survey(KeepsAnArray(is_copied=True))
 
 
+class KeepsAStorage(Keeps):
+    def __init__(self, kind, is_copied):
+        super().__init__("attribute", alias=False)
+        tensor = self.weight.detach().clone() if is_copied else self.weight
+        self.tail = getattr(tensor, kind)()
+
+    def forward(self, x):
+        tail = torch.empty(0).set_(self.tail, 0, self.weight.shape, self.weight.stride())
+        return self.head(torch.tanh(x @ self.weight.T)) + x @ tail[2:].T
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("kind", ["untyped_storage", "storage"])
+def test_the_storage_of_a_parameter_is_refused_too(kind):
+    with pytest.raises(ValueError, match=r"tail lies in the memory of the parameter 'weight'"):
+        survey(KeepsAStorage(kind, is_copied=False))
+    survey(KeepsAStorage(kind, is_copied=True))
+
+
 def test_a_view_with_its_graph_is_refused_by_its_name():
     model = Keeps("attribute", alias=False)
     model.tail = model.weight[2:]
