@@ -75,8 +75,8 @@ HOMES = {
     "torch": {
         "cli", "callbacks", "studies", "dynamics", "health", "spectra", "landscape", "diagnostics", "training",
         "curvature", "linalg",
-        "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered",
-        "geometry.wrappers", "copies", "data", "zoo", "memory", "numerics", "process_state", "seeding", "shortcuts",
+        "geometry.degenerate", "geometry.directions", "geometry.parameter_vector", "geometry.training_path",
+        "geometry.unregistered", "geometry.wrappers", "copies", "data", "zoo", "memory", "numerics", "process_state", "seeding", "shortcuts",
         "sums", "results",
     },
     "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm", "landscape.permutation_groups"},

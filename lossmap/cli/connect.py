@@ -306,7 +306,7 @@ def lines_of(settings: Settings, problem: Problem, done: str) -> tuple[tuple[Pla
     """
     from lossmap.cli.load_plane import state_of
     from lossmap.data import checkpoints
-    from lossmap.geometry.directions import line_between
+    from lossmap.geometry.directions import line_to
     from lossmap.landscape.alignment import NONE, align
     from lossmap.landscape.connection_map import INTERPOLATE
 
@@ -316,7 +316,7 @@ def lines_of(settings: Settings, problem: Problem, done: str) -> tuple[tuple[Pla
     recipe = {"kind": f"to:{other}", "sha256": checkpoints.file_sha256(other)}
 
     def line(tensors: Mapping[str, Any], **how: str) -> Plane:
-        plane = line_between(model, tensors, states=states)
+        plane = line_to(model, tensors, states=states)
         return replace(plane, recipes=({**plane.recipes[0], **recipe, **how},))
 
     unaligned = line(state)

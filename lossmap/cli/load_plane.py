@@ -21,6 +21,7 @@ from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints
 from lossmap.data.problem import Problem
+from lossmap.geometry.degenerate import lead_one_way, leads_nowhere
 from lossmap.geometry.directions import (
     Named,
     Plane,
@@ -29,6 +30,7 @@ from lossmap.geometry.directions import (
     from_vector,
     moving_names,
     normalised,
+    nothing_moves,
     origin_of,
     random_or_drawn,
 )
@@ -128,11 +130,19 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
         return plane_in_file(plane.dir_file, model, origin, names)
     axes, recipes = zip(*(_axis(name, model, files, plane, origin, curved) for name in names), strict=True)
     made = Plane(origin, tuple(axes), tuple(recipes))
-    is_random = all(recipe["kind"] == "random" for recipe in recipes)  # --same-dir means it
-    if made.cosine is not None and abs(made.cosine) > 1 - PARALLEL and not is_random:
+    if made.cosine is not None and _are_one(made):
         both = " and ".join(recipe["kind"] for recipe in recipes)
         raise UsageError(f"the directions {both} are one and the same (cosine {made.cosine:.6f}): they span no plane")
     return made
+
+
+def _are_one(plane: Plane) -> bool:
+    """Whether the two axes of a plane are one and the same, and not meant to be."""
+    if all(recipe["kind"] == "random" for recipe in plane.recipes):  # --same-dir means it
+        return False
+    if all(recipe["kind"].startswith("to:") and recipe["norm"] == "none" for recipe in plane.recipes):
+        return all(plane.lengths) and lead_one_way(plane.origin, *plane.axes)
+    return abs(plane.cosine or 0.0) > 1 - PARALLEL
 
 
 def _axis(
@@ -157,6 +167,8 @@ def _axis(
         axis, recipe = normalised(computed, origin, norm, ignore), recipe | details
     if plane.moving != "all":
         axis = axis_of_moving(axis, model, plane.moving)
+    elif is_random and leads_nowhere(axis):
+        raise UsageError(nothing_moves(norm, ignore))
     if plane.parameters_of_directions:
         recipe["parameters"] = plane.moving
     return axis, recipe

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy
+from lossmap.geometry.degenerate import lead_one_way, leads_nowhere
 from lossmap.geometry.grid import Point
 from lossmap.geometry.parameter_vector import (
     Layout,
@@ -214,7 +215,7 @@ def random_plane(
 
     Raises:
         ValueError: for an unknown norm or ignore, where the model holds values that are not finite, and where no
-            parameter matches or moves.
+            parameter matches or moves, as those of a model of zeros, or of biases alone, do not.
 
     Example:
         >>> import torch, lossmap
@@ -235,6 +236,9 @@ def random_plane(
     recipes = [
         {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
     ]
+    for axis, scale, left_out in zip(directions, norms, ignores, strict=True):
+        if not is_stored and leads_nowhere(axis):
+            raise ValueError(nothing_moves(scale, left_out))
     warn_of_frozen(model, parameters, "move with the plane")
     return moving_only(Plane(origin, tuple(directions), tuple(recipes)), model, parameters)
 
@@ -261,7 +265,7 @@ def line_between(
         A `Plane` with one axis.
 
     Raises:
-        ValueError: where names or shapes differ.
+        ValueError: where names or shapes differ, and where both have the same weights.
 
     Example:
         >>> import torch, lossmap
@@ -271,6 +275,16 @@ def line_between(
         True
 
     """
+    plane = line_to(model, other, states=states, ignore=ignore, parameters=parameters)
+    if leads_nowhere(plane.axes[0]):
+        raise ValueError("both models have the same weights: there is no line between them")
+    return plane
+
+
+def line_to(
+    model: nn.Module, other: Named | nn.Module, *, states: bool, ignore: str = "none", parameters: str = "all"
+) -> Plane:
+    """As `line_between`, also of length 0: to a permuted copy of the model, once its units are matched."""
     model = within_ddp(model)
     return moving_only(_through(model, (other,), states, ignore), model, parameters)
 
@@ -299,7 +313,8 @@ def plane_through(
         A `Plane` with two axes, which need be neither orthogonal nor of one length (`plane.cosine`, `plane.lengths`).
 
     Raises:
-        ValueError: where names or shapes differ.
+        ValueError: where names or shapes differ, and where the three span no plane: two have the same weights, or all
+            lie on one line, but for rounding.
 
     Example:
         >>> import torch, lossmap
@@ -310,7 +325,13 @@ def plane_through(
 
     """
     model = within_ddp(model)
-    return moving_only(_through(model, (x, y), states, ignore), model, parameters)
+    plane = moving_only(_through(model, (x, y), states, ignore), model, parameters)
+    for name, axis in zip("xy", plane.axes, strict=True):
+        if leads_nowhere(axis):
+            raise ValueError(f"{name} has the weights of the model at the origin: there is no direction to it")
+    if lead_one_way(plane.origin, *plane.axes):
+        raise ValueError(f"the three models lie on one line (cosine {plane.cosine:.6f}): they span no plane")
+    return plane
 
 
 def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str) -> Plane:
@@ -345,6 +366,14 @@ def axis_of_moving(axis: Named, model: nn.Module, parameters: str) -> dict[str, 
             "biases and batch norm move with ignore 'none' alone"
         )
     return {name: d if name in names else torch.zeros_like(d) for name, d in axis.items()}
+
+
+def nothing_moves(norm: str, ignore: str) -> str:
+    """Why a random axis is 0 at every tensor."""
+    text = f"nothing moves along a random direction of norm {norm!r} and ignore {ignore!r}: it is 0 at every parameter"
+    if ignore == "biasbn":
+        return f"{text}; tensors of one dimension, such as biases, move with ignore 'none' alone"
+    return f"{text}, as it is scaled to where a model is 0"
 
 
 def moving_names(origin: Named, model: nn.Module, parameters: str) -> list[str]:

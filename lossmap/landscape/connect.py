@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lossmap.data.problem import Problem
-from lossmap.geometry.directions import line_between
+from lossmap.geometry.directions import line_to
 from lossmap.geometry.grid import Grid
 from lossmap.io.disk import PathLike
 from lossmap.io.eigenvector_store import put_group
@@ -100,9 +100,9 @@ def connect(
         A `Connection`: print it for the report; `losses`, `metrics`, `barrier("train")` with its standard error.
 
     Raises:
-        ValueError: where names or shapes differ, for an unknown `bn`, `align` or `curve`, fewer than three points, a
-            model whose permutations cannot be traced, a curve on which statistics would be interpolated, and as
-            `survey`.
+        ValueError: where names or shapes differ, where both have the same weights, for an unknown `bn`, `align` or
+            `curve`, fewer than three points, a model whose permutations cannot be traced, a curve on which statistics
+            would be interpolated, and as `survey`.
         FloatingPointError: where the loss on the curve is not finite while its bend is trained.
 
     Example:
@@ -122,12 +122,13 @@ def connect(
         raise ValueError(f"--align must be one of {', '.join(ALIGNMENTS)}; got {align!r}")
     recipe = curve_recipe(curve, curve_steps, curve_rate, seed, done)
     world = World.start()
-    line = partial(line_between, first.model, states=done == INTERPOLATE, parameters=parameters)
-    alignment, beside = None, {}
+    line = partial(line_to, first.model, states=done == INTERPOLATE, parameters=parameters)
+    alignment, beside, plane = None, {}, line(other)
+    if not plane.lengths[0]:
+        raise ValueError("both networks have the same weights: there is no line between them")
     if align != NONE:
-        alignment, beside["unaligned"] = aligned(first, other, method=align), Way(line(other))
-        other = alignment.state
-    plane = line(other)
+        alignment, beside["unaligned"] = aligned(first, other, method=align), Way(plane)
+        plane = line(alignment.state)
     if recipe is not None:
         bend = stored_bend(None if overwrite else path, plane, recipe)
         if bend is None:

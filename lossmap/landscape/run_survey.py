@@ -30,7 +30,13 @@ from lossmap.keywords import checked_keywords
 from lossmap.landscape import refinement
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import progress_display
-from lossmap.landscape.survey_file import measured_problems, open_survey_file, precision_of, stored_choice
+from lossmap.landscape.survey_file import (
+    described_plane,
+    measured_problems,
+    open_survey_file,
+    precision_of,
+    stored_choice,
+)
 from lossmap.landscape.survey_recorder import Progress, Recorder
 from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import WorkerLost
@@ -152,6 +158,7 @@ def survey(
     """
     if path is not None and store is not None:
         raise ValueError("a survey goes into one place: give a path or a store, not both")
+    _check_axes(measure, grid)
     _check_refinement(refine, points)
     _check_sampling(measure, refine, points)
     world = world or World.start()
@@ -232,12 +239,25 @@ def _prepared(
     """Rank 0's store of a survey without a file of its own; it alone calls it: to meet is not to survive a death."""
     if store is None:
         store = MemoryStore(grid)
+        attributes, groups = described_plane(measures[0], tensors=False)
+        store.note(**attributes)
+        for name, group in groups.items():
+            store.put(name, group)
         for measure, of_points in zip(measures, (_checked_indices(points, grid), None), strict=True):
             if measure is not None:
                 store.declare(measure.name, measure.fields, {**precision_of(measure), **measure.settings}, of_points)
     elif refine is None:
         refinement.measure_all(store, measures[0].name, measures[0].fields)
     return store
+
+
+def _check_axes(measure: Any, grid: Grid) -> None:
+    plane = getattr(measure, "plane", None)
+    if plane is not None and len(plane.axes) != grid.axes:
+        raise ValueError(
+            f"the grid has {grid.axes} and the plane {len(plane.axes)} axes; a line is Grid.line with axes=1, "
+            "a plane Grid.square with axes=2"
+        )
 
 
 def _check_refinement(refine: float | None, points: Iterable[int] | None) -> None:
@@ -342,12 +362,6 @@ def _evaluate_points(
     """One pass over the points that the store does not know yet; the words are those of `survey`."""
     if point_timeout is not None and point_timeout <= 0:
         raise ValueError(f"--point-timeout must be > 0 seconds; got {point_timeout:g}")
-    plane = getattr(measure, "plane", None)
-    if plane is not None and len(plane.axes) != grid.axes:
-        raise ValueError(
-            f"the grid has {grid.axes} and the plane {len(plane.axes)} axes; a line is Grid.line with axes=1, "
-            "a plane Grid.square with axes=2"
-        )
     team = team or Team.alone()
     all_teams = team.all_teams or world.team_ranks(rank_0=rank_0)
     world.surveys += 1  # on every rank alike: a late message of an earlier survey is known by it

@@ -57,16 +57,14 @@ def open_survey_file(
     Raises as `SurfaceFile.open` does: Refused naming each difference, Busy, NotASurface, OSError.
     """
     first = next(iter(measures.values()))
-    plane: Plane | None = getattr(first, "plane", None)
+    plane = _plane_of(first)
     identity: dict[str, Any] = {WRITTEN_BY: PYTHON}
     attributes: dict[str, Any] = {**provenance(_device_of(first), ranks), "command": PYTHON}
-    groups: dict[str, Group] = {}
+    of_plane, groups = described_plane(first)
     digest = ""
     if plane is not None:
-        digest = plane.digest
-        identity[DIGEST] = digest
-        attributes |= {DIGEST: digest, "directions_cosine": float("nan") if plane.cosine is None else plane.cosine}
-        groups = {**direction_groups(plane), **getattr(first, "groups", {})}
+        identity[DIGEST] = digest = plane.digest
+    attributes |= of_plane
     stated: Measures = {
         name: (measure.fields, {**measured_with(measure), **measure.settings}) for name, measure in measures.items()
     }
@@ -105,6 +103,19 @@ def stored_choice(path: PathLike, measure: str) -> dict[str, Any] | None:
     return chosen
 
 
+def described_plane(measure: Any, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Group]]:
+    """What a result says of the plane of a measure, as attributes and groups; nothing where it has none.
+
+    tensors  whether those of the axes are held too, as in a file; a result in memory says how they were made
+    """
+    plane = _plane_of(measure)
+    if plane is None:
+        return {}, {}
+    cosine = float("nan") if plane.cosine is None else plane.cosine
+    groups = {**direction_groups(plane, tensors), **getattr(measure, "groups", {})}
+    return {DIGEST: plane.digest, "directions_cosine": cosine}, groups
+
+
 def direction_groups(plane: Plane, tensors: bool = True) -> dict[str, Group]:
     """The axes of a plane as the groups of a file: tensors by name, recipe, length and digest.
 
@@ -123,6 +134,12 @@ def direction_groups(plane: Plane, tensors: bool = True) -> dict[str, Group]:
             arrays = {k: t.detach().cpu().numpy() for k, t in axis.items()}
         groups[f"directions/{name}"] = Group(arrays, {**recipe, "length": length, "digest": plane.digest})
     return groups
+
+
+def _plane_of(measure: Any) -> Plane | None:
+    """The plane that a measure is on; somebody's own measure may mean something else by that name."""
+    plane = getattr(measure, "plane", None)
+    return plane if hasattr(plane, "recipes") else None
 
 
 def problems_of(measure: Any) -> dict[str, Problem]:

@@ -486,6 +486,13 @@ def test_two_directions_that_are_one_are_refused(here, capsys):
         assert run(f"{line} --model-file3 {other}") == 2
         assert f"to:b.pt and to:{other} are one and the same (cosine 1.000000)" in capsys.readouterr().err
     assert not Path("d.h5").exists()
+    near = {k: v + 1e-4 * torch.rand_like(v) for k, v in torch.load("b.pt").items()}
+    torch.save(near, "near.pt")
+    assert run(f"{line} --model-file3 near.pt") == 0
+    assert lossmap.read("d.h5").attributes["directions_cosine"] > 1 - 1e-6
+    torch.save({k: torch.zeros_like(v) for k, v in near.items()}, "zeros.pt")
+    assert run("--model mlp --model-file zeros.pt --samples 20 --x=0:1:2 --surf-file z.h5") == 2
+    assert "nothing moves along a random direction of norm 'filter'" in capsys.readouterr().err
 
 
 def test_directions_of_every_kind_lead_where_they_say(here):

@@ -125,6 +125,44 @@ def test_a_line_between_models_is_at_each_of_them():
             torch.testing.assert_close(line.at(point)[name], p.detach(), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64, torch.bfloat16])
+def test_models_that_span_no_line_or_plane_are_refused(precision):
+    a, b = (nn.Linear(30, 20).to(precision) for _ in range(2))
+
+    def beyond(factor):
+        """The model on the line from a (0) to b (1), in their precision."""
+        ends = ((name, a.state_dict()[name].double(), b.state_dict()[name].double()) for name in a.state_dict())
+        return {name: (one + factor * (other - one)).to(precision) for name, one, other in ends}
+
+    for x, y, name in ((a, b, "x"), (b, a, "y"), (a, a, "x")):
+        with pytest.raises(ValueError, match=f"{name} has the weights of the model at the origin"):
+            plane_through(a, x, y)
+    for x, y in ((b, b), (b, beyond(0.5)), (b, beyond(-7.0)), (beyond(0.3), beyond(200.0)), (beyond(200.0), b)):
+        with pytest.raises(ValueError, match="the three models lie on one line"):
+            plane_through(a, x, y)
+    with pytest.raises(ValueError, match="both models have the same weights: there is no line between them"):
+        line_between(a, a.state_dict())
+    # a thousandth beside the line, where the cosine is 1 to six digits, is beside it
+    if precision != torch.bfloat16:
+        near = {name: w + 1e-3 * torch.rand_like(w) for name, w in b.state_dict().items()}
+        plane = plane_through(a, b, near)
+        assert plane.cosine > 1 - 1e-5 and torch.allclose(plane.at((0.0, 1.0))["weight"], near["weight"])
+        head = {**b.state_dict(), "weight": a.weight.detach() * 1e6}  # which stands still
+        assert plane_through(a, head, {**near, "weight": a.weight}, parameters="bias").lengths[0] > 0.0
+
+
+def test_a_random_direction_that_moves_nothing_is_refused():
+    bias = nn.Module()
+    bias.w = nn.Parameter(torch.ones(3))
+    zeros = nn.Linear(3, 2)
+    nn.init.zeros_(zeros.weight)
+    for model in (bias, zeros):
+        with pytest.raises(ValueError, match="nothing moves along a random direction of norm 'filter' and ignore"):
+            random_plane(model)
+    assert random_plane(bias, norm="none", ignore="none").lengths[0] > 0.0
+    assert random_plane(zeros, norm="none").lengths[0] > 0.0
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_planes_of_coarse_precisions_pass_through_their_models_to_the_bit(precision):
     a, b, c = (net().to(precision) for _ in range(3))

@@ -523,3 +523,10 @@ def test_statistics_are_made_of_as_many_samples_as_were_asked_for(asked, sizes):
     batches = list(fixed_batches(problem.data, asked))
     assert [len(x) for x, _ in batches] == sizes
     assert torch.equal(torch.cat([x for x, _ in batches]), data[0][: sum(sizes)])
+
+
+def test_a_line_between_the_same_weights_is_refused_by_name():
+    model = net(0)
+    for align in ("none", "weights"):
+        with pytest.raises(ValueError, match="both networks have the same weights: there is no line between them"):
+            lossmap.connect(supervised(model), copy.deepcopy(model), points=3, align=align)

@@ -16,7 +16,7 @@ from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.datasets import load
 from lossmap.data.problem import Problem
 from lossmap.data.random_batches import shuffled_batch
-from lossmap.geometry.directions import line_between
+from lossmap.geometry.directions import line_between, line_to
 from lossmap.io.read import read_group
 from lossmap.landscape.connection_map import Way, connection_map
 from lossmap.landscape.curves import (
@@ -200,4 +200,4 @@ def test_between_two_trained_nets_the_curve_stays_below_the_barrier_of_the_line(
 def test_a_curve_between_the_same_parameters_is_refused_by_name():
     problem = ring()
     with pytest.raises(ValueError, match="both networks have the same parameters, so that there is no curve"):
-        train_bend(problem, line_between(problem.model, problem.model.state_dict()), CurveRecipe("bezier"))
+        train_bend(problem, line_to(problem.model, problem.model.state_dict(), states=False), CurveRecipe("bezier"))

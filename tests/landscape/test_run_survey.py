@@ -362,3 +362,18 @@ def test_errors_of_rounding_of_a_survey_in_memory_are_those_of_its_precision(dty
     found = lossmap.find_minima(surface)
     assert found.error_kind == "rounding"
     assert 0 < found.error[0] <= 16 * torch.finfo(dtype).eps * found.values.max()
+
+
+def test_a_survey_in_memory_knows_its_plane_as_a_file_does(tmp_path):
+    a, b, c = (nn.Linear(3, 2) for _ in "abc")
+    problem = lossmap.Problem.supervised(a, "mse", (torch.ones(4, 3), torch.zeros(4, 2)))
+    for plane in (lossmap.plane_through(a, b, c), lossmap.random_plane(a)):
+        measure, grid = lossmap.losses(problem, plane), Grid.square(0, 1, 3)
+        surfaces = [survey(measure, grid), survey(measure, grid, path=tmp_path / "p.h5", overwrite=True)]
+        axes = [{n: dict(s.groups[f"directions/{n}"].attributes) for n in "xy"} for s in surfaces]
+        assert axes[0] == axes[1] and axes[0]["x"]["kind"] == plane.recipes[0]["kind"]
+        for name in ("directions_digest", "directions_cosine"):
+            assert surfaces[0].attributes[name] == surfaces[1].attributes[name]
+        drawn = [{t.get_text() for axes in lossmap.draw(s).axes for t in axes.texts} for s in surfaces]
+        assert drawn[0] == drawn[1]
+        assert ("model 3" in drawn[0]) == (plane.recipes[0]["kind"] == "to")
