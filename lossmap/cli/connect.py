@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lossmap.data.problem import Problem
     from lossmap.geometry.directions import Plane
     from lossmap.landscape.alignment import Alignment
-    from lossmap.landscape.connection_map import Way
+    from lossmap.landscape.connection_map import ConnectionMap, Way
     from lossmap.landscape.curves import CurveRecipe
     from lossmap.landscape.loss import ForwardPlan
     from lossmap.report.price import Price
@@ -98,7 +98,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         plan_for_errors,
         statistics_of,
     )
-    from lossmap.landscape.curves import curved_plane, price_of_bend, stored_bend, train_bend
+    from lossmap.landscape.curves import curved_plane, moved_by_bend, price_of_bend, stored_bend, train_bend
     from lossmap.landscape.loss import ForwardPlan, probe_forward_plan
     from lossmap.landscape.price import price_of_losses
 
@@ -134,6 +134,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if recipe is not None:
         bend = None if execution.overwrite else world.once(lambda: stored_bend(path, plane, recipe))
         if bend is None:
+            world.together(lambda: moved_by_bend(first, plane))  # else refused by its price, and again by its training
             announce(world, "curve", lambda: price_of_bend(first, plane, recipe))
         if bend is None and not execution.dry_run:
             bend = world.once(lambda: train_bend(first, plane, recipe, stop=lambda: not stop.allows(0.0)))
@@ -187,7 +188,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if store is None:
         return output.EXIT_CODES[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
-        report(store, settings, done, problems, plane, beside, say, alignment, measure.batches)
+        report(store, settings, done, problems, plane, beside, say, alignment, measure)
     store.close()
     output.draw_pictures(path, settings.draw, say)
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
@@ -383,9 +384,10 @@ def _file(
 
 def report(
     store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane,
-    beside: Mapping[str, Way], say: output.Printer, alignment: Alignment | None, batches: Mapping[str, int],
+    beside: Mapping[str, Way], say: output.Printer, alignment: Alignment | None, measure: ConnectionMap,
 ) -> None:  # fmt: skip
-    """Print the report, and put it into the file. batches: by split, on which errors rest."""
+    """Print the report, and put it into the file. For rank 0."""
+    from lossmap.landscape.barrier_rounding import with_rounding
     from lossmap.landscape.connection import GROUP, connection_in
     from lossmap.landscape.curves import CurveRecipe, described
     from lossmap.training.run_folder import save
@@ -400,11 +402,12 @@ def report(
         length=plane.lengths[0],
         labels=labels_of(settings),
         alignment="" if alignment is None else alignment.describe(),
-        batches=batches,
+        batches=measure.batches,
         curve_recipe=described(CurveRecipe(curve.curve, curve.curve_steps, curve.curve_rate))
         if "curve" in beside
         else "",
     )
+    result = with_rounding(result, measure)
     say(f"\n{result!r}\n")
     store.put_all({GROUP: group_of(result), **value_groups(result, GROUP)})
     if alignment is not None and curve.save_aligned is not None:

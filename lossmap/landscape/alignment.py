@@ -131,7 +131,8 @@ def align(
     missing = [u.name for uses in groups.uses.values() for u in uses if u.name not in tensors]
     if missing:
         raise ValueError(f"no tensor named {missing[0]} in the network to be aligned")
-    theirs = {name: tensors[name].detach().double().cpu() for name in own if name in tensors}
+    # in the model's precision, in which the line leads to them: distances are its length
+    theirs = {n: t.detach().double().cpu() for n, t in _in_precision_of(model, tensors).items() if n in own}
     unlike = next((n for n, t in theirs.items() if t.shape != own[n].shape), None)
     if unlike is not None:
         raise ValueError(f"{unlike} has the shape {tuple(theirs[unlike].shape)}, not {tuple(own[unlike].shape)}")
@@ -141,7 +142,7 @@ def align(
         found = _matched_weights(groups, own, theirs, starts, seed)
     state = groups.permuted(tensors, found)
     _check_function(problem, tensors, state)
-    moved = {name: state[name].detach().double().cpu() for name in theirs}
+    moved = {n: t.detach().double().cpu() for n, t in _in_precision_of(model, state).items() if n in theirs}
     return Alignment(state, found, groups.fixed, _distance(own, theirs), _distance(own, moved), method)
 
 

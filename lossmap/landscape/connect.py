@@ -23,6 +23,7 @@ from lossmap.io.surface import Group
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.alignment import ALIGNMENTS, NONE
 from lossmap.landscape.alignment import align as aligned
+from lossmap.landscape.barrier_rounding import with_rounding
 from lossmap.landscape.connection import GROUP, Connection, connection_in
 from lossmap.landscape.connection_map import (
     INTERPOLATE,
@@ -152,6 +153,7 @@ def connect(
         curve_recipe="" if recipe is None else described(recipe),
         batches=measure.batches,
     )
+    result = world.once(lambda: with_rounding(result, measure))
     if path is not None and world.rank == 0:
         put_group(path, GROUP, Group(*result.stored()), lambda: surface)
     return result

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import inf, nan
+from math import hypot, inf, nan
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Barrier:
     """How far a loss rises on the line between two networks, in its unit.
 
     height          above the line between both ends; 0 where no point lies above it
-    error           standard error of the rise at that point, from paired losses of the samples; NaN where not known
+    error           of the rise at that point: standard error, from paired losses of the samples, and rounding together;
+                    NaN where not known
     at              t of that point; NaN where there is no barrier
     midpoint        above the mean of both ends; midpoint_error, midpoint_at: the same of it
     middle          rise above the line at the point nearest to t = 1/2
@@ -43,6 +44,7 @@ class Barrier:
     turns           number of steps against that direction, of `steps`
     bump            the largest rise (of a loss that rises: fall) between any two points, 0 where monotone
     bump_from, bump_to  between which t it lies; NaN where it is 0
+    rounding        by which rounding of the losses may move such rises: a smaller one says nothing
     """
 
     height: float
@@ -59,6 +61,7 @@ class Barrier:
     bump: float
     bump_from: float
     bump_to: float
+    rounding: float = 0.0
 
 
 @checked_init
@@ -84,6 +87,7 @@ class Connection(DrawnResult):
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
         noise_repeats: realisations of a random loss, of which the errors are; 0 where they are of the samples.
         batches: by split, on how many batches the errors rest; 0 where they rest on single samples, or realisations.
+        roundings: by split, how far rounding of the losses may move a barrier.
 
     Example:
         >>> import torch, lossmap
@@ -112,6 +116,7 @@ class Connection(DrawnResult):
     notes: tuple[str, ...] = ()
     noise_repeats: int = 0
     batches: Mapping[str, int] = field(default_factory=dict)
+    roundings: Mapping[str, float] = field(default_factory=dict)
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -123,6 +128,7 @@ class Connection(DrawnResult):
             self.losses[split],
             self.barrier_errors.get(split, unknown),
             self.midpoint_errors.get(split, unknown),
+            self.roundings.get(split, 0.0),
         )
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -134,10 +140,13 @@ class Connection(DrawnResult):
         return connection_report(_report_of(self))
 
 
-def barrier_of(t: np.ndarray, losses: np.ndarray, errors: np.ndarray, midpoint_errors: np.ndarray) -> Barrier:
+def barrier_of(
+    t: np.ndarray, losses: np.ndarray, errors: np.ndarray, midpoint_errors: np.ndarray, rounding: float = 0.0
+) -> Barrier:
     """The barrier of losses at ascending t; all (points,). Points without a number (failures) are left out.
 
     errors, midpoint_errors  standard errors at each point, of the rises above the line and above the mean of both ends
+    rounding                 by which rounding may move a rise
 
     Raises ValueError where one of both ends is not known, or infinite: no line leads there.
     """
@@ -163,10 +172,10 @@ def barrier_of(t: np.ndarray, losses: np.ndarray, errors: np.ndarray, midpoint_e
     bump = float(climbs[end])
     return Barrier(
         height=float(rises[top]) if is_barrier else 0.0,
-        error=float(errors[top]) if is_barrier else nan,
+        error=hypot(float(errors[top]), rounding) if is_barrier else nan,
         at=float(t[top]) if is_barrier else nan,
         midpoint=float(above[over]),
-        midpoint_error=float(midpoint_errors[over]),
+        midpoint_error=hypot(float(midpoint_errors[over]), rounding),
         midpoint_at=float(t[over]),
         middle=float(rises[middle]),
         is_monotone=bool((steps <= 0.0).all()),
@@ -176,6 +185,7 @@ def barrier_of(t: np.ndarray, losses: np.ndarray, errors: np.ndarray, midpoint_e
         bump=bump,
         bump_from=float(t[start]) if bump > 0.0 else nan,
         bump_to=float(t[end]) if bump > 0.0 else nan,
+        rounding=rounding,
     )
 
 

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.batches import Batch, Batches, FixedBatches
+from lossmap.curvature.rounding import problem_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.data.sample_losses import has_weighted_sample_losses, weighted_sample_losses
@@ -54,6 +55,7 @@ ERRORS = ("barrier", "midpoint")
 Samples = dict[str, Tensor | None]
 PAIRED = 3 + 3 * len(ERRORS)  # n, sums of w and w^2; of each rise, sums of d, d^2 and d w
 MIN_BATCHES = 64  # by which errors are known, of data that may be cut: with fewer they are less certain than a tenth
+FEW_SAMPLES = 64  # of each split, in which rounding is looked for
 ROUNDING = 2.0**-52  # of a sum in float64, times its terms
 AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
 
@@ -131,6 +133,37 @@ class ConnectionMap(LossMap):
         for name, way in self._beside.items():
             reading |= {f"{name}_{field}": value for field, value in way(point).items()}
         return reading
+
+    @property
+    def ways(self) -> dict[str, ConnectionMap]:
+        """The measures of the ways beside the line, by their names."""
+        return dict(self._beside)
+
+    @property
+    def precision(self) -> str:
+        """That losses are computed in."""
+        own = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return str(self.autocast or own).removeprefix("torch.")
+
+    def of_few(self, dtype: torch.dtype | None) -> ConnectionMap:
+        """The measure of this way alone over some first samples, and statistics of a few; on this rank alone.
+
+        dtype  another precision; None: the measure's own
+        """
+        problems, statistics, plane, autocast = {}, None, self.plane, self.autocast
+        for split, problem in self.problems.items():
+            data = problem.data
+            cut = data if isinstance(data, FixedBatches) else data.rebatched(min(FEW_SAMPLES, data.samples))
+            problems[split] = problem.over_part(FixedBatches((next(iter(cut)),)))
+        if self._statistics is not None:
+            statistics = FixedBatches((move_batch(next(iter(self._statistics)), None, dtype),))
+        if dtype is not None:
+            plane, autocast = plane.to(dtype=dtype), None
+            twins = {split: problem_in(problem, dtype) for split, problem in problems.items()}
+            model = next(iter(twins.values())).model  # all are over one
+            problems = {split: twin.over(model) for split, twin in twins.items()}
+        plan = ForwardPlan(FEW_SAMPLES)
+        return ConnectionMap(problems, plane, plan, statistics=statistics, curve=self._curve, autocast=autocast)
 
     def _place(self, t: float) -> Point:
         """Where theta(t) lies on the plane."""

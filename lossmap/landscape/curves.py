@@ -154,16 +154,7 @@ def train_bend(
     Raises ValueError for a line whose buffers move or nothing moves, and FloatingPointError for a loss that is not
     finite.
     """
-    model = problem.model
-    named = dict(model.named_parameters())
-    if any(name not in named and bool(step.count_nonzero()) for name, step in line.axes[0].items()):
-        raise ValueError("a curve moves parameters alone; buffers, such as statistics of batch norm, cannot bend")
-    names = [n for n, step in line.axes[0].items() if n in named and bool(step.count_nonzero())]
-    if not names:
-        raise ValueError(
-            "both networks have the same parameters, so that there is no curve between them to train: leave it out "
-            "(--curve none). Alignment comes to that where one network is the other with its units in another order"
-        )
+    names = moved_by_bend(problem, line)
     ends = {name: line.axes[0][name] for name in names}
     bend = {name: step / 2.0 for name, step in ends.items()}
     leaves = [step.requires_grad_(True) for step in bend.values()]
@@ -192,6 +183,23 @@ def train_bend(
         if progress is not None:
             progress(step + 1)
     return {name: leaf.detach() for name, leaf in bend.items()}
+
+
+def moved_by_bend(problem: Problem, line: Plane) -> list[str]:
+    """The parameters that differ between both ends of a line, between which a curve bends.
+
+    Raises ValueError for a line whose buffers move or nothing moves.
+    """
+    named = dict(problem.model.named_parameters())
+    if any(name not in named and bool(step.count_nonzero()) for name, step in line.axes[0].items()):
+        raise ValueError("a curve moves parameters alone; buffers, such as statistics of batch norm, cannot bend")
+    names = [n for n, step in line.axes[0].items() if n in named and bool(step.count_nonzero())]
+    if not names:
+        raise ValueError(
+            "both networks have the same parameters, so that there is no curve between them to train: leave it out "
+            "(--curve none). Alignment comes to that where one network is the other with its units in another order"
+        )
+    return names
 
 
 def price_of_bend(problem: Problem, line: Plane, recipe: CurveRecipe) -> Price:

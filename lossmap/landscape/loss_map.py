@@ -217,12 +217,12 @@ class LossMap:
         first = {split: realized[0] for split, realized in self._planned.items()}
         zero = [first[split] for split in first if losses[split] == 0]
         underflow = self._underflows.remark(zero, self.plane, point)
-        if underflow is not None or self._is_double:
+        if underflow is not None or self.is_double:
             return underflow
         return self._rounded.remark(first, losses, self.plane, point, self._lowered)
 
     @property
-    def _is_double(self) -> bool:
+    def is_double(self) -> bool:
         """Whether the model is in float64, beside which there is no other precision."""
         return all(p.dtype == torch.float64 for p in self.model.parameters() if p.is_floating_point())
 

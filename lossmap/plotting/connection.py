@@ -21,7 +21,7 @@ from lossmap.plotting.quantities import in_brackets, on_scale
 from lossmap.plotting.round_ticks import set_round_ticks
 from lossmap.plotting.style import BLUE, GREEN, RED, new_figure, page_width, style_context, type_size
 from lossmap.plotting.titles import NAME_LETTER, broken_name
-from lossmap.report.connection import NO_BARRIER, splits_of, ways_beside
+from lossmap.report.connection import NO_BARRIER, rounding_of, splits_of, ways_beside
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import value_with_error
 
@@ -144,7 +144,7 @@ def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: Array) ->
     first, last = float(losses[0]), float(losses[-1])
     axes.plot(t, (1.0 - t) * first + t * last, "--", color=LINE, linewidth=0.7)
     height, at = stored.number(f"{split}_barrier"), stored.number(f"{split}_at")
-    if not isfinite(height) or not isfinite(at):
+    if not isfinite(height) or not isfinite(at) or height <= rounding_of(stored, split):
         return
     foot = (1.0 - at) * first + at * last
     top = foot + height
@@ -160,8 +160,8 @@ def _title_of(stored: StoredReport, split: str) -> list[str]:
     """The barrier, and in lines of their own those on the ways beside the line."""
     if not np.isfinite(stored.arrays[f"{split}_loss"][[0, -1]]).all():
         title = f"{NO_BARRIER}: the loss at an end is not a finite number"
-    elif not stored.number(f"{split}_barrier"):
-        title = "no barrier"
+    elif stored.number(f"{split}_barrier") <= rounding_of(stored, split):
+        title = "no barrier" if not stored.number(f"{split}_barrier") else "no barrier beyond rounding"
     else:
         height = _height_text(stored, split)
         title = "infinite barrier" if height == "infinite" else f"barrier {height}"
@@ -172,7 +172,9 @@ def _title_of(stored: StoredReport, split: str) -> list[str]:
 
 def _height_text(stored: StoredReport, split: str) -> str:
     height = stored.number(f"{split}_barrier")
-    if not height or isinf(height):
-        return "infinite" if height else "none"
+    if isinf(height):
+        return "infinite"
+    if height <= rounding_of(stored, split):
+        return "none beyond rounding" if height else "none"
     text = value_with_error(height, stored.number(f"{split}_error"))
     return text.replace(" +- ", f"{BLANK}±{BLANK}")

@@ -307,7 +307,7 @@ def _end(surface: Surface, direction: str) -> str | None:
     count = 1  # of its folders as many as tell it from a file of the same name at the end of the other axis
     while count < len(own) and own != other and own[-count:] == other[-count:]:
         count += 1
-    return "/".join(own[-count:])
+    return str(Path(*own[-count:]))
 
 
 def _axis(surface: Surface, direction: str, name: str) -> str:

@@ -10,13 +10,25 @@ from math import isfinite, isinf, isnan
 import numpy as np
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import WIDTH, behind, count, counted, filled, number, table, value_with_error, wrapped
+from lossmap.report.text import (
+    WIDTH,
+    behind,
+    count,
+    counted,
+    filled,
+    number,
+    numbers_apart,
+    table,
+    value_with_error,
+    wrapped,
+)
 
 # other ways between both networks that may be measured beside the line, by what stands before their names
 BESIDE = {"unaligned": "before alignment", "curve": "on the curve"}
 IN_ROWS = {"unaligned": "not aligned", "curve": "on the curve"}
 NO_BARRIER = "no barrier can be stated"
 CLEAR = 2.0  # standard errors above which a barrier is said to be there, where they do not rest on a few terms
+NOTED = 0.3  # of an error of which rounding is a part: from there on it is named
 STATISTICS = {
     "recompute": "batch-norm statistics recomputed at every point, the ends too, from fixed batches of the samples",
     "interpolate": "batch-norm statistics interpolated between those of both networks",
@@ -121,6 +133,12 @@ def _barrier_text(stored: StoredReport, split: str) -> str:
     if height == 0.0:
         middle = stored.number(f"{split}_middle")
         return f"none: no point lies above the line between both ends; at the middle {number(middle)}{in_unit}"
+    rounding = rounding_of(stored, split)
+    if height <= rounding:
+        return (
+            f"none beyond rounding: {number(height)}{in_unit} above the line between both ends, at t = {at:.3g}, where "
+            f"rounding of the losses may make {rounding:.1g}"
+        )
     text = f"{value_with_error(height, error)}{in_unit} above the line between both ends, at t = {at:.3g}"
     if isnan(error):
         return f"{text}; its error is not known: that takes several batches, or of a loss that draws --noise-repeats"
@@ -130,10 +148,17 @@ def _barrier_text(stored: StoredReport, split: str) -> str:
         terms = f"{repeats} realisations of the noise"
     elif stored.number(f"{split}_batches", 0):
         terms = count(int(stored.number(f"{split}_batches")), "batch", "batches")
-    known = f"standard error over {terms}, paired, at that point"
+    beside = ", and rounding" if rounding > NOTED * error else ""
+    known = f"standard error over {terms}, paired, at that point{beside}"
     if height <= stored.number(f"{split}_clear", CLEAR) * error:
         return f"{text} ({known}); it cannot be told from none by these {kinds}"
     return f"{text} ({known})"
+
+
+def rounding_of(stored: StoredReport, split: str) -> float:
+    """By which rounding of the losses may move a rise; 0 where it is not known, as of files of earlier versions."""
+    rounding = stored.number(f"{split}_rounding", 0.0)
+    return rounding if isfinite(rounding) else 0.0
 
 
 def _terms_of(stored: StoredReport, split: str) -> str:
@@ -155,7 +180,14 @@ def monotone_text(stored: StoredReport, split: str) -> str:
     """Whether the loss turns on the way, with the numbers that say so."""
     direction, steps = stored.text(f"{split}_direction"), int(stored.number(f"{split}_steps"))
     turns, bump = int(stored.number(f"{split}_turns")), stored.number(f"{split}_bump")
-    first, last = (number(float(stored.arrays[f"{split}_loss"][i])) for i in (0, -1))
+    losses, rounding = stored.arrays[f"{split}_loss"], rounding_of(stored, split)
+    first, last = numbers_apart(float(losses[0]), float(losses[-1]))
+    low, high = _extreme(losses, -1), _extreme(losses, 1)
+    if 0.0 < high - low <= rounding:
+        return f"the same at both ends and between them, {number(low)}, but for rounding"
+    if direction != "stays" and abs(float(losses[-1] - losses[0])) <= rounding:
+        reached = " to ".join(numbers_apart(low, high))
+        return f"the ends are equal but for rounding, {number(float(losses[0]))}; between them the loss is {reached}"
     if direction == "stays":
         steady = "and nowhere above" if not turns else f"but rises at {count(turns, 'step')} of {steps}"
         return f"the ends are equal, {first}, {steady}"
@@ -163,14 +195,16 @@ def monotone_text(stored: StoredReport, split: str) -> str:
     way = f"{direction} from {first} to {last}"
     if stored.flag(f"{split}_is_monotone"):
         return f"yes: {way}, and {against} at none of {count(steps, 'step')}"
-    low, high = stored.number(f"{split}_bump_from"), stored.number(f"{split}_bump_to")
+    start, end = stored.number(f"{split}_bump_from"), stored.number(f"{split}_bump_to")
+    between = " and ".join(numbers_apart(start, end, 3))
     text = (
-        f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, by {number(bump)} in all between "
-        f"t = {low:.3g} and {high:.3g}"
+        f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, by {number(bump)} in all between t = {between}"
     )
+    if bump <= rounding:
+        return f"{text}; rounding of the losses may make as much"
     clear = stored.number(f"{split}_clear", CLEAR)
     # of losses on both sides of the line's middle the errors may be opposite: their sum bounds that of the difference
-    if bump <= clear * (_paired_error(stored, split, low) + _paired_error(stored, split, high)):
+    if bump <= clear * (_paired_error(stored, split, start) + _paired_error(stored, split, end)) + rounding:
         return f"{text}; that cannot be told from none by these {_terms_of(stored, split)}"
     return text
 

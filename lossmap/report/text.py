@@ -128,6 +128,20 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def numbers_apart(first: float, second: float, digits: int = 4) -> tuple[str, str]:
+    """Two numbers as people write them, with as many digits more as tell them apart where they differ.
+
+    >>> numbers_apart(1.31623, 1.31624)
+    ('1.31623', '1.31624')
+
+    """
+    texts = (number(first), number(second)) if digits == 4 else (f"{first:.{digits}g}", f"{second:.{digits}g}")
+    while texts[0] == texts[1] and first != second and digits < 17:
+        digits += 1
+        texts = (f"{first:.{digits}g}", f"{second:.{digits}g}")
+    return texts
+
+
 def rough_number(value: float, relative: float) -> str:
     """A number as people write it; `~5e+05`, to one digit, where its relative error is more than a twentieth."""
     return f"~{value:.0e}" if relative > 0.05 and isfinite(value) else number(value)

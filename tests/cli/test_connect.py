@@ -180,3 +180,15 @@ def test_a_stop_while_the_bend_is_trained_leaves_nothing_and_the_command_can_be_
     assert main([*words, "--curve-steps", "100000000", "--stop-after", "3"]) == 75
     assert "while the curve's bend was trained; run the same command again" in " ".join(capsys.readouterr())
     assert not list(here.glob("*.h5*"))
+
+
+def test_a_curve_to_a_permuted_copy_is_refused_once(here, capsys):
+    state = torch.load("a.pt")
+    names = list(state)
+    order = torch.randperm(len(state[names[1]]))
+    state[names[0]], state[names[1]] = state[names[0]][order], state[names[1]][order]
+    state[names[2]] = state[names[2]][:, order]
+    torch.save(state, "p.pt")
+    for more in ([], ["--dry-run"]):
+        assert main(["a.pt", "p.pt", *QUICK, "--align", "weights", "--curve", "bezier", "--points", "3", *more]) == 2
+        assert capsys.readouterr().err.count("there is no curve between them") == 1

@@ -267,3 +267,15 @@ def test_networks_in_two_precisions_are_aligned(method, first, second):
     found = align(problem, other, method=method)
     assert found.after < 1e-6 < found.before
     assert all(t.dtype == second for t in found.state.values())
+
+
+def test_distances_are_those_of_the_models_precision_as_the_line_is_long():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    problem = Problem.supervised(model, "crossentropy", (torch.randn(9, 4), torch.arange(9) % 3))
+    order = torch.randperm(6)
+    tensors = {k: v.double() * (1.0 + 1e-9) for k, v in model.state_dict().items()}  # the same numbers in float32
+    tensors |= {"0.weight": tensors["0.weight"][order], "0.bias": tensors["0.bias"][order]}
+    tensors["2.weight"] = tensors["2.weight"][:, order]
+    line = lossmap.connect(problem, tensors, points=3, align="weights")
+    assert (line.length, align(problem, tensors).after) == (0.0, 0.0) and "distance" in line.alignment
+    assert align(problem, tensors).before == pytest.approx(line.unaligned.length, rel=1e-6)

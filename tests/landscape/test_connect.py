@@ -92,7 +92,7 @@ def test_between_the_minima_of_a_double_well_the_barrier_is_the_hill():
     found = line.barrier()
     assert (found.height, found.at) == (pytest.approx(0.25, abs=1e-14), 0.5)
     assert (found.midpoint, found.midpoint_at, found.middle) == (pytest.approx(0.25, abs=1e-14), 0.5, found.height)
-    assert found.error == 0.0 and "over 4 batches" in words(line)  # in this loss no sample has a part
+    assert found.error == found.rounding < 1e-14 and "over 4 batches" in words(line)  # no sample has a part in it
     assert not found.is_monotone and found.bump == pytest.approx(0.25, abs=1e-14)
 
 
@@ -530,3 +530,77 @@ def test_a_line_between_the_same_weights_is_refused_by_name():
     for align in ("none", "weights"):
         with pytest.raises(ValueError, match="both networks have the same weights: there is no line between them"):
             lossmap.connect(supervised(model), copy.deepcopy(model), points=3, align=align)
+
+
+def nearby(model, distance):
+    """The model with every parameter a little elsewhere."""
+    torch.manual_seed(5)
+    return {name: p + distance * torch.randn_like(p) if p.dim() else p for name, p in model.state_dict().items()}
+
+
+class OnlySingle(nn.Linear):
+    """A layer that runs in float32 alone."""
+
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("float32 alone")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["plain", "norm", "curve", "float64", "single"])
+def test_a_barrier_of_rounding_alone_is_called_that(kind):
+    model = net(0, norm=kind == "norm")
+    if kind == "single":
+        model[0] = OnlySingle(4, 8)
+    if kind == "float64":
+        model.double()
+    data = (X.to(next(model.parameters()).dtype), Y)
+    problem = Problem.supervised(model, "crossentropy", data, batch_size=8)
+    how = {"curve": "bezier", "curve_steps": 5} if kind == "curve" else {}
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    distance = 3e-15 if kind == "float64" else 1e-7
+    line = lossmap.connect(problem, nearby(model, distance), points=33, **how)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    found = line.barrier()
+    assert 0.0 < found.height <= found.rounding <= found.error  # rises of float64 are a thousandth of it
+    assert "none beyond rounding" in words(line) and "cannot be told" not in words(line)
+    assert "monotone the same at both ends and between" in words(line) or "equal but for rounding" in words(line)
+    assert f"{lossmap.draw(line).axes[0].get_title()}".startswith("no barrier beyond rounding")
+    if kind == "curve":
+        assert line.curve.barrier().rounding > 0.0
+
+
+def test_a_barrier_beyond_rounding_is_within_its_rounding_of_that_in_float64():
+    for seed in range(3):
+        a, b = net(seed), net(seed + 7)
+        line = lossmap.connect(supervised(a), b, points=9)
+        twin = Problem.supervised(copy.deepcopy(a).double(), "crossentropy", (X.double(), Y))
+        truth = lossmap.connect(twin, copy.deepcopy(b).double(), points=9)
+        for t in range(9):
+            apart = line.losses["train"][t] - truth.losses["train"][t]
+            assert abs(apart) < 3 * line.roundings["train"] < 1e-5
+        assert abs(line.barrier().height - truth.barrier().height) <= line.roundings["train"]
+        assert "rounding" not in words(line)
+
+
+def test_numbers_that_differ_are_written_with_digits_that_differ():
+    def stored(losses, rounding=0.0):
+        t = np.linspace(0, 1, len(losses))
+        found = barrier_of(t, np.array(losses), unknown(losses), unknown(losses), rounding)
+        return StoredReport({"t": t, "train_loss": np.array(losses)}, {f"train_{k}": v for k, v in vars(found).items()})
+
+    falling = [1.31632, 1.31631, 1.31630]
+    assert monotone_text(stored(falling), "train").startswith("yes: falls from 1.31632 to 1.3163,")
+    assert monotone_text(stored(falling, 1e-3), "train") == (
+        "the same at both ends and between them, 1.316, but for rounding"
+    )
+    hill = [1.31632, 2.0, 1.31631]
+    assert monotone_text(stored(hill, 1e-3), "train") == (
+        "the ends are equal but for rounding, 1.316; between them the loss is 1.316 to 2"
+    )
+    small = [3.0, 2.0, 2.0 + 1e-9, 1.0]
+    assert monotone_text(stored(small, 1e-8), "train").endswith("; rounding of the losses may make as much")
+    assert not monotone_text(stored(small, 1e-10), "train").endswith("may make as much")
+    many = [2.0, *np.linspace(3.0, 4.0, 20001)]
+    many[10001] -= 0.5
+    assert "between t = 0.49998 and 0.5000" in monotone_text(stored(many), "train").replace("0.499975", "0.49998")

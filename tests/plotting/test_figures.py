@@ -467,6 +467,11 @@ def test_models_of_one_name_are_told_apart_by_their_folders():
     }
     axes = draw(plane(groups=groups), "filled").axes[0]
     assert {text.get_text() for text in axes.texts} == {"one/last.pt", "two/last.pt"}
+    for files in (("/last.pt", "/two/last.pt"), ("one/last.pt", "/one/last.pt")):  # up to the root
+        for axis, file in zip("xy", files, strict=True):
+            groups[f"directions/{axis}"] = Group({}, {"norm": "none", "kind": f"to:{file}"})
+        texts = {text.get_text() for text in draw(plane(groups=groups), "filled").axes[0].texts}
+        assert texts == {files[0], files[1].removeprefix("/") if "two" in files[1] else files[1]}
 
 
 def test_files_along_different_directions_bear_no_ones_name():

@@ -1,0 +1,79 @@
+"""How far rounding may move a barrier: the same rises on the way between two networks in two precisions.
+
+    rounding = 3 max_t |R(t) - R64(t)|      R(t) = L(t) - (1 - t) L(0) - t L(1), of a few samples; t the barrier's, 1/2
+
+The way itself is rounded too: what rounds a weight moves the losses of all samples alike, which their standard error
+does not see. At least 8 spacings of each loss are taken, as for the minima of a surface: sums of a batch are rounded,
+and may by chance be equal. For float64 itself, and where a model runs in its own precision alone, these are all. Unit:
+the loss's. Price: eight passes over a few samples for each way, and a float64 copy of the model while they last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+import torch
+
+from lossmap.curvature.rounding import SAFETY
+from lossmap.io.field_errors import ROUNDING, SPACINGS
+from lossmap.landscape.connection import Connection
+from lossmap.landscape.connection_map import ConnectionMap
+
+log = logging.getLogger("lossmap")
+
+
+def with_rounding(line: Connection, measure: ConnectionMap) -> Connection:
+    """The line, and the ways beside it, with the rounding of their barriers. On one rank, with its share of the data.
+
+    measure  that the losses were read by
+    """
+    ways: dict[str, Any] = {name: with_rounding(getattr(line, name), way) for name, way in measure.ways.items()}
+    return replace(line, roundings=_roundings(line, measure), **ways)
+
+
+def _roundings(line: Connection, measure: ConnectionMap) -> dict[str, float]:
+    """By split, how far rounding may move the barrier; nothing of a split without a barrier."""
+    tops = {
+        split: line.barrier(split)
+        for split, losses in line.losses.items()
+        if isfinite(losses[0]) and isfinite(losses[-1])
+    }
+    places = sorted({0.5, *(top.at for top in tops.values() if isfinite(top.at))})
+    precision, measured = measure.precision, dict.fromkeys(tops, 0.0)
+    if not measure.is_double:
+        try:
+            measured = _measured(measure, places)
+            precision = "float32"  # what rounds more is measured
+        except Exception as failure:  # user code may raise any exception in another precision
+            log.info("the rounding of barriers is not measured in another precision (%s)", failure)
+    # of the loss at the barrier, and of the line below it, which is no higher than the higher end
+    spacings = 2.0 * ROUNDING * SPACINGS.get(precision, SPACINGS["float32"])
+    return {split: max(SAFETY * measured[split], spacings * _largest(line, split)) for split in tops}
+
+
+def _largest(line: Connection, split: str) -> float:
+    """The largest finite loss."""
+    return max(abs(float(loss)) for loss in line.losses[split] if isfinite(loss))
+
+
+def _measured(measure: ConnectionMap, places: list[float]) -> dict[str, float]:
+    """By split, the largest finite difference of the rises between the measure's precision and float64."""
+    single, double = (_rises(measure.of_few(dtype), places) for dtype in (None, torch.float64))
+    apart = {split: [abs(a - b) for a, b in zip(single[split], double[split], strict=True)] for split in single}
+    return {split: max((x for x in differences if isfinite(x)), default=0.0) for split, differences in apart.items()}
+
+
+def _rises(measure: ConnectionMap, places: list[float]) -> Mapping[str, list[float]]:
+    """By split, the rises above the line between both ends."""
+    first, last, *between = (measure((t,)) for t in (0.0, 1.0, *places))
+    return {
+        split: [
+            reading[f"{split}_loss"] - (1.0 - t) * first[f"{split}_loss"] - t * last[f"{split}_loss"]
+            for t, reading in zip(places, between, strict=True)
+        ]
+        for split in measure.problems
+    }
