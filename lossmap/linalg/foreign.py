@@ -11,8 +11,11 @@ PyTorch nothing is copied on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,10 +24,13 @@ from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
+from lossmap.device_errors import raise_if_of_device
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.seeding import normal
 from lossmap.sums import norm
 
+PRODUCT = "the product of the matrix with a vector"
+REAL = "biuf"  # kinds of NumPy's real numbers
 MAX_ASYMMETRY = 300.0  # unit roundoffs of u . A v, relative to |A u| |v| + |A v| |u|
 
 
@@ -53,8 +59,39 @@ class _ByNumPy:
 
     def __call__(self, v: Tensor) -> Tensor:
         of = self.operator.matvec if v.dim() == 1 else self.operator.matmat
-        image = np.asarray(of(v.detach().cpu().numpy()), dtype=str(v.dtype).removeprefix("torch."))
+        image = _image(of, v.detach().cpu().numpy()).astype(str(v.dtype).removeprefix("torch."), copy=False)
         return torch.from_numpy(image).reshape(v.shape)
+
+
+def _image(product: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+    """What somebody's product makes of x, (n,) or (n, b), as an array of real numbers with as many entries.
+
+    Raises ValueError where it raises, and where it gives something else.
+    """
+    with _named(PRODUCT):
+        value = product(x)
+        image = np.asarray(value)
+    if image.dtype.kind not in REAL:
+        what = "complex numbers" if image.dtype.kind == "c" else f"{type(value).__name__}, {image.dtype}"
+        raise ValueError(f"{PRODUCT} gives {what}; it must give real numbers")
+    if image.size != x.size:
+        raise ValueError(f"{PRODUCT} gives {image.size:,} numbers; for {x.size:,} it must give as many")
+    return image
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Inside, what somebody's matrix raises becomes a ValueError that says where, and names the error."""
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except Exception as error:  # user code may raise any exception
+        raise_if_of_device(error)
+        if str(error).startswith(PRODUCT):  # said within SciPy's operator
+            raise
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(f"{what} fails: {reason}") from error
 
 
 def is_operator(value: Any) -> bool:
@@ -72,8 +109,11 @@ def adopted(matrix: Any) -> SymmetricOperator:
 
     Raises TypeError for what has no products, ValueError for a matrix that is not square, real and symmetric.
     """
+    if isinstance(matrix, type):
+        raise TypeError(f"spectrum takes an object, and {matrix.__name__} is a class: make one, {matrix.__name__}(...)")
     if is_operator(matrix):
         operator: SymmetricOperator = matrix
+        _size((operator.size, operator.size))
     elif isinstance(matrix, Tensor):
         matrix = matrix.detach()
         operator = AdoptedOperator(_size(matrix.shape), _precision(matrix.dtype), matrix.device, matrix.__matmul__)
@@ -83,39 +123,62 @@ def adopted(matrix: Any) -> SymmetricOperator:
 
 
 def _by_scipy(matrix: Any) -> AdoptedOperator:
-    if hasattr(matrix, "to_scipy"):
-        matrix = matrix.to_scipy()
-    if not _has_products(matrix):
+    if callable(getattr(matrix, "to_scipy", None)):
+        with _named("to_scipy() of the matrix"):
+            matrix = matrix.to_scipy()
+    is_array = isinstance(matrix, np.ndarray) or issparse(matrix)
+    if not (is_array or isinstance(matrix, LinearOperator) or (hasattr(matrix, "shape") and hasattr(matrix, "matvec"))):
         raise TypeError(
             "spectrum takes a Problem, or a symmetric matrix with products: a SciPy LinearOperator, an array, a sparse "
             "matrix, a tensor, what has to_scipy(), or shape and matvec(); wrap the products of other classes: "
             f"LinearOperator((n, n), matvec=lambda v: matrix @ v, dtype=...); got {type(matrix).__name__}"
         )
     n = _size(matrix.shape)
-    operator = aslinearoperator(matrix)
+    operator = aslinearoperator(matrix if is_array or isinstance(matrix, LinearOperator) else _by_matvec(matrix, n))
     kind = np.dtype(operator.dtype if operator.dtype is not None else np.float64)
     if kind.kind == "c":
         raise ValueError("the matrix is complex; the spectrum of a real symmetric matrix is read here")
+    if kind.kind not in REAL:
+        raise ValueError(f"the matrix must hold real numbers; its dtype is {kind}")
     dtype = torch.float32 if kind == np.float32 else torch.float64
     return AdoptedOperator(n, dtype, torch.device("cpu"), _ByNumPy(operator))
 
 
-def _has_products(matrix: Any) -> bool:
-    """Whether SciPy knows how to multiply by it."""
-    is_array = isinstance(matrix, (np.ndarray, LinearOperator)) or issparse(matrix)
-    return is_array or (hasattr(matrix, "shape") and hasattr(matrix, "matvec"))
+def _by_matvec(matrix: Any, n: int) -> LinearOperator:
+    """The operator of an object with matvec(), and perhaps matmat(), whose products are looked at before SciPy does."""
+    for name in ("matvec", "matmat"):
+        if not callable(getattr(matrix, name, _image)):
+            raise TypeError(f"the matrix's {name} must be a function; it is {type(getattr(matrix, name)).__name__}")
+    products = {name: partial(_image, getattr(matrix, name)) for name in ("matvec", "matmat") if hasattr(matrix, name)}
+    return LinearOperator((n, n), dtype=getattr(matrix, "dtype", None), **products)
 
 
 def _size(shape: Any) -> int:
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-        raise ValueError(f"the matrix must be square, (n, n); its shape is {tuple(shape)}")
-    return int(shape[0])
+    """The n of a shape (n, n). Raises ValueError for any other."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if len(sizes) != 2 or not all(isinstance(s, Integral) for s in sizes) or sizes[0] != sizes[1] or sizes[0] < 1:
+        raise ValueError(
+            f"the matrix must be square, (n, n); its shape is {shape if shape is None or not sizes else sizes}"
+        )
+    return int(sizes[0])
 
 
 def _precision(dtype: torch.dtype) -> torch.dtype:
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the matrix must be in float32 or float64; it is in {str(dtype).removeprefix('torch.')}")
     return dtype
+
+
+def _product(operator: SymmetricOperator, x: Tensor) -> Tensor:
+    """(n,) the product with x. Raises ValueError where it fails, or is no such vector."""
+    if isinstance(operator, AdoptedOperator):
+        return operator @ x
+    with _named(PRODUCT):
+        image = operator @ x
+    if not isinstance(image, Tensor) or image.shape != x.shape or image.is_complex():
+        what = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"{PRODUCT} gives {what}; it must give a real vector of shape ({len(x)},)")
+    return image
 
 
 def _checked(operator: SymmetricOperator) -> SymmetricOperator:
@@ -125,9 +188,11 @@ def _checked(operator: SymmetricOperator) -> SymmetricOperator:
     """
     # thirds, so that the identity's images are no numbers of float32
     u, v = (normal(operator.size, "symmetry", name).to(operator.device, operator.dtype) / 3.0 for name in "uv")
-    images = [(operator @ x).double() for x in (u, v)]
+    images = [_product(operator, x).double() for x in (u, v)]
     one, other = float(v.double() @ images[0]), float(u.double() @ images[1])
     both = torch.stack(images)
+    if not both.isfinite().all():
+        raise FloatingPointError(f"{PRODUCT} is not finite")
     if isinstance(operator, AdoptedOperator) and both.any() and torch.equal(both.float().double(), both):
         operator = replace(operator, dtype=torch.float32)
     allowed = MAX_ASYMMETRY * (norm(images[0]) * norm(v) + norm(images[1]) * norm(u))

@@ -26,7 +26,7 @@ from lossmap.linalg.lanczos import Which, check_eigenvalue_request
 from lossmap.linalg.spectral_density import check_density_request
 from lossmap.linalg.trace import check_trace_request
 from lossmap.spectra.block_groups import groups_of, size_of
-from lossmap.spectra.spectrum import MAX_EIGENVALUES
+from lossmap.spectra.spectrum import DEFAULT_TOP, MAX_EIGENVALUES
 
 # The order in which tasks are numbered in a file, by kind: in version 0.1 the longest came first, so it stays as it is.
 # A subject has either "ends" or "whole".
@@ -49,7 +49,7 @@ class SpectrumRequest:
     layer_limit  of the layer by layer reading the largest blocks alone, so many; None: all
     """
 
-    top: int = 5
+    top: int = DEFAULT_TOP
     bottom: int = 1
     trace_method: str = "xtrace"
     trace_products: int = 60
@@ -151,7 +151,8 @@ def _check(n: int, request: SpectrumRequest) -> None:
     for end, count in (("top", request.top), ("bottom", request.bottom)):
         if not 0 <= count <= MAX_EIGENVALUES:
             raise ValueError(f"--{end} must be 0 to {MAX_EIGENVALUES}; got {count}")
-        if count > n:
+        is_cut = end == "top" and count == DEFAULT_TOP and n <= request.dense  # which nobody has chosen
+        if count > n and not is_cut:
             raise ValueError(f"--{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
     check_eigenvalue_request(Which("top", 1), n, request.tol, request.max_products, request.confidence)
     if request.density:

@@ -40,6 +40,7 @@ from lossmap.spectra.summaries import masses_of, shares_of
 from lossmap.sums import norm
 
 MAX_EIGENVALUES = 100  # of one end
+DEFAULT_TOP = 5  # or as many as there are
 DENSE = 300  # rows of a matrix that is made whole
 MIN_BATCH_SIZE = 32  # samples of a batch where no probe chooses: a loader's may be of one
 
@@ -47,7 +48,7 @@ MIN_BATCH_SIZE = 32  # samples of a batch where no probe chooses: a loader's may
 def spectrum_of(
     matrix: SymmetricOperator,
     *,
-    top: int = 5,
+    top: int = DEFAULT_TOP,
     bottom: int = 1,
     trace_products: int = 60,
     trace_method: str = "xtrace",
@@ -83,11 +84,7 @@ def spectrum_of(
     """
     n, began = matrix.size, time.perf_counter()
     refuse_without_trace(diagonal, trace_products)
-    for end, count in (("top", top), ("bottom", bottom)):
-        if not 0 <= count <= MAX_EIGENVALUES:
-            raise ValueError(f"{end} must be 0 to {MAX_EIGENVALUES}; got {count}")
-        if count > n:
-            raise ValueError(f"{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
+    top = _checked_top(n, top, bottom)
     has_density = density_error is not None or density_steps is not None or density_probes is not None
     estimate: Trace | None = None
     spread: Density | None = None
@@ -141,6 +138,21 @@ def spectrum_of(
     )
 
 
+def _checked_top(n: int, top: int, bottom: int) -> int:
+    """The number of largest eigenvalues to find: all of a matrix that has fewer than by default.
+
+    Raises ValueError for numbers of eigenvalues that are out of range.
+    """
+    if top == DEFAULT_TOP:  # which nobody has chosen
+        top = min(top, n)
+    for end, count in (("top", top), ("bottom", bottom)):
+        if not 0 <= count <= MAX_EIGENVALUES:
+            raise ValueError(f"{end} must be 0 to {MAX_EIGENVALUES}; got {count}")
+        if count > n:
+            raise ValueError(f"{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
+    return top
+
+
 def refuse_without_trace(diagonal: bool, trace_products: int) -> None:
     """Raises ValueError for a diagonal without the products that it is made of."""
     if diagonal and not trace_products:
@@ -157,7 +169,7 @@ def spectrum(
     label: str = "",
     check: bool = True,
     backend: str = "auto",
-    top: int = 5,
+    top: int = DEFAULT_TOP,
     bottom: int = 1,
     trace_products: int = 60,
     trace_method: str = "xtrace",
@@ -192,7 +204,7 @@ def spectrum(
         check: looks whether the loss is a mean over samples, and products are its second derivative
             (`product_check`); without, both are taken for granted.
         backend: of products: `auto` (the cheapest by a short probe), `linearized`, `retained-graph`, `double-backward`.
-        top: number of largest eigenvalues, 0 to 100.
+        top: number of largest eigenvalues, 0 to 100; 5, or all of a matrix with fewer rows, if left out.
         bottom: number of smallest eigenvalues, 0 to 100.
         trace_products: products for the trace; 0 for none.
         trace_method: `xtrace`, `hutch++` or `hutchinson`.

@@ -137,3 +137,92 @@ def test_an_operator_that_multiplies_in_float32_under_another_name_is_read_in_fl
     assert found.bottom.residuals[0] > 1e-7  # of float64 the bars would be 1e-14
     for own in (ByMatvec(a), ByMatvec(np.eye(n)), np.eye(n), np.zeros((n, n))):
         assert lossmap.spectrum(own, top=3, density_error=None).precision == "float64"
+
+
+def with_products(matvec, shape=(4, 4)):
+    """An object with a shape and products, as somebody writes one."""
+    return SimpleNamespace(shape=shape, matvec=matvec)
+
+
+def raising(v):
+    raise RuntimeError
+
+
+class Late:
+    """Raises at its fifth product, when the matrix has been taken."""
+
+    shape, calls = (400, 400), 0
+
+    def matvec(self, v):
+        self.calls += 1
+        if self.calls > 4:
+            raise KeyError("x")
+        return 2.0 * v
+
+
+class Ours:
+    """As an operator of ours."""
+
+    size, dtype, device = 4, torch.float64, torch.device("cpu")
+
+    def __init__(self, product):
+        self.product = product
+
+    def __matmul__(self, v):
+        return self.product(v)
+
+
+SQUARE = r"the matrix must be square, \(n, n\); its shape is "
+GIVES = "the product of the matrix with a vector gives "
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (with_products(np.copy, None), ValueError, SQUARE + "None"),
+        (with_products(np.copy, 4), ValueError, SQUARE + "4"),
+        (with_products(np.copy, "44"), ValueError, SQUARE + "44"),
+        (with_products(np.copy, (4.0, 4.0)), ValueError, SQUARE),
+        (with_products(np.copy, (0, 0)), ValueError, SQUARE),
+        (Late, TypeError, r"Late is a class: make one, Late\(\.\.\.\)"),
+        (Ours, TypeError, "Ours is a class"),
+        (with_products(3), TypeError, "the matrix's matvec must be a function; it is int"),
+        (with_products(lambda v: v[:3]), ValueError, GIVES + "3 numbers; for 4 it must give as many"),
+        (with_products(lambda v: None), ValueError, GIVES + "NoneType, object; it must give real numbers"),
+        (with_products(lambda v: "abc"), ValueError, GIVES + "str"),
+        (with_products(lambda v: 1j * v), ValueError, GIVES + "complex numbers"),
+        (LinearOperator((4, 4), lambda v: 1j * v, dtype=float), ValueError, GIVES + "complex numbers"),
+        (with_products(raising), ValueError, "the product of the matrix with a vector fails: RuntimeError$"),
+        (
+            LinearOperator((4, 4), lambda v: v[:3], dtype=float),
+            ValueError,
+            "with a vector fails: ValueError: cannot resh",
+        ),
+        (Late(), ValueError, "the product of the matrix with a vector fails: KeyError: 'x'"),
+        (SimpleNamespace(to_scipy=lambda: raising(0)), ValueError, r"to_scipy\(\) of the matrix fails: RuntimeError"),
+        (np.array([[1, None], [None, 1]], dtype=object), ValueError, "must hold real numbers; its dtype is object"),
+        (Ours(raising), ValueError, "the product of the matrix with a vector fails: RuntimeError"),
+        (Ours(lambda v: v[:3]), ValueError, GIVES + r"torch.float64 of shape \(3,\)"),
+        (Ours(lambda v: None), ValueError, GIVES + "NoneType"),
+        (
+            with_products(lambda v: np.nan * v),
+            FloatingPointError,
+            "the product of the matrix with a vector is not finite",
+        ),
+    ],
+)
+def test_what_has_no_products_as_a_matrix_has_them_is_refused_by_name(value, error, said):
+    with pytest.raises(error, match=said):
+        lossmap.spectrum(value)
+
+
+def test_a_matrix_of_fewer_rows_than_eigenvalues_by_default_is_read_whole():
+    for value in (np.array([[2.0]]), torch.tensor([[2.0]]), with_products(lambda v: 2.0 * v, (1, 1))):
+        found = lossmap.spectrum(value)
+        assert found.values.tolist() == [2.0] and "1 row" in str(found)
+    assert lossmap.spectrum(np.diag([3.0, 1.0])).top.values.tolist() == pytest.approx([3.0, 1.0])
+    with pytest.raises(ValueError, match="top 6: the matrix has 2 rows"):
+        lossmap.spectrum(np.eye(2), top=6)
+    model = nn.Linear(2, 1)
+    problem = lossmap.Problem.supervised(model, "mse", (torch.randn(9, 2), torch.randn(9, 1)))
+    assert len(lossmap.spectrum(problem).top.values) == 2
