@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,11 +45,20 @@ def models_of(settings: Settings, compare: Sequence[str]) -> dict[str, ModelSett
         try:
             refuse_alike([*models, label], "--compare: two checkpoints")
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            said, free = str(error).partition(";")[0], _free_label(label, file, models)
+            raise UsageError(f"{said}; give it a label of its own: --compare {shlex.quote(f'{free}={source}')}") from None
         if not at_sign:
             name = model.model
         models[label] = replace(model, model=name, model_file=file)
     return models
+
+
+def _free_label(label: str, file: str, taken: Collection[str]) -> str:
+    """A label like this one that no checkpoint has yet: with the file's folder before it, or a number behind it."""
+    folder = re.sub("[=@]", "-", Path(file).resolve().parent.name)
+    tries = (f"{folder}-{label}", *(f"{label}-{i}" for i in range(2, len(taken) + 3)))
+    own = {name.replace("/", "_") for name in taken}
+    return next(text for text in tries if text.replace("/", "_") not in own)
 
 
 def own_label(settings: Settings) -> str:

@@ -177,3 +177,10 @@ def test_weights_that_are_used_twice_are_not_rescaled(here, capsys):
     )
     assert main([*QUICK, *LITTLE, "--model", "tied.py:net", "--model-args", "{}", "--rescale", "2"]) == 2
     assert "--rescale 2 changed the loss" in capsys.readouterr().err
+
+
+def test_checkpoints_of_one_name_are_refused_with_the_flag_that_tells_them_apart(here, capsys):
+    words = [*QUICK, *LITTLE, "--model-file", "a.pt", "--compare"]
+    assert main([*words, "run/a.pt"]) == 2
+    said = capsys.readouterr().err
+    assert "two checkpoints are called 'a'; give it a label of its own: --compare run-a=run/a.pt" in said
