@@ -45,8 +45,8 @@ def models_of(settings: Settings, compare: Sequence[str]) -> dict[str, ModelSett
         try:
             refuse_alike([*models, label], "--compare: two checkpoints")
         except ValueError as error:
-            said, free = str(error).partition(";")[0], _free_label(label, file, models)
-            raise UsageError(f"{said}; give it a label of its own: --compare {shlex.quote(f'{free}={source}')}") from None
+            said, own = str(error).partition(";")[0], f"{_free_label(label, file, models)}={source}"
+            raise UsageError(f"{said}; give it a label of its own: --compare {shlex.quote(own)}") from None
         if not at_sign:
             name = model.model
         models[label] = replace(model, model=name, model_file=file)
