@@ -47,6 +47,7 @@ END_ON = 0.25  # of the floor's side, how long an axis is seen at least that has
 AMBIENT = 0.55  # light where none falls
 FLOOR = 0.35  # of the height, by which the floor lies below the surface
 SHORT_TICK = 4  # letters of a height that leave the axis' label its place
+SIGHT_STEPS = 400  # along a line of sight, at which it is compared with the surface
 PATH_STEPS = 16  # of a path's line between two checkpoints
 ENOUGH = 100  # facets along the longer side, where the points between the measured ones are not set
 
@@ -119,7 +120,7 @@ def draw_surface3d(
         _mark_points(axes, grid, np.where(np.isfinite(points), heights_there, np.nan))
     _set_height_axis(axes, scale)
     floor = _add_floor(axes, (across, up, height), scale, cmap, norm)
-    _mark_models(axes, (x, y, height), floor, [(0.0, 0.0, ""), *models], camera[1])
+    _mark_models(axes, (x, y, height), floor, [(0.0, 0.0, ""), *models], camera)
     if path is not None:
         _draw_path(axes, (x, y, height), path, cmap, norm or norm_of(scale))
     axes.set_xlabel(labels[0], labelpad=-7)
@@ -213,29 +214,57 @@ def _mark_models(
     surface: tuple[np.ndarray, np.ndarray, np.ndarray],
     floor: float,
     places: Sequence[tuple[float, float, str]],
-    azimuth: float,
+    camera: tuple[float, float],
 ) -> None:
     """A cross on the floor below each model in the window, its name, and a thin line from there up to the surface.
 
-    azimuth  of the camera, degrees: a name reaches inwards from its model, so that it stays over the floor
+    Where the surface covers that cross, it stands on the surface instead.
+
+    camera  elevation and azimuth, degrees: a name reaches inwards from its model, so that it stays over the floor
     """
     x, y, height = surface
-    towards_right = -np.sin(np.radians(azimuth)), np.cos(np.radians(azimuth))
+    azimuth = np.radians(camera[1])
+    towards_right = -np.sin(azimuth), np.cos(azimuth)
+    outline = [withStroke(linewidth=1.8, foreground="white")]
     for across, up, name in places:
         if not (x.min() <= across <= x.max() and y.min() <= up <= y.max()):
             continue
-        axes.plot([across], [up], [floor], "+", color="black", markersize=5, markeredgewidth=0.8, zorder=1.5)
         top = float(value_at(x, y, height, np.array([across]), np.array([up]))[0])
-        if np.isfinite(top):
-            axes.plot([across, across], [up, up], [floor, top], "-", color="black", linewidth=0.5, zorder=1.5)
+        at, order, effects = floor, 1.5, []
+        if np.isfinite(top) and _is_covered(axes, surface, (across, up, floor), camera):
+            at, order, effects = top, 3.7, outline
+        elif np.isfinite(top):
+            axes.plot([across, across], [up, up], [floor, top], "-", color="black", linewidth=0.5, zorder=order)
+        cross = {"color": "black", "markersize": 5, "markeredgewidth": 0.8, "path_effects": effects}
+        axes.plot([across], [up], [at], "+", zorder=order, **cross)
         if name:
-            aside = [(at - 0.5 * (t.min() + t.max())) / np.ptp(t) for at, t in ((across, x), (up, y))]
+            aside = [(place - 0.5 * (t.min() + t.max())) / np.ptp(t) for place, t in ((across, x), (up, y))]
             text = f" {broken_name(name, MODEL_LETTERS, MODEL_LINES)} ".replace("\n", " \n ")
             axes.text(
-                across, up, floor, text, fontsize="x-small", va="top", zorder=1.6,
-                ha="right" if np.dot(aside, towards_right) > 0 else "left",
-                path_effects=[withStroke(linewidth=1.8, foreground="white")],
+                across, up, at, text, fontsize="x-small", va="top", zorder=order + 0.1,
+                ha="right" if np.dot(aside, towards_right) > 0 else "left", path_effects=outline,
             )  # fmt: skip
+
+
+def _is_covered(
+    axes: Any,
+    surface: tuple[np.ndarray, np.ndarray, np.ndarray],
+    place: tuple[float, float, float],
+    camera: tuple[float, float],
+) -> bool:
+    """Whether a surface lies between a place below it and the camera, as seen from afar."""
+    x, y, height = surface
+    elevation, azimuth = np.radians(camera)
+    towards = (
+        np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+        * [np.ptp(x), np.ptp(y), np.ptp(axes.get_zlim())]
+        / BOX
+    )
+    steps = np.linspace(0.0, 2.0 * max(BOX), SIGHT_STEPS)
+    across, up, above = (start + steps * step for start, step in zip(place, towards, strict=True))
+    inside = (across >= x.min()) & (across <= x.max()) & (up >= y.min()) & (up <= y.max())
+    there = value_at(x, y, height, across[inside], up[inside])
+    return bool((above[inside] >= there).any())
 
 
 def _draw_path(

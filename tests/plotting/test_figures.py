@@ -455,6 +455,13 @@ def test_a_plane_through_three_models_marks_and_names_them():
     assert axes.get_ylabel() == "y, 0: model, 1: model 3"
     relief = draw(surface, "3d").axes[0]
     assert {"b.pt", "model 3"} <= {text.get_text().strip() for text in relief.texts}
+    # on the floor; on the surface where that covers the floor there, as it does not at the edges towards the camera
+    for slope, covered in ((0.01, ()), (-0.01, ("model 3",))):
+        relief = draw(plane(1.0 + slope * X, groups=groups), "3d", log=False).axes[0]
+        heights = {text.get_text().strip(): text.get_position_3d()[2] for text in relief.texts}
+        for x, name in ((1.0, "b.pt"), (0.0, "model 3")):
+            at = 1.0 + slope * x if name in covered else relief.get_zlim()[0]
+            assert heights[name] == pytest.approx(at, abs=1e-4), name
     # a step of another length along the axis leads to no model
     groups["directions/x"] = Group({}, {**to, "norm": "filter"})
     assert [text.get_text() for text in draw(plane(groups=groups), "filled").axes[0].texts] == ["model 3"]
