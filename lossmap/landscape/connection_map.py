@@ -55,7 +55,7 @@ ERRORS = ("barrier", "midpoint")
 Samples = dict[str, Tensor | None]
 PAIRED = 3 + 3 * len(ERRORS)  # n, sums of w and w^2; of each rise, sums of d, d^2 and d w
 MIN_BATCHES = 64  # by which errors are known, of data that may be cut: with fewer they are less certain than a tenth
-FEW_SAMPLES = 64  # of each split, in which rounding is looked for
+FEW_SAMPLES = 16  # of each split, in which rounding is looked for
 ROUNDING = 2.0**-52  # of a sum in float64, times its terms
 AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
 
