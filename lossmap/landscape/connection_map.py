@@ -9,8 +9,8 @@ rise above the straight line between both ends is a ratio of sums over the sampl
     error of R = sqrt(n / (n - 1) sum_i (d_i - R w_i)^2) / sum_i w_i      n samples (Cochran, 1977, section 6.4)
 
 What all three losses have in common, such as a hard sample, cancels. Likewise above the mean of both ends. Where the
-loss cannot be asked for single samples (`data.sample_losses`) i runs over batches, each with the sum of its losses and
-the weight that the loss gives it, of at most a 64th of the samples where these may be cut; the errors are NaN where
+loss cannot be asked for single samples (`landscape.sample_losses`) i runs over batches, each with the sum of its losses
+and the weight that the loss gives it, of at most a 64th of the samples where these may be cut; the errors are NaN where
 there is one batch alone. Of a loss that draws at random, read in R fixed realisations, they are those of R paired
 differences instead: of the realisations' rises, whose random numbers are the same at all points.
 
@@ -39,13 +39,13 @@ from lossmap.curvature.rounding import problem_in
 from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
-from lossmap.data.sample_losses import has_weighted_sample_losses, weighted_sample_losses
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.io.surface import Group
 from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
 from lossmap.landscape.curves import BEND, CURVES, CurveRecipe, bend_group, length_of, place_on
 from lossmap.landscape.loss import ForwardPlan, LossMap
+from lossmap.landscape.sample_losses import has_weighted_sample_losses, weighted_sample_losses
 from lossmap.report.connection import BESIDE
 
 RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")

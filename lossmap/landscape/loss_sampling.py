@@ -38,11 +38,11 @@ from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, Batches, FixedBatches, shared_range
 from lossmap.data.problem import Problem
 from lossmap.data.random_batches import part_of
-from lossmap.data.sample_losses import has_sample_losses, sample_correct, sample_losses
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.io.sampled import READ, SPREAD, checked_loss_error
 from lossmap.landscape.loss_map import ForwardPlan, LossMap, counted
+from lossmap.landscape.sample_losses import has_sample_losses, sample_correct, sample_losses
 from lossmap.seeding import generator
 
 AGREEMENT = 1e-3  # of the samples' sum with the loss itself, relative to the sum of their sizes

@@ -14,13 +14,13 @@ from torch import nn
 
 import lossmap
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.sample_losses import sample_losses
 from lossmap.geometry.directions import line_between
 from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
 from lossmap.landscape.connect import line_grid
 from lossmap.landscape.connection import barrier_of
 from lossmap.landscape.connection_map import connection_map, fixed_batches, statistics_batch
 from lossmap.landscape.loss import ForwardPlan
+from lossmap.landscape.sample_losses import sample_losses
 from lossmap.report.connection import monotone_text
 from lossmap.report.render import report_of_group
 from lossmap.report.stored import StoredReport
