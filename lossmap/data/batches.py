@@ -9,7 +9,6 @@ A batch is what the model and loss take: a tensor, a tuple or a dict of them, or
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
@@ -386,10 +385,11 @@ def read_into_memory(
         return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
-    collected, of_loader = _collected(_counted(batches), budget, prepare)
+    collected, told = _collected(_counted(batches), budget, prepare)
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
-    collected = with_entries(collected, of_loader)
+    collected = with_entries(collected, told)
+    of_loader = [each.samples or 0 for each in told]
     sizes = tuple(samples_in(batch) for batch in collected)
     _report_dropped(batches, sum(of_loader or sizes))
     if of_loader and len(set(of_loader)) > len(set(sizes)) == 1:
@@ -411,20 +411,40 @@ def read_into_memory(
 
 def _counted(batches: Any) -> Any:
     """A DataLoader that says how many samples it puts into each batch; anything else as it is."""
-    if not isinstance(batches, DataLoader) or type(batches).__iter__ is not DataLoader.__iter__:
+    own = type(batches)
+    if not isinstance(batches, DataLoader) or own.__iter__ is not DataLoader.__iter__:
         return batches
-    if not batches._auto_collation:  # it gives its samples as they are
+    if (
+        own._get_iterator is not DataLoader._get_iterator or not batches._auto_collation
+    ):  # it gives its samples as they are
         return batches
-    counted = copy.copy(batches)
-    counted._iterator = None  # the loader's own workers, where it keeps them, have its own `collate_fn`
-    counted.collate_fn = CountedCollate(batches.collate_fn)
+    counted = object.__new__(type(batches))
+    order: Any = batches.batch_sampler
+    if not isinstance(batches.dataset, IterableDataset):
+        order = _CountedOrder(order)
+    changed = {"collate_fn": CountedCollate(batches.collate_fn), "batch_sampler": order}
+    # the loader's own workers, where it keeps them, have its own `collate_fn`
+    vars(counted).update({**vars(batches), **changed, "_iterator": None, "persistent_workers": False, "in_order": True})
     return counted
+
+
+class _CountedOrder:
+    """A batch sampler that says how many samples it asked for: of a Dataset's `__getitems__` the batch may not."""
+
+    def __init__(self, order: Any) -> None:
+        self.order = order
+        self.numbers: list[int | None] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for indices in self.order:
+            self.numbers.append(len(indices) if hasattr(indices, "__len__") else None)
+            yield indices
 
 
 def _collected(
     batches: Any, budget: int, prepare: Callable[[Batch], Batch] | None
-) -> tuple[list[Batch], list[int] | None]:
-    """All batches of a loader, on the CPU, and their samples where it tells; a line says so where that takes long.
+) -> tuple[list[Batch], list[Collated]]:
+    """All batches of a loader, on the CPU, and what it tells of each if it does; a line says so where that takes long.
 
     budget   bytes that they may take
     prepare  a function of every batch
@@ -432,15 +452,13 @@ def _collected(
     Raises ValueError where they take more than that.
     """
     collected: list[Batch] = []
-    sizes: list[int] = []
-    are_whole: list[bool] = []
+    told: list[Collated] = []
     taken, report = 0, time.monotonic() + FIRST_REPORT
     for given in batches:
-        told = given if isinstance(given, Collated) else Collated(given)
-        if told.samples is not None:
-            sizes.append(told.samples)
-            are_whole.append(told.is_whole)
-        batch = _of_arrays(told.batch)
+        if isinstance(given, Collated):
+            told.append(replace(given, batch=None))
+            given = given.batch
+        batch = _of_arrays(given)
         if prepare is not None:
             batch = _of_arrays(prepare(batch))
         collected.append(move_batch(_without_nested(open_batch(batch)), "cpu", None))
@@ -462,8 +480,12 @@ def _collected(
                 taken / 1e9,
                 budget / 1e9,
             )
-    is_known = len(sizes) == len(collected) and not (set(sizes) == {1} and any(are_whole))
-    return collected, sizes if is_known else None
+    order = getattr(batches, "batch_sampler", None)
+    if isinstance(order, _CountedOrder):
+        told = [each if each.samples == n else Collated(None, n) for each, n in zip(told, order.numbers, strict=False)]
+    sizes = {each.samples for each in told}
+    are_whole = sizes == {1} and not all(any(each.lists) for each in told)  # its samples may be batches
+    return collected, [] if None in sizes or are_whole else told
 
 
 def _of_arrays(batch: Batch) -> Batch:

@@ -46,7 +46,7 @@ from lossmap.data.batches import (
     read_into_memory,
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
-from lossmap.data.sample_count import samples_in, with_entries
+from lossmap.data.sample_count import Collated, CountedCollate, samples_in, with_entries
 from lossmap.seeding import preserved_random_state
 
 log = logging.getLogger(__name__)
@@ -421,8 +421,11 @@ class DatasetFetch:
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         """The batch of these samples."""
-        batch = open_batch(self.collate([self.dataset[int(i)] for i in indices]))
-        (batch,) = with_entries([batch], [len(indices)])
+        at_once = getattr(self.dataset, "__getitems__", None)  # as PyTorch's loaders read it
+        samples = at_once([int(i) for i in indices]) if at_once else [self.dataset[int(i)] for i in indices]
+        told = CountedCollate(self.collate)(samples)
+        is_listed = told.samples == len(indices)
+        (batch,) = with_entries([open_batch(told.batch)], [told if is_listed else Collated(None, len(indices))])
         return batch
 
 

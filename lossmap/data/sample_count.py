@@ -12,7 +12,15 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from lossmap.data.batch_structure import TARGET_NAMES, attributes_of, entries_and_rest, holds_tensors, sequence_of
+from lossmap.data.batch_structure import (
+    TARGET_NAMES,
+    attributes_of,
+    entries_and_rest,
+    holds_tensors,
+    in_own_containers,
+    sequence_of,
+)
+from lossmap.seeding import preserved_random_state
 
 PLAIN_NUMBERS = (int, float, np.number, np.bool_)
 
@@ -64,21 +72,23 @@ def some_entries(values: Any, first: int, last: int) -> Any:
     return sequence_of(type(values), [*parts[first:last], *own], (*places[first:last], *places[n:], rest))
 
 
-def with_entries(batches: Sequence[Any], sizes: Sequence[int] | None = None) -> list[Any]:
+def with_entries(batches: Sequence[Any], told: Sequence[Collated] = ()) -> list[Any]:
     """The batches, lists of samples in them marked by `entries`.
 
     They are lists of samples where their lengths differ from batch to batch, are those that the loader makes, or are 1
     where the tensors in a batch have no one first dimension: those in others may have one by chance.
 
-    sizes  samples of each batch, where the loader tells them
+    told  of each batch what the loader tells, if it does
     """
-    for number_of, marked in ((_length, entries), (_length_of_lists, _with_marked_lists)):
+    sizes = [each.samples for each in told]
+    for kind, (number_of, marked) in enumerate(zip(_numbers_of(), (entries, _with_marked_lists), strict=True)):
         numbers = [number_of(batch) for batch in batches]
         rows = [lengths_of(leaves_of(batch)) for batch in batches]
         if [{number} for number in numbers] == rows:
             continue  # rows of tensors are as many: of two samples in a pair of inputs and targets, for one
         differ = len(set(numbers)) > 1 or (set(numbers) == {1} and any(len(lengths) > 1 for lengths in rows))
-        if numbers == sizes or (sizes is None and differ and None not in numbers):
+        are_listed = numbers == sizes and all(each.lists[kind] for each in told)
+        if are_listed or (not told and differ and None not in numbers):
             return list(map(marked, batches))
     return list(batches)
 
@@ -87,13 +97,13 @@ def with_entries(batches: Sequence[Any], sizes: Sequence[int] | None = None) -> 
 class Collated:
     """A batch, and of how many samples a loader put it together.
 
-    samples   None where that is not told
-    is_whole  whether the only sample may be a batch by itself
+    samples  None where that is not told
+    lists    whether it is a list of its samples, and whether it is made of lists of their parts
     """
 
     batch: Any
     samples: int | None = None
-    is_whole: bool = False
+    lists: tuple[bool, bool] = (False, False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,19 +114,26 @@ class CountedCollate:
 
     def __call__(self, samples: Any) -> Collated:
         """The batch of these samples."""
-        batch = self.collate(samples)
         if not isinstance(samples, (tuple, list)):
-            return Collated(batch)
-        return Collated(batch, len(samples), len(samples) == 1 and not self._lists(samples, batch))
+            return Collated(self.collate(samples))
+        n, others = len(samples), in_own_containers(samples[:1])
+        batch = self.collate(samples)
+        lists = [number_of(batch) == n for number_of in _numbers_of()]
+        if any(lists):  # by chance, as two samples that are batches end to end are a pair of inputs and targets
+            others = others * 2 if n == 1 else others
+            try:
+                with preserved_random_state(devices=False):
+                    other = self.collate(others)
+            except Exception:  # what a user's function raises of samples that it is never given
+                return Collated(batch, n, (n > 1 and lists[0], n > 1 and lists[1]))
+            numbers = [number_of(other) for number_of in _numbers_of()]
+            lists = [is_list and number == len(others) for is_list, number in zip(lists, numbers, strict=True)]
+        return Collated(batch, n, (lists[0], lists[1]))
 
-    def _lists(self, samples: Any, batch: Any) -> bool:
-        """Whether the batch of one sample is a list of it, as it is of two where that sample is given twice."""
-        numbers_of = [number_of for number_of in (_length, _length_of_lists) if number_of(batch) == 1]
-        try:
-            twice = self.collate([*samples, *samples]) if numbers_of else None
-        except Exception:  # what a user's function raises of samples that it is never given
-            return False
-        return any(number_of(twice) == 2 for number_of in numbers_of)
+
+def _numbers_of() -> tuple[Callable[[Any], int | None], ...]:
+    """How many samples a batch holds that is a list of them, and one that is made of lists of their parts."""
+    return _length, _length_of_lists
 
 
 def _length(batch: Any) -> int | None:

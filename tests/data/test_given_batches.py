@@ -19,7 +19,7 @@ import lossmap
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import mean_loss
 from lossmap.data.batch_structure import open_batch
-from lossmap.data.batches import FixedBatches, read_into_memory
+from lossmap.data.batches import FixedBatches, Streamed, read_into_memory
 from lossmap.data.datasets import digest
 from lossmap.data.loaders import as_batches, source_of
 from lossmap.data.loss_check import check_loss
@@ -1189,3 +1189,81 @@ def test_samples_that_are_batches_by_themselves_are_read_as_the_loader_gives_the
     assert source.samples == 12 and source.fetch(range(12))[0].equal(X)
     with pytest.raises(ValueError, match="more than the memory"):  # and never streamed, a sample for a batch
         as_batches(loader, budget=1000)
+
+
+class AtOnce(torch.utils.data.Dataset):
+    """Samples that are read many at once, as a pair of tensors."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+    def __getitems__(self, indices):
+        return self.x[indices], self.y[indices]
+
+
+class Parts(torch.utils.data.IterableDataset):
+    """Samples that are batches of 3 by themselves."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        return zip(self.x.split(3), self.y.split(3), strict=True)
+
+
+class OwnIterator(torch.utils.data.DataLoader):
+    def _get_iterator(self):
+        return ((x, y) for x, y in super()._get_iterator())
+
+
+class Delegating(torch.utils.data.DataLoader):
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+
+def as_they_are(samples):
+    return samples
+
+
+@pytest.mark.parametrize(
+    "loader_of",
+    [
+        lambda x, y: torch.utils.data.DataLoader(AtOnce(x, y), 5, collate_fn=as_they_are),
+        lambda x, y: torch.utils.data.DataLoader(AtOnce(x, y), batch_sampler=[range(8), range(8, 11)], collate_fn=list),
+        lambda x, y: torch.utils.data.DataLoader(
+            Parts(x, y), 2, collate_fn=lambda rows: list(map(torch.cat, zip(*rows, strict=True)))
+        ),
+        lambda x, y: OwnIterator(torch.utils.data.TensorDataset(x, y), 4),
+        lambda x, y: Delegating(torch.utils.data.TensorDataset(x, y), 4),
+    ],
+)
+def test_pairs_of_inputs_and_targets_count_their_rows_however_a_loader_makes_them(loader_of):
+    model, x, y = nn.Linear(3, 2), X[:11], torch.randn(11, 2, generator=G)
+    problem = lossmap.Problem.supervised(model, "mse", loader_of(x, y))
+    assert problem.samples == 11
+    assert loss_at_origin(problem) == pytest.approx(F.mse_loss(model(x), y).item(), rel=1e-5)
+    problem = lossmap.Problem.custom(model, lambda m, batch: F.mse_loss(m(batch[0]), batch[1]), loader_of(x, y))
+    assert loss_at_origin(problem) == pytest.approx(F.mse_loss(model(x), y).item(), rel=1e-5)
+
+
+def test_samples_that_are_read_many_at_once_are_streamed_as_the_loader_reads_them():
+    data = as_batches(torch.utils.data.DataLoader(AtOnce(X, Y), 5, collate_fn=as_they_are), budget=1000)
+    assert isinstance(data, Streamed) and data.samples == 12
+    assert torch.cat([x for x, _ in data]).equal(X) and torch.cat([y for _, y in data]).equal(Y)
+
+
+def test_a_collate_that_draws_draws_the_same_where_it_is_asked_twice():
+    def masked(rows):
+        return [row * (torch.rand(1) > 0.5) for row in rows]
+
+    torch.manual_seed(3)
+    truth = [masked([row]) for row in SEQUENCES]
+    torch.manual_seed(3)
+    data = read_into_memory(torch.utils.data.DataLoader(SEQUENCES, 1, collate_fn=masked, generator=G))
+    assert [batch[0].tolist() for batch in data] == [row.tolist() for (row,) in truth]
