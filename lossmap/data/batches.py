@@ -411,12 +411,10 @@ def read_into_memory(
 
 def _counted(batches: Any) -> Any:
     """A DataLoader that says how many samples it puts into each batch; anything else as it is."""
-    own = type(batches)
-    if not isinstance(batches, DataLoader) or own.__iter__ is not DataLoader.__iter__:
+    if not isinstance(batches, DataLoader) or not batches._auto_collation:  # it gives its samples as they are
         return batches
-    if (
-        own._get_iterator is not DataLoader._get_iterator or not batches._auto_collation
-    ):  # it gives its samples as they are
+    own = type(batches)
+    if own.__iter__ is not DataLoader.__iter__ or own._get_iterator is not DataLoader._get_iterator:
         return batches
     counted = object.__new__(type(batches))
     order: Any = batches.batch_sampler
