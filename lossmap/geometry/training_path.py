@@ -29,6 +29,7 @@ from lossmap.geometry.directions import (
 from lossmap.geometry.parameter_vector import state_tensors, warn_of_frozen
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
+from lossmap.sums import norm
 
 AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
 
@@ -59,15 +60,19 @@ def principal_axes(
         still = set(origin) - set(names)
         offsets = [{k: torch.zeros_like(d) if k in still else d for k, d in offset.items()} for offset in offsets]
     gram = torch.zeros(len(offsets), len(offsets), dtype=torch.float64)
-    for name in origin:
+    rounded = 0.0  # what the checkpoints' own rounding spans is about as long: each has a direction of its own
+    for name, w in origin.items():
         rows = torch.stack([d[name].reshape(-1).double().cpu() for d in offsets])
         gram += rows @ rows.T
+        if rows.any():
+            rounded += (0.5 * torch.finfo(w.dtype).eps * (norm(w) + float(rows.norm(dim=1).max()))) ** 2
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    rank = int((values > 1e-12 * values[0].clamp_min(1e-300)).sum()) if len(offsets) else 0
+    least = max(1e-12 * float(values[0]), rounded, 1e-312) if len(offsets) else 0.0
+    rank = int((values > least).sum())
     if rank < count:
         raise ValueError(
-            f"the path has {len(offsets)} checkpoints that span {rank} dimensions; "
+            f"the path has {len(offsets)} checkpoints that span {rank} dimensions beyond rounding; "
             f"count must not exceed that; got {count}"
         )
     axes = []

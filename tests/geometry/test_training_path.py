@@ -51,7 +51,9 @@ def test_the_shadow_of_the_path_ends_at_zero_and_keeps_true_lengths():
 
 def test_a_path_with_too_few_dimensions_is_refused_with_its_number():
     origin, states = walk(2)
-    with pytest.raises(ValueError, match="2 checkpoints that span 1 dimensions; count must not exceed that; got 2"):
+    with pytest.raises(
+        ValueError, match="2 checkpoints that span 1 dimensions beyond rounding; count must not exceed that; got 2"
+    ):
         principal_axes(origin, states, 2)
 
 
@@ -94,3 +96,16 @@ def test_a_path_that_does_not_meet_the_origin_is_compared_with_no_random_walk():
         found = trajectory(Plane(model, axes, ({}, {})), states)
         assert origin_on_path(found) == place
     assert all(np.isnan(random_walk_shares(6, origin=None)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_path_on_a_line_spans_no_plane_of_rounding(dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(300, 30).to(dtype)
+    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    step = {name: 1e3 * torch.finfo(dtype).eps * torch.randn_like(p) for name, p in weights.items()}
+    line = [{name: (p + t * step[name]).to(dtype) for name, p in weights.items()} for t in (-3.0, -2.0, -1.0, -0.5)]
+    with pytest.raises(ValueError, match="4 checkpoints that span 1 dimensions beyond rounding"):
+        pca_plane(model, line)
+    beside = {name: (p + 0.1 * step[name].flip(-1)).to(dtype) for name, p in weights.items()}
+    assert pca_plane(model, [*line, beside]).recipes[1]["explained_variance_ratio"] > 1e-5
