@@ -22,7 +22,7 @@ from lossmap.data.batches import Batch
 
 def target_name(batch: Mapping[str, Any]) -> str | None:
     """The name of a dict's targets; of several usual ones the first, but words are none where another has numbers."""
-    names = [name for name in TARGET_NAMES if name in batch]
+    names = [name for name in TARGET_NAMES if name in tuple(batch)]
     return next((name for name in names if not are_words(batch[name])), names[0] if names else None)
 
 

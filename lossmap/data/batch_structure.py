@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import types
 import weakref
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from functools import partial
-from typing import Any
+from functools import cache, cached_property, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 TARGET_NAMES = ("labels", "targets", "target", "label", "y")
+_OF_PYTHON = ("__dict__", "__weakref__")  # slots of its own
 _CLOSED = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module)  # never taken apart
 
 
@@ -49,12 +51,19 @@ def in_own_containers(batch: Any) -> Any:
 
 
 def _open(batch: Any) -> None:
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, (tuple, list)):  # of a class of their own
-            parts = [*leaf, *vars(leaf).values()] if hasattr(leaf, "__dict__") else list(leaf)
+    for leaf in pytree.tree_leaves(batch, is_leaf=_loses_attributes):
+        if _loses_attributes(leaf):
+            raise ValueError(
+                f"a batch holds a {type(leaf).__name__}, a named tuple with attributes beside its fields "
+                f"({', '.join(vars(leaf))}), which PyTorch leaves out where it moves it: make them fields"
+            )
+        if isinstance(leaf, (tuple, list, dict)):  # of a class of their own
+            values = list(leaf.values()) if isinstance(leaf, dict) else list(leaf)
+            parts = values + [part for part in getattr(leaf, "__dict__", {}).values() if part is not leaf]
             _open(parts)
             if any(map(holds_tensors, pytree.tree_leaves(parts))):
-                _register(type(leaf), entries_and_rest, sequence_of, pytree.SequenceKey)
+                key = pytree.MappingKey if isinstance(leaf, dict) else pytree.SequenceKey
+                _register(type(leaf), entries_and_rest, collection_of, key)
             continue
         if isinstance(leaf, Tensor) or not holds_tensors(leaf):
             continue
@@ -73,24 +82,47 @@ def _register(kind: Any, parts_of: Any, made_of: Any, key: Any) -> None:
     pytree.register_pytree_node(kind, parts_of, partial(made_of, kind), flatten_with_keys_fn=with_keys)
 
 
+def _loses_attributes(value: Any) -> bool:
+    """Whether a named tuple, which PyTorch makes anew of its fields, has attributes that it then has not."""
+    kind, own = type(value), getattr(value, "__dict__", None)
+    if not own or not isinstance(value, tuple) or not hasattr(kind, "_fields"):
+        return False
+    made = vars(kind(*value))
+    kept = {n for n in own if n in made and (made[n] is own[n] or _are_plain_and_equal(made[n], own[n]))}
+    return any(not isinstance(getattr(kind, name, None), cached_property) for name in own.keys() - kept)
+
+
 def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.values(), *getattr(value, "__dict__", {}).values()]
     if _is_plain_mapping(value):
         return list(value.values())
     return list(attributes_of(value).values())
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
-    """What an object holds: by its `__dict__`, and by the fields of a dataclass with slots."""
-    slots = (
-        {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)} if is_dataclass(value) else {}
-    )
-    return {**slots, **getattr(value, "__dict__", {})}
+    """What an object holds: by its `__dict__`, by its slots, and by the fields of a dataclass, these first."""
+    own = {name: getattr(value, name) for name in _names_in(cast(Any, type(value))) if hasattr(value, name)}
+    return {**own, **getattr(value, "__dict__", {})}
+
+
+@cache
+def _names_in(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass, and the slots of a class and of those that it is made of."""
+    names = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+    for base in kind.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{base.__name__.lstrip('_')}{name}" if is_private else name)
+    return tuple(name for name in names if name not in _OF_PYTHON)
 
 
 def _is_plain_mapping(value: Any) -> bool:
-    """Whether it is a mapping that holds its entries itself, as a subclass of dict does; a UserDict has them apart."""
-    attributes = getattr(value, "__dict__", {}).values()
-    return isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in attributes)
+    """Whether it is a mapping that holds its entries itself; a UserDict, and a dataclass of some, have them apart."""
+    attributes = list(attributes_of(value).values()) if isinstance(value, Mapping) else []
+    leaves = [*attributes, *pytree.tree_leaves(attributes)]
+    return isinstance(value, Mapping) and not any(isinstance(leaf, (Tensor, Mapping)) for leaf in leaves)
 
 
 def is_one_batch(value: Any) -> bool:
@@ -114,7 +146,7 @@ def holds_tensors(value: Any, depth: int = 0) -> bool:
         return True
     if depth > 4 or isinstance(value, _CLOSED):
         return False
-    if not (isinstance(value, Mapping) or hasattr(value, "__dict__") or is_dataclass(value)):
+    if not (isinstance(value, Mapping) or hasattr(value, "__dict__") or hasattr(type(value), "__slots__")):
         return False
     return any(holds_tensors(leaf, depth + 1) for part in _parts(value) for leaf in pytree.tree_leaves(part))
 
@@ -146,16 +178,40 @@ def _with_keys(parts_of: Any, key: Any, value: Any) -> tuple[list[tuple[Any, Any
     return [(key(name), part) for name, part in zip(names, parts, strict=False)], names
 
 
-def entries_and_rest(sequence: Any) -> tuple[list[Any], tuple[Any, ...]]:
-    """The entries of a tuple or list, then its attributes with tensors; the places, names, and the other attributes."""
-    parts, rest = list(enumerate(sequence)), {}
-    for name, value in getattr(sequence, "__dict__", {}).items():
-        if any(map(holds_tensors, pytree.tree_leaves(value))):
-            parts.append((name, value))
+def entries_and_rest(values: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    """The entries of a tuple, list or dict of a class of its own, then its attributes with tensors; where they stand.
+
+    Of an attribute that is an entry too, as where these can be had by either, only the name is kept.
+    """
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    parts, rest = list(items), {}
+    attributes = getattr(values, "__dict__", {})
+    if attributes is values:  # `self.__dict__ = self`
+        attributes = {"__dict__": _Entry}
+    elif isinstance(values, defaultdict):
+        attributes = {"default_factory": values.default_factory, **attributes}
+    for name, value in attributes.items():
+        if isinstance(values, dict) and value is not None and values.get(name) is value:
+            rest[name] = _Entry
+        elif any(map(holds_tensors, pytree.tree_leaves(value))):
+            parts.append((_Attribute(name), value))
         else:
             rest[name] = value
     places = tuple(place for place, _ in parts)
     return [value for _, value in parts], (*places, _Rest(rest)) if rest else places
+
+
+class _Attribute(str):
+    """The name of an attribute, and no key."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Attribute) and str(self) == str(other)
+
+    __hash__ = str.__hash__
+
+
+class _Entry:
+    """For an attribute that is the entry of its name."""
 
 
 class _Rest(dict[str, Any]):
@@ -164,29 +220,36 @@ class _Rest(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Rest) or self.keys() != other.keys():
             return False
-        pairs = ((value, other[name]) for name, value in self.items())
-        return all(a is b or (type(a) is type(b) and type(a) in (str, int, float, bool) and a == b) for a, b in pairs)
+        return all(value is other[name] or _are_plain_and_equal(value, other[name]) for name, value in self.items())
 
     def __hash__(self) -> int:  # type: ignore[override]  # a structure is a key of tables
         return hash(tuple(self))
 
 
-def sequence_of(kind: Any, parts: Any, places: tuple[Any, ...]) -> Any:
-    """A tuple or list of this class with these entries and attributes, made without calling its `__init__`."""
-    attributes = dict(places[-1]) if places and isinstance(places[-1], _Rest) else {}
-    entries = []
-    for place, part in zip(places, parts, strict=False):  # after the places may come the rest
-        if isinstance(place, str):
-            attributes[place] = part
-        else:
-            entries.append(part)
-    if issubclass(kind, tuple):
-        made = tuple.__new__(kind, entries)
-    else:
-        made = list.__new__(kind)
-        list.extend(made, entries)
-    if attributes:
-        vars(made).update(attributes)
+def _are_plain_and_equal(a: Any, b: Any) -> bool:
+    return bool(type(a) is type(b) and type(a) in (str, int, float, bool) and a == b)
+
+
+def collection_of(kind: Any, parts: Any, places: tuple[Any, ...]) -> Any:
+    """A tuple, list or dict of this class with these entries and attributes, made without calling its `__init__`."""
+    base: Any = next(base for base in (OrderedDict, defaultdict, dict, tuple, list) if issubclass(kind, base))
+    rest: Any = places[-1] if places and isinstance(places[-1], _Rest) else {}
+    held = list(zip(places, parts, strict=False))  # after the places may come the rest
+    attributes: dict[str, Any] = {**rest, **{place: part for place, part in held if isinstance(place, _Attribute)}}
+    entries = {place: part for place, part in held if not isinstance(place, _Attribute)}
+    made = base.__new__(kind, entries.values()) if base is tuple else base.__new__(kind)
+    if base is list:
+        list.extend(made, entries.values())
+    elif base is not tuple:
+        for key, part in entries.items():
+            base.__setitem__(made, key, part)
+    if attributes.pop("__dict__", None):
+        made.__dict__ = made
+    if base is defaultdict:
+        made.default_factory = attributes.pop("default_factory", None)
+    own = {str(name): entries[name] if value is _Entry else value for name, value in attributes.items()}
+    if own:
+        vars(made).update(own)
     return made
 
 

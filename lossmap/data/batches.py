@@ -416,7 +416,7 @@ def _counted(batches: Any) -> Any:
     own = type(batches)
     if own.__iter__ is not DataLoader.__iter__ or own._get_iterator is not DataLoader._get_iterator:
         return batches
-    counted = object.__new__(type(batches))
+    counted = object.__new__(own)
     order: Any = batches.batch_sampler
     if not isinstance(batches.dataset, IterableDataset):
         order = _CountedOrder(order)

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 from lossmap.data.batch_structure import (
     TARGET_NAMES,
     attributes_of,
+    collection_of,
     entries_and_rest,
     holds_tensors,
     in_own_containers,
-    sequence_of,
 )
 from lossmap.seeding import preserved_random_state
 
@@ -52,7 +52,7 @@ def entries(values: Any) -> Any:
     """A list or tuple, its entries marked as the samples."""
     if type(values) in (list, tuple, *_ENTRIES) or not hasattr(values, "__dict__"):
         return _Tuple(values) if isinstance(values, tuple) else _List(values)
-    made = sequence_of(type(values), *entries_and_rest(values))
+    made = collection_of(type(values), *entries_and_rest(values))
     vars(made)[_MARK] = True
     return made
 
@@ -69,7 +69,7 @@ def some_entries(values: Any, first: int, last: int) -> Any:
     n = len(values)
     parts, (*places, rest) = entries_and_rest(values)
     own = [p[first:last] if isinstance(p, torch.Tensor) and p.dim() and len(p) == n else p for p in parts[n:]]
-    return sequence_of(type(values), [*parts[first:last], *own], (*places[first:last], *places[n:], rest))
+    return collection_of(type(values), [*parts[first:last], *own], (*places[first:last], *places[n:], rest))
 
 
 def with_entries(batches: Sequence[Any], told: Sequence[Collated] = ()) -> list[Any]:
@@ -257,8 +257,8 @@ def _named_targets(batch: Any) -> Any:
     """The targets of a mapping or object, by a usual name: what holds numbers, and no words."""
     if isinstance(batch, (tuple, list)):
         return None
-    get = batch.get if isinstance(batch, Mapping) else partial(getattr, batch)
-    values = (get(name, None) for name in TARGET_NAMES)
+    held = {name: batch[name] for name in batch} if isinstance(batch, Mapping) else None
+    values = (getattr(batch, name, None) if held is None else held.get(name) for name in TARGET_NAMES)
     return next((v for v in values if isinstance(v, torch.Tensor) or _is_number(v) or _are_numbers(v)), None)
 
 

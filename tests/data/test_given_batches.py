@@ -3,8 +3,10 @@
 import gc
 import warnings
 import weakref
-from collections import UserDict
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -1267,3 +1269,111 @@ def test_a_collate_that_draws_draws_the_same_where_it_is_asked_twice():
     torch.manual_seed(3)
     data = read_into_memory(torch.utils.data.DataLoader(SEQUENCES, 1, collate_fn=masked, generator=G))
     assert [batch[0].tolist() for batch in data] == [row.tolist() for (row,) in truth]
+
+
+class Scaled(dict):
+    def __init__(self, x, y, scale=1.0):
+        super().__init__(x=x, y=y)
+        self.scale = scale
+
+
+class Ordered(OrderedDict):
+    pass
+
+
+class ByEither(dict):
+    def __init__(self, **entries):
+        super().__init__(entries)
+        self.__dict__ = self
+
+
+class Mirrored(dict):
+    def __init__(self, **entries):
+        super().__init__(entries)
+        vars(self).update(entries)
+
+
+class WithDefault(defaultdict):
+    pass
+
+
+@dataclass
+class Mapped(Mapping):
+    x: torch.Tensor
+    y: torch.Tensor
+    scale: float = 1.0
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+    def __iter__(self):
+        return iter(("x", "y"))
+
+    def __len__(self):
+        return 2
+
+
+class InSlots:
+    __slots__ = ("__scale", "x")
+
+    def __init__(self, x, y, scale=1.0):
+        self.x, self.y, self.__scale = x, y, scale
+
+    @property
+    def scale(self):
+        return self.__scale
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+
+class WithAttributes(InSlots):
+    pass
+
+
+@pytest.mark.parametrize(
+    "batch_of",
+    [
+        Scaled,
+        lambda x, y, scale: with_attributes(Ordered(x=x, y=y), scale=scale),
+        lambda x, y, scale: with_attributes(Scaled(x, y), scale=scale * torch.ones(())),
+        lambda x, y, scale: ByEither(x=x, y=y, scale=scale),
+        lambda x, y, scale: Mirrored(x=x, y=y, scale=scale * torch.ones(())),
+        lambda x, y, scale: with_attributes(WithDefault(partial(float, "nan"), x=x, y=y), scale=scale),
+        Mapped,
+        WithAttributes,
+    ],
+)
+def test_batches_of_classes_with_entries_attributes_and_slots_keep_them(batch_of):
+    def loss(model, batch):
+        if isinstance(batch, defaultdict):
+            assert batch["w"] != batch["w"]
+        if isinstance(batch, ByEither):
+            batch["x"] = 1 * batch.x
+            assert batch.x is batch["x"]
+        return batch.scale * F.mse_loss(model(batch["x"]), batch["y"])
+
+    model, y = nn.Linear(3, 1), torch.randn(12, 1, generator=G)
+    problem = lossmap.Problem.custom(model, loss, [batch_of(X[:4], y[:4], 1.0), batch_of(X[4:], y[4:], 3.0)])
+    truth = (4 * F.mse_loss(model(X[:4]), y[:4]) + 24 * F.mse_loss(model(X[4:]), y[4:])) / 12
+    for _ in range(2):
+        assert loss_at_origin(problem) == pytest.approx(truth.item(), rel=1e-5)
+
+
+def with_attributes(batch, **attributes):
+    vars(batch).update(attributes)
+    return batch
+
+
+def test_named_tuples_with_attributes_that_pytorch_leaves_out_are_refused_by_name():
+    class Pair(namedtuple("Pair", "x y")):
+        @cached_property
+        def width(self):
+            return self.x.shape[1]
+
+    batch, pairs = Pair(X, X[:, :1]), [Pair(X[:4], X[:4, :1]), Pair(X[4:], X[4:, :1])]
+    assert batch.width == 3 and as_batches([batch]).samples == 12  # a property that was read is made anew
+    with pytest.raises(ValueError, match=r"a Pair, a named tuple with attributes beside its fields \(scale\)"):
+        lossmap.Problem.custom(
+            nn.Linear(3, 1), lambda m, b: b.scale * m(b.x).mean(), [with_attributes(pairs[0], scale=2.0)]
+        )
