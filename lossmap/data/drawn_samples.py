@@ -42,6 +42,15 @@ class FixedDraws(Dataset[Any]):
 
 
 @dataclass(frozen=True, eq=False)
+class FixedDrawsAtOnce(FixedDraws):
+    """A Dataset that puts its samples together as it reads them, and draws the same for the same samples."""
+
+    def __getitems__(self, indices: Any) -> Any:
+        with same_random_state(generator("samples", ", ".join(map(str, indices))).initial_seed(), devices=False):
+            return self.dataset.__getitems__(indices)
+
+
+@dataclass(frozen=True, eq=False)
 class FixedCollate:
     """A function that puts samples together, and draws the same for the same samples."""
 
@@ -79,13 +88,13 @@ def with_fixed_draws(
     dataset: Any, collate: Callable[[list[Any]], Any], name: str
 ) -> tuple[Any, Callable[[list[Any]], Any]]:
     """The Dataset and the function that puts its samples together, with fixed draws where they draw, as is logged."""
-    samples, states = [], random_states()
-    for index in range(min(SAMPLES_LOOKED_AT, len(dataset))):
-        samples.append(dataset[index])
+    first, states = range(min(SAMPLES_LOOKED_AT, len(dataset))), random_states()
+    samples: Any = [dataset[index] for index in first]
     if not samples:
         return dataset, collate
+    at_once = _put_together(dataset, list(first))
     draws, states = random_states() != states, random_states()
-    collate(samples[:1])
+    collate(samples[:1] if at_once is None else at_once)
     mixes = random_states() != states
     if draws or mixes:
         log.warning(
@@ -95,7 +104,7 @@ def with_fixed_draws(
             "each sample" if draws else "each batch",
         )
     if draws:
-        dataset = FixedDraws(dataset)
+        dataset = FixedDraws(dataset) if at_once is None else FixedDrawsAtOnce(dataset)
     if _content_of(dataset[0]) != _content_of(dataset[0]):
         log.warning(
             "%s gives other samples at each reading, by a generator of its own: numbers are of one reading where the "
@@ -103,6 +112,13 @@ def with_fixed_draws(
             name,
         )
     return dataset, FixedCollate(collate) if mixes else collate
+
+
+def _put_together(dataset: Any, indices: list[int]) -> Any:
+    """Some samples as PyTorch's loaders read them where these are no list of samples, as of a Subset; else None."""
+    read = getattr(dataset, "__getitems__", None)
+    samples = read(indices) if read else []
+    return None if isinstance(samples, list) and len(samples) in (0, len(indices)) else samples
 
 
 def loader_with_fixed_draws(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -145,7 +145,10 @@ def prepared_collate(
 def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: int, budget: int) -> Streamed | None:
     """The samples of a Dataset as a stream, where they are more than the bytes for them; None where they fit."""
     fetch, samples = DatasetFetch(dataset, collate), len(dataset)
-    if not samples or samples * Source(fetch, samples).bytes_each(size) <= budget:
+    try:
+        if not samples or samples * Source(fetch, samples).bytes_each(size) <= budget:
+            return None
+    except LookupError:  # as where the first sample is left out, and nothing put together
         return None
     if not _keeps_samples(Source(fetch, samples)):
         return None
@@ -159,6 +162,8 @@ def _keeps_samples(source: Source) -> bool:
         return all(samples_in(source.fetch(range(n))) == n for n in (2, 3) if n <= source.samples)
     except (ValueError, TypeError, RuntimeError):  # a user's collate may raise any of them
         return True
+    except LookupError:  # it leaves samples out, and these are all
+        return False
 
 
 def _each_alone(dataset: Any) -> Iterator[Batch]:

@@ -153,3 +153,33 @@ def test_a_data_set_with_a_generator_of_its_own_and_samples_by_other_keys(caplog
     assert rows(as_batches(DataLoader(named, sampler=["b", "a"]))) == [1, 0]
     with_nan = TensorDataset(X / 0, Y)
     assert as_batches(DataLoader(with_nan, 4, drop_last=True)).samples == 12 and not caplog.text
+
+
+def test_a_collate_that_leaves_samples_out_is_read_as_the_loader_gives_it():
+    def valid(rows):
+        return default_collate([row for row in rows if row[1] >= 0])
+
+    x, y = torch.arange(12.0)[:, None], torch.tensor([-1.0, -1, -1, 3, 4, 5, 6, -1, 8, 9, 10, 11])
+    loader = DataLoader(TensorDataset(x, y), 5, collate_fn=valid)
+    assert torch.cat([batch[1] for batch in as_batches(loader)]).equal(y[y >= 0])
+    source = source_of(loader, "data")
+    assert source.samples == 8 and source.fetch(range(8))[1].equal(y[y >= 0])
+
+
+def test_samples_drawn_many_at_once_are_drawn_once_and_stay_as_they_are_put_together(caplog):
+    class Noisy(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return torch.zeros(2), index
+
+        def __getitems__(self, indices):
+            return torch.rand(len(indices), 2), torch.tensor(indices)
+
+    x, y = (
+        [torch.cat(parts) for parts in zip(*as_batches(DataLoader(Noisy(), 5, collate_fn=tuple)), strict=True)]
+        for _ in range(2)
+    )
+    assert x[0].equal(y[0]) and x[0].std() > 0.1 and x[1].tolist() == list(range(12))
+    assert "Noisy draws at random" in caplog.text
