@@ -101,8 +101,8 @@ def plans_recorded(plans: list[HvpPlan]) -> Iterator[None]:
         for name in ("best", "for_few"):
             choose = getattr(autotune.Probe, name)
 
-            def recorded(self: Any, backends: set[str], choose: Any = choose) -> Any:
-                chosen = choose(self, backends)
+            def recorded(self: Any, *given: Any, choose: Any = choose) -> Any:
+                chosen = choose(self, *given)
                 plans.append((chosen[0] if isinstance(chosen, tuple) else chosen).plan)
                 return chosen
 
@@ -121,7 +121,7 @@ def bare(plans: list[HvpPlan]) -> Iterator[None]:
     def planned(probe: Any, _: set[str]) -> Any:
         return probe.with_plan(next(remaining))
 
-    def planned_for_few(probe: Any, backends: set[str]) -> Any:
+    def planned_for_few(probe: Any, backends: set[str], _: bool = True) -> Any:
         factory = planned(probe, backends)
         return factory, factory.at()
 

@@ -35,8 +35,9 @@ def lazy_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _copied(t: Tensor) -> Tensor:
+    """A copy; called where no gradient is recorded."""
     if t.numel() * t.element_size() < MIN_LAZY_BYTES:
-        return t.detach().clone()
+        return t.clone()
     t = t.detach()
     if not _has_own_storage(t):
         return t.clone()

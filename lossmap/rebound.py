@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 MAX_ENTRIES = 1000  # of a container that is looked into
+PLAIN = frozenset((bool, int, float, str, type(None)))
+CONTAINERS = frozenset((dict, OrderedDict, list, set))
 MAX_DEPTH = 5  # of containers and objects within each other
 
 
@@ -57,7 +60,10 @@ def _enter(value: Any, made: _Copies, entered: set[int], depth: int) -> None:
         return
     entered.add(id(held))
     for key, each in list(held.items() if isinstance(held, dict) else enumerate(held)):
-        if isinstance(each, (FunctionType, functools.partial, tuple)) or hasattr(type(each), "cache_info"):
+        kind = type(each)
+        if kind in PLAIN or (kind in CONTAINERS and not each):  # most attributes of most modules
+            continue
+        if isinstance(each, (FunctionType, functools.partial, tuple)) or hasattr(kind, "cache_info"):
             rebound = _rebound(each, made)
             if rebound is not each:
                 held[key] = rebound

@@ -196,11 +196,9 @@ def _prepared(
         with torch.inference_mode(False), torch.no_grad():
             probe = Probe(factory, products=products)
             if is_short:
-                best, operator = probe.for_few(candidates)
-            else:
-                best = probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
-                operator = best.at(measured=True)
-            return best, operator if here else best.over_few()
+                return probe.for_few(candidates, here)
+            best = probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
+            return best, best.at(measured=True) if here else best.over_few()
 
     return _with_rounding(*made_by_all(total, device, probed, "probe of products"))
 
@@ -414,31 +412,53 @@ class Probe:
         expected = self.products * self.samples * in_turns([first], self.clock, 1)[0]
         self.deadline = min(self.deadline, time.process_time() + max(MIN_PROBE_SECONDS, PROBE_SHARE * expected))
 
-    def for_few(self, backends: set[str]) -> tuple[OperatorFactory, LinearizedOperator]:
-        """What is cheap from the first product on, without a look at the clock; and its operator here."""
+    def for_few(self, backends: set[str], here: bool = True) -> tuple[OperatorFactory, LinearizedOperator]:
+        """What is cheap from the first product on, without a look at the clock; and its operator at the model's own
+        tensors: with `here` the one that is asked for, else one over a few samples, whose rounding is measured.
+        """
         size = min(self.samples, 2 * FIRST_BATCH_SIZE)
         if "retained-graph" in backends:
             try:
-                return self.retaining(size)
+                return self.retaining(size) if here else self.retaining_elsewhere(size)
             except Exception as error:  # somebody's own code where the model is called with other tensors
                 log.info("products keep no graph: %s", error)
         plain = self.with_plan(HvpPlan("double-backward", size))
         if "double-backward" not in backends:
             plain = self.best(backends)
-        return plain, plain.at(measured=True)
+        return plain, plain.at(measured=True) if here else plain.over_few()
 
     def retaining(self, size: int) -> tuple[OperatorFactory, LinearizedOperator]:
         """Products by graphs of so many samples: that of the first ones says how many bytes one takes, and is kept.
 
         Raises what the model raises.
         """
-        products = self.with_plan(HvpPlan("retained-graph", size)).at().products
+        plan, products = self._first_graph(self.with_plan(HvpPlan("retained-graph", size)))
+        factory = self.with_plan(plan)
+        return factory, factory.by(products, products.state, measured=True)
+
+    def retaining_elsewhere(self, size: int) -> tuple[OperatorFactory, LinearizedOperator]:
+        """The same where products here are none that are asked for: by the graph over which rounding is measured.
+
+        Its bytes for a sample hold a larger share of what does not grow with the samples: where all graphs might not be
+        kept by that, those of so many samples are looked at.
+        """
+        plan = HvpPlan("retained-graph", size)
+        few, products = self._first_graph(self.with_plan(plan).few(traced=False))
+        if few.graph_bytes * self.samples > self.factory.memory:
+            plan, _ = self._first_graph(self.with_plan(plan))
+            factory = self.with_plan(plan)
+            return factory, factory.over_few()
+        factory = self.with_plan(replace(plan, graph_bytes=few.graph_bytes))
+        return factory, factory.over_few(products)
+
+    @staticmethod
+    def _first_graph(factory: OperatorFactory) -> tuple[HvpPlan, RetainedGraphProducts]:
+        """(the plan with the bytes of a graph for a sample, the products at the model's own tensors that keep it)."""
+        products = factory.at().products
         if not isinstance(products, RetainedGraphProducts):
             raise TypeError(f"no products that keep graphs: {type(products).__name__}")
         with AllocationCounter() as counter:
-            plan = products.keep_first(lambda: counter.bytes)
-        factory = self.with_plan(plan)
-        return factory, factory.by(products, products.state, measured=True)
+            return products.keep_first(lambda: counter.bytes), products
 
     @property
     def first_size(self) -> int:

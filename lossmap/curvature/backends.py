@@ -93,19 +93,26 @@ class RetainedGraphProducts:
     """The gradient's graph of each batch is kept, as far as memory goes; one more backward pass per vector."""
 
     def __init__(
-        self, problem: Problem, layout: Layout, plan: HvpPlan, state: Mapping[str, Tensor], memory: int
+        self,
+        problem: Problem,
+        layout: Layout,
+        plan: HvpPlan,
+        state: Mapping[str, Tensor],
+        memory: int,
+        compared: bool = True,
     ) -> None:
         self.problem, self.layout, self.plan, self.state = problem, layout, plan, state
         # detached tensors: the model's own are not touched
         self.theta = [state[name].requires_grad_(True) for name in layout.names]
         self._memory = self._free_bytes = memory
         self._graphs: list[Sequence[Tensor] | None] = []  # by batch; None beyond the memory
-        self._is_compared = False  # whether the loss of a graph was compared with the model's
+        self.compared = compared  # whether the loss of a graph is compared with the model's
+        self._is_compared = not compared
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the graphs: in another process they are made anew."""
         state = {name: t.detach() for name, t in self.state.items()}
-        return RetainedGraphProducts, (self.problem, self.layout, self.plan, state, self._memory)
+        return RetainedGraphProducts, (self.problem, self.layout, self.plan, state, self._memory, self.compared)
 
     def keep_first(self, graph_bytes: Callable[[], int]) -> HvpPlan:
         """Make the graph of the first batch, and keep it where it fits; the plan, by which the others are kept.

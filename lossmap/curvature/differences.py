@@ -41,7 +41,8 @@ from lossmap.curvature.operators import (
 from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.gradients import each_gradient
-from lossmap.data.held_model import holds
+from lossmap.data.held_model import first_look
+from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_forms import stable_forms
@@ -138,14 +139,10 @@ class FewSamples:
         few = cls(twin, batch, tuple(names), product, tensors_of(twin.model))
         if sum(p.numel() for p in twin.model.parameters()) > MAX_HELD_ENTRIES:
             few = few.with_nothing_held(problem.model)
-        with few.moving() as parameters, torch.enable_grad():
-            loss = few.problem.total(batch)
-            first, is_its_own = float(loss.detach()), loss.requires_grad or not parameters
-        del loss  # with its graph
-        with few.moving():
-            is_its_own = is_its_own and not (parameters and holds(few.problem, problem.model, batch))
-        if is_its_own:
-            return replace(few, first=first)
+        with few.moving() as parameters:
+            look = first_look(few.problem, problem.model, batch)
+        if not parameters or (look.has_gradient and not look.is_held):
+            return replace(few, first=float(look.value))
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}
         return replace(few, problem=replace(problem, count=count), state=state)
@@ -349,7 +346,7 @@ class FewSamples:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and buffers by name, detached."""
-    return {k: t.detach() for k, t in (*model.named_parameters(), *model.named_buffers())}
+    return {k: t.detach() for k, t in named_tensors(model).items()}
 
 
 def random_part(like: Tensor, *purpose: str | int) -> Tensor:

@@ -12,7 +12,7 @@ double backward in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -47,6 +47,7 @@ from lossmap.curvature.operators import (
 from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
 from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, largest_to_cut, move_batch
 from lossmap.data.criteria import NoWeight
+from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -65,10 +66,30 @@ MAX_DISAGREEMENT = 1e-9  # the relative difference between them that float64 exp
 
 @dataclass(frozen=True, eq=False)
 class FirstSamples:
-    """A problem over a few samples of its data, and the same in float64, over a copy of the model."""
+    """A problem over a few samples of its data, and the same in float64, over a copy of the model.
+
+    kept  by precision: the tensors of the point where a plan was chosen, and the operator there. A survey looks there
+          again, the only point of some; let go of at the first look elsewhere
+    """
 
     data: Batches
     problem: Problem
+    kept: dict[torch.dtype, tuple[Mapping[str, Tensor], LinearizedOperator]] = field(default_factory=dict)
+
+    def at(
+        self, state: Mapping[str, Tensor], dtype: torch.dtype, plan: HvpPlan, make: Callable[[], LinearizedOperator]
+    ) -> LinearizedOperator:
+        """The operator at these tensors in a precision, by this plan: the one that is kept, or a new one."""
+        if not all(_are_equal(there, state) for there, _ in self.kept.values()):
+            self.kept.clear()
+        known = self.kept.get(dtype)
+        former = None if known is None else known[1].factory
+        if former is not None and replace(former.plan, rounding=None) == replace(plan, rounding=None):
+            return known[1]  # type: ignore[index]
+        operator = make()
+        if self.kept:
+            self.kept[dtype] = (state, operator)
+        return operator
 
     @cached_property
     def double(self) -> Problem:
@@ -131,7 +152,8 @@ class LinearizedOperator:
         state = self.probe.state
         if self.factory is not None and state is not None and self.factory.keeps_twin:
             factory = self.factory
-            return made_by_all(self.total, self.device, lambda: factory.twin).at(state)
+            made_by_all(self.total, self.device, lambda: factory.twin)
+            return factory.twin_at(state)
         return self.probe.in_float64(self.kinks)
 
     def rounding_of(self, vectors: Tensor) -> tuple[float, float]:
@@ -143,7 +165,7 @@ class LinearizedOperator:
         if self.factory is None or self.probe.state is None:
             raise ValueError("this operator stands alone: its rounding is measured by `measured`")
         is_linearized = isinstance(getattr(self.products, "current", self.products), LinearizedProducts)
-        few = self.factory.few(self.factory.traces_few and is_linearized).at(self.probe.state)
+        few = self.factory.few_at(self.factory.traces_few and is_linearized, self.probe.state)
         length = math.sqrt(vectors.shape[1])  # of the sum, where they are at right angles
         v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
         exact = (few.in_float64() @ v.double()).double()
@@ -204,7 +226,7 @@ class OperatorFactory:
     alone       of the factory over them alone these; else None
     check       what is known of the backends: other ranks are given it, and do not look themselves
     fallback    whether double backward may take over at a point where the trace fails
-    compared    whether at every point the loss of a trace is compared with the model's
+    compared    whether at every point the loss of a trace or a graph is compared with the model's
     """
 
     problem: Problem
@@ -265,7 +287,7 @@ class OperatorFactory:
         The values that products read are computed at the first product or loss. Raises KeyError for a name that the
         model has not.
         """
-        own: dict[str, Tensor] = named_tensors(self.problem)
+        own: dict[str, Tensor] = named_tensors(self.problem.model)
         for name in tensors or ():
             if name not in own:
                 raise KeyError(f"the model has no tensor named {name!r}")
@@ -343,7 +365,7 @@ class OperatorFactory:
     @cached_property
     def keeps_twin(self) -> bool:
         """Whether model and data in float64 are few enough bytes to be kept from point to point."""
-        entries = sum(t.numel() for t in named_tensors(self.problem).values())
+        entries = sum(t.numel() for t in named_tensors(self.problem.model).values())
         if not isinstance(self.problem.data, (Resident, FixedBatches)):
             return False  # read from a disk
         first = next(iter(self.problem.rebatched(1).data))
@@ -396,6 +418,18 @@ class OperatorFactory:
     def _few(self) -> dict[bool, OperatorFactory]:
         return {}
 
+    def few_at(self, traced: bool, state: Mapping[str, Tensor]) -> LinearizedOperator:
+        """The operator over a few samples at these tensors, see `few`."""
+        few = self.few(traced)
+        return self._few_of_data.at(state, state[self.layout.names[0]].dtype, few.plan, lambda: few.at(state))
+
+    def twin_at(self, state: Mapping[str, Tensor]) -> LinearizedOperator:
+        """The operator of `twin` at these tensors, which are in the model's own precision."""
+        twin = self.twin
+        if self.alone is None:
+            return twin.at(state)
+        return self.alone.at(state, torch.float64, twin.plan, lambda: twin.at(state))
+
     @property
     def _few_of_data(self) -> FirstSamples:
         """The first samples, as other factories over the same data have them, too."""
@@ -407,14 +441,20 @@ class OperatorFactory:
             self.few_samples[size] = known
         return known
 
-    def over_few(self) -> LinearizedOperator:
+    def over_few(self, products: RetainedGraphProducts | None = None) -> LinearizedOperator:
         """The operator at the model's own tensors, whose rounding is measured over those samples over which points are
         looked at; over a batch where its products would be others there.
+
+        products  over those samples, where they were made before
         """
         if self.plan.backend == "linearized" and not self.traces_few:
             operator = self.at(measured=True)
             return replace(operator, probe=replace(operator.probe, samples=self.batch))
-        return self.few(self.traces_few).at(measured=True)
+        few = self.few(self.traces_few)
+        operator = few.at(measured=True) if products is None else few.by(products, products.state, measured=True)
+        if few.alone is not None and operator.probe.state is not None:
+            few.alone.kept[operator.dtype] = (operator.probe.state, operator)
+        return operator
 
     @cached_property
     def twin(self) -> OperatorFactory:
@@ -422,7 +462,11 @@ class OperatorFactory:
         problem = problem_in(self.problem, torch.float64) if self.alone is None else self.alone.double
         plan = self._reference_plan(min(self.plan.batch_size, MAX_TWIN_BATCH))
         memory = min(self.memory, MAX_TWIN_BYTES)
-        twin = OperatorFactory(problem, self.parameters, self.product, self.total, plan, memory, check=self.check)
+        # with its tensors in other places the model is the same function, which was seen in its own precision
+        twin = OperatorFactory(
+            problem, self.parameters, self.product, self.total, plan, memory, check=self.check,
+            compared=not self._keeps_graphs,
+        )  # fmt: skip
         if not self.traces_few and self.compared:  # what is not compared is the traced `few` of another
             return twin
         return replace(
@@ -470,7 +514,7 @@ class OperatorFactory:
         where double backward is wrong.
         """
         if given is self.problem and product is self.product and dtype == torch.float64 and self.keeps_twin:
-            return self.twin.at(state)
+            return self.twin_at(state)
         problem = problem_in(given, dtype, state)
         plan, fallback = self._reference_plan(self.plan.batch_size), False
         if product is not hessian and self._keeps_graphs:  # graphs are kept of the Hessian alone
@@ -487,7 +531,7 @@ class OperatorFactory:
         if self.plan.backend == "double-backward":
             return self._double_backward(state)
         if self.plan.backend == "retained-graph":
-            return RetainedGraphProducts(self.batched, self.layout, self.plan, state, self.memory)
+            return RetainedGraphProducts(self.batched, self.layout, self.plan, state, self.memory, self.compared)
         linearized = LinearizedProducts(
             self.batched, self.layout, self.product, self.plan, state, self.memory, self.programs, self.compared
         )
@@ -497,9 +541,9 @@ class OperatorFactory:
         return DoubleBackwardProducts(self.batched, self.parameters, self.product, state)
 
 
-def named_tensors(problem: Problem) -> dict[str, Tensor]:
-    """The model's parameters and buffers, by name."""
-    return {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
+def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether tensors by name are the same."""
+    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
 
 
 def disagreement(factory: OperatorFactory, reference: str = "double-backward") -> str | None:
@@ -528,7 +572,7 @@ def _compared_products(factory: OperatorFactory, reference: str) -> tuple[Tensor
     """One product with a random vector, (1, n) float64, by the reference and linearized."""
     problem = factory.problem.rebatched(CHECKED_SAMPLES)
     few = BatchList([move_batch(next(iter(problem.data)), None, torch.float64)])
-    state = {k: t.detach() for k, t in named_tensors(problem).items()}
+    state = {k: t.detach() for k, t in named_tensors(problem.model).items()}
     state = {k: t.double() if t.is_floating_point() else t for k, t in state.items()}
     rows = torch.randn(1, factory.size, generator=generator("disagreement", factory.size), dtype=torch.float64)
     rows = rows.to(next(iter(state.values())).device)

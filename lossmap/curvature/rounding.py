@@ -33,6 +33,7 @@ from lossmap.curvature.same_function import refuse_other_function
 from lossmap.data.batches import Batch, FixedBatches, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
 from lossmap.data.held_model import refuse_held
+from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
@@ -305,14 +306,12 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
         return problem.count(move_batch(batch, None, own))
 
     model = copy_of(problem.model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     for name, tensor in (state or {}).items():
         tensors[name].data = lazy_copy(tensor)
     twin = replace(problem.over(to_precision(model, dtype)), data=problem.data.to(dtype=dtype))
     if twin.count is problem.count is not samples_in:
         twin = replace(twin, count=count)
-    with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(twin.model, {}):
-        twin.total(next(iter(twin.data.rebatched(1))))
     refuse_held(twin, problem.model)
     refuse_other_function(twin, problem, state)
     return twin

@@ -89,6 +89,11 @@ class _Side:
             made[name] = signs(p.numel(), "weights of a common size", name).mul_(size).to(p.detach()).view(p.shape)
         return made
 
+    def in_its_precision(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by name, as those of the model."""
+        own = dict(self.problem.model.named_parameters())
+        return {name: t.to(own[name].detach()) for name, t in tensors.items()}
+
     def rounding(self, step: float) -> float:
         """How far what twice a step in the parameters does is from twice what one does, relative to the largest.
 
@@ -204,7 +209,8 @@ def _excess(problem: Problem, state: Mapping[str, Tensor], twin: Problem, twin_s
         for one, tensors in ((problem, state), (twin, twin_state))
     )
     try:
-        own, other = here.read(here.common), there.read(there.common)
+        common = here.common
+        own, other = here.read(common), there.read(there.in_its_precision(common))
         largest, is_finite = _largest_difference(own, other)
     except Exception:  # user code may raise anything at weights for which it was not made
         is_finite = False

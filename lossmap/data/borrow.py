@@ -39,6 +39,8 @@ from lossmap.data.outside_state import (
     caches_of,
     measures,
     modules_beside,
+    modules_of,
+    named_tensors,
     places_of,
     put,
     slots_of,
@@ -90,7 +92,7 @@ class ModuleState:
         self.contents: list[tuple[Any, Any]] = []
         self.slots: list[tuple[Any, str, Any]] = []  # objects without a dictionary, a name and what stands there
         self.empty: list[Any] = []  # dictionaries of the modules' own that hold nothing, as those of hooks mostly
-        modules = list(model.modules())
+        modules = modules_of(model)
         self._known = {id(module) for module in modules}
         self._entered = 0
         self.attributes.extend((module.__dict__, module.__dict__.copy()) for module in modules)
@@ -547,11 +549,6 @@ def evaluated_in_training(model: nn.Module) -> tuple[str, ...]:
     return _in_training.get(model, ())
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and buffers, by name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def _copy(value: Tensor) -> Tensor:
     """Of its own storage, and no inference tensor."""
     with torch.inference_mode(False):
@@ -573,7 +570,7 @@ def set_evaluation_mode(model: nn.Module) -> None:
 
     Raises ValueError where such a module has done so already.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     own_modes = [m for m in modules if _sets_modes_itself(m)]
     if not own_modes:
         for module in modules:  # what `eval()` does; most of them are in that mode already
@@ -616,7 +613,7 @@ def _set_modes(model: nn.Module, own_modes: list[nn.Module]) -> None:
 
 def sets_modes_itself(model: nn.Module) -> bool:
     """Whether some module of the model has a `train` or `eval` of its own."""
-    return any(_sets_modes_itself(m) for m in model.modules())
+    return any(map(_sets_modes_itself, modules_of(model)))
 
 
 def _sets_modes_itself(module: nn.Module) -> bool:

@@ -241,3 +241,4 @@ READERS: dict[str, Handler] = {
     "binary_cross_entropy": _binary_cross_entropy, "mse_loss": _squared_error,
     **dict.fromkeys(VIEWS, _view),
 }  # fmt: skip
+NAMES = frozenset((*MAKERS, *READERS))  # of functions that `is_composed` may be true of

@@ -108,6 +108,11 @@ class _Numbers:
     places: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
 
 
+def numbers_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers of a model and of what takes part beside it as they show themselves, by name."""
+    return _inside(model).shown, _outside(model).shown
+
+
 def _moved(before: _Numbers, after: _Numbers) -> list[str]:
     return [name for name, value in before.shown.items() if name in after.shown and after.shown[name] != value]
 

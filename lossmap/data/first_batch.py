@@ -71,14 +71,18 @@ def _changed_by_a_pass(problem: Problem, batch: Batch) -> list[str]:
     """The names of tensors and other attributes of the model that the first pass leaves changed."""
     model = problem.model
     with temporary_parameters(model, {}), torch.enable_grad():
-        before = dict(_marks(model))
+        before = marks_of(model)
         with same_random_state(20):
             problem.total(batch)
-        return [name for name, mark in _marks(model) if before.get(name, ()) != mark]
+        return [name for name, mark in marks_of(model).items() if before.get(name, ()) != mark]
+
+
+def marks_of(model: nn.Module) -> dict[str, Any]:
+    """By which each tensor and each number of a model's modules is known: of tensors their sum and their norm."""
+    return dict(_marks(model))
 
 
 def _marks(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """By which each tensor and each number of a model's modules is known: of tensors their sum and their norm."""
     for prefix, module in model.named_modules():
         held = {**module._parameters, **module._buffers, **vars(module)}
         for name, value in held.items():

@@ -6,13 +6,16 @@ At points of a survey that is right, since the model itself is moved. Over a cop
 checkpoint) such a loss is that of the copy in part or not at all, and so are its derivatives.
 So it is where the loss reads what the last pass left in the model, `MODEL.aux`. Price: one sample forward and back and
 four passes more, or a batch where the loss does not run on one; of PyTorch's own losses one pass. The model's own code
-may hold it too, where a copy's does not follow the copy.
+may hold it too, where a copy's does not follow the copy. Of one model and loss it is asked once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
+from lossmap.data.outside_state import modules_of
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 
@@ -47,9 +51,33 @@ def refuse_held(twin: Problem, model: nn.Module, batch: Batch | None = None) -> 
 
 def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
     """Whether the loss of a problem over a copy depends on the model itself; see `refuse_held`."""
-    is_of_pytorch = isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss)
+    return not is_known_apart(twin, model) and first_look(twin, model, batch).is_held
+
+
+@dataclass(frozen=True)
+class Look:
+    """A first evaluation of a loss over a copy.
+
+    value         of a batch, summed over its samples
+    has_gradient  whether it depends on anything that requires one
+    is_held       whether it depends on the model itself
+    """
+
+    value: Tensor
+    has_gradient: bool
+    is_held: bool
+
+
+def first_look(twin: Problem, model: nn.Module, batch: Batch | None = None) -> Look:
+    """The loss of a problem over a copy, and whether it depends on the model itself; arguments as of `refuse_held`."""
     # a loss may not run on one sample, as batch norm in a criterion: then on a batch of its own
     tried = [twin.data.rebatched(1), twin.data] if batch is None else [[batch]]
+    if is_known_apart(twin, model):
+        with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(twin.model, {}):
+            with same_random_state(0):
+                value = _first_total(twin, tried)
+            return Look(value.detach(), value.requires_grad, False)
+    is_of_pytorch = isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss)
     own = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
     required = [p.requires_grad for p in own]
     with (
@@ -63,12 +91,40 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
             for p in own:
                 p.requires_grad_(True)
             value = _first_total(twin, tried)
-            if value.requires_grad and any(g is not None for g in torch.autograd.grad(value, own, allow_unused=True)):
-                return True
-            return not is_of_pytorch and _reads_what_the_model_keeps(twin, model, tried)
+            is_held = value.requires_grad and any(
+                g is not None for g in torch.autograd.grad(value, own, allow_unused=True)
+            )
+            is_held = is_held or (not is_of_pytorch and _reads_what_the_model_keeps(twin, model, tried))
         finally:
             for p, before in zip(own, required, strict=True):
                 p.requires_grad_(before)
+    if not is_held:
+        _apart.setdefault(model, []).append((_kinds(model), reference(twin.forward), reference(twin.loss)))
+    return Look(value.detach(), value.requires_grad, is_held)
+
+
+_apart: weakref.WeakKeyDictionary[nn.Module, list[tuple[tuple[type, ...], Callable[[], Any], Callable[[], Any]]]]
+_apart = weakref.WeakKeyDictionary()  # with what forward and loss a copy of a model was found to be apart from it
+
+
+def is_known_apart(twin: Problem, model: nn.Module) -> bool:
+    """Whether it is known of this model and loss that they are apart from a copy's."""
+    return any(
+        forward() is twin.forward and loss() is twin.loss and kinds == _kinds(model)
+        for kinds, forward, loss in _apart.get(model, ())
+    )
+
+
+def _kinds(model: nn.Module) -> tuple[type, ...]:
+    return tuple(map(type, modules_of(model)))
+
+
+def reference(function: Any) -> Callable[[], Any]:
+    """A weak reference where there can be one that lasts: a bound method is made anew at every look."""
+    try:
+        return weakref.ref(function) if not hasattr(function, "__self__") else weakref.WeakMethod(function)
+    except TypeError:
+        return lambda: function
 
 
 def _reads_what_the_model_keeps(twin: Problem, model: nn.Module, tried: Sequence[Iterable[Batch]]) -> bool:

@@ -93,6 +93,12 @@ def _read_again(problem: Problem, batch: Batch) -> tuple[str | None, bool]:
         return name, bool(_made_of_weights(first.keys() & steps().keys(), model))
 
 
+def shared_steps(first: Tensor, second: Tensor, model: nn.Module) -> bool:
+    """Whether the graphs of two losses have steps in common that lead to parameters of a model."""
+    steps = [dict.fromkeys(_steps_below([loss.grad_fn])).keys() for loss in (first, second)]
+    return bool(_made_of_weights(steps[0] & steps[1], model))
+
+
 def _steps_below(starts: Iterable[Step]) -> Iterator[Step]:
     """The steps of a graph, each once, leaves included."""
     pending, known = [step for step in starts if step is not None], set[Step]()

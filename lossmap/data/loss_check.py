@@ -29,6 +29,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_la
 from lossmap.data.datasets import LabelsWithin, labels_within
 from lossmap.data.first_batch import set_by_first_batch
 from lossmap.data.gradient_mode import with_gradients_recorded
-from lossmap.data.held_model import holds
+from lossmap.data.held_model import first_look
 from lossmap.data.kept_graphs import with_nothing_kept
+from lossmap.data.left_behind import leaves_nothing
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
@@ -198,25 +200,17 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     find_merged_layers(problem, few_samples(problem, most))
     problem = with_gradients_recorded(problem, few_samples(problem, most), 5 * rounding_of(problem.model))
     probe = _Probe(problem, most)
-    _refuse_stale_memo(problem, probe.own_batch)
+    _refuse_stale_memo(problem, probe)
     refuse_aliases(problem, probe.own_batch, rounding_of(problem.model))
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
-        outputs = probe.outputs()
+        outputs = probe.outputs
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             ignored = getattr(problem.loss.loss, "ignore_index", -100)
             problem = problem.with_data(labels_within(problem.data, outputs.shape[1], ignored))
             LabelsWithin(outputs.shape[1], ignored)(probe.own_batch)  # streamed ones are asked as they are read
     problem = _with_data_told(problem, probe)
-    carried = carried_state(probe.problem, probe.batch, probe.tolerance)
-    if carried is not None:
-        problem = _as_one_batch(problem, carried)
-        probe = _Probe(problem, most)
-    else:
-        anew = with_nothing_kept(problem, probe.own_batch)
-        if anew is not problem:
-            problem, probe = anew, _Probe(anew, most)
-        problem = _with_counters_told(problem, probe)
-        _refuse_first_batch(probe)
+    if not leaves_nothing(problem, probe.own_batch):
+        problem, probe = _with_what_passes_leave(problem, probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
     problem = _with_means_told(problem, probe, kind)
@@ -225,6 +219,20 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     if (kind == COUPLED or reported.notes != fitting.notes) and not probe.is_repeatable(REPEATS):
         return fitting, probe, RANDOM  # neither batches nor rounding are the reason
     return reported, probe, kind
+
+
+def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _Probe]:
+    """The problem whose passes do not read what others have left, or read it alike, and its probe."""
+    carried = carried_state(probe.problem, probe.batch, probe.tolerance)
+    if carried is not None:
+        problem = _as_one_batch(problem, carried)
+        return problem, _Probe(problem, probe.most)
+    anew = with_nothing_kept(problem, probe.own_batch)
+    if anew is not problem:
+        problem, probe = anew, _Probe(anew, probe.most)
+    problem = _with_counters_told(problem, probe)
+    _refuse_first_batch(probe)
+    return problem, probe
 
 
 def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
@@ -242,8 +250,9 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     return replace(problem, notes=(*problem.notes, *notes))
 
 
-def _refuse_stale_memo(problem: Problem, batch: Batch) -> None:
+def _refuse_stale_memo(problem: Problem, probe: _Probe) -> None:
     """Raises ValueError where an earlier pass has left something that is made of the weights, and is not made anew."""
+    batch = probe.own_batch
     # of the model itself: nothing is kept yet for a copy in another precision
     tolerance = rounding_of(problem.model)
     name = stale_memo(problem, batch, tolerance)
@@ -252,7 +261,7 @@ def _refuse_stale_memo(problem: Problem, batch: Batch) -> None:
             f"the model keeps {name}, which an earlier pass made of its weights: it would be the same at all other "
             "points; delete it before the survey, or compute it in every pass; if it is meant to stay, make it a buffer"
         )
-    name = stale_cache(problem, batch, tolerance) or kept_outside(problem, batch, tolerance)
+    name = stale_cache(problem, batch, tolerance) or kept_outside(problem, batch, tolerance, probe.fresh_loss)
     if name is not None:
         raise ValueError(
             f"at other weights the loss is not that of a copy of the model with these weights: {name} keeps what an "
@@ -363,9 +372,10 @@ class _Probe:
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
             self.weight = problem.count(self.batch)  # over which its loss is a mean
         self.problem = problem
+        self.known: dict[bool, float] = {}  # losses that were read before, by whether at weights moved at random
         twin = _in_float64(problem, self.batch)
         if twin is not None:
-            self.problem, self.batch = twin
+            self.problem, self.batch, self.known[False] = twin
         self.tolerance = rounding_of(self.problem.model)
         self.moved: MovedWeights | None = None  # weights at which the loss is looked at; else the model's own
 
@@ -376,6 +386,19 @@ class _Probe:
             batch = map_tensors(lambda t: t[indices] if t.dim() else t, self.batch)
         with self._borrowed(), torch.enable_grad():  # it may differentiate by its inputs
             return float(self.problem.total(batch).detach())
+
+    @cached_property
+    def moved_weights(self) -> MovedWeights:
+        """The model at other weights."""
+        return MovedWeights(self.problem.model)
+
+    def fresh_loss(self) -> float | None:
+        """The loss at other weights by a copy that has seen no other pass of the model; None where there is none."""
+        if self.problem is self.original:
+            return None
+        with self.moved_weights.borrowed(), same_random_state(20):
+            self.known[True] = float(self.problem.total(self.batch).detach())
+        return self.known[True]
 
     @property
     def is_smallest(self) -> bool:
@@ -398,6 +421,7 @@ class _Probe:
                 means.append(float(problem.total(batch).detach()) / (self.weight or 1.0))
         return means[0], means[1]
 
+    @cached_property
     def outputs(self) -> Any:
         """What the model gives for the samples."""
         with temporary_parameters(self.problem.model, {}), torch.no_grad(), same_random_state(0):
@@ -409,12 +433,14 @@ class _Probe:
         One that draws may agree all the same, as where a layer is left out once in a hundred times.
         """
         # what they draw leaves the user's generators alone, and differs from one evaluation to the next
+        former = self.known.get(self.moved is not None)
+        values = [] if former is None else [former]
         with same_random_state(20):
-            values = [self.total() for _ in range(evaluations - 1)]
+            values += [self.total() for _ in range(evaluations - 1 - len(values))]
             before = random_states()
             values.append(self.total())
             draws = before != random_states()
-        self.whole = values[0]
+        self.whole = values[-1]
         finite = [v for v in values if np.isfinite(v)]
         if len(finite) < len(values):
             return True  # a loss that is not finite is a result, and says nothing of chance
@@ -431,7 +457,7 @@ class _Probe:
                 return kind
             own = self.whole
             try:
-                self.moved = MovedWeights(self.problem.model)
+                self.moved = self.moved_weights
                 elsewhere = self._kind_here(cuts=1)
             except ChangedModelError:
                 raise
@@ -442,6 +468,7 @@ class _Probe:
             self.whole = own
         if elsewhere <= kind:
             self.moved = None
+        vars(self).pop("moved_weights", None)  # of a large model they are as much as it
         if max(kind, elsewhere) == MEAN and not self._is_additive_in_large():
             return COUPLED
         return max(kind, elsewhere)
@@ -482,7 +509,7 @@ class _Probe:
                 return True  # it bears no such batch, and none larger than it is given
             if _agree(whole, sum(parts), parts, tolerance):
                 return True
-        self.batch, self.own_batch, self.samples = batch, own, size
+        self.batch, self.own_batch, self.samples, self.known = batch, own, size, {}
         with temporary_parameters(self.problem.model, {}), torch.enable_grad(), same_random_state(20):
             self.weight = self.problem.count(batch)
         return False
@@ -671,21 +698,18 @@ def _joined(first: Batch, other: Batch) -> Batch:
     return pytree.tree_unflatten(joined, structure)
 
 
-def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
-    """The problem over a copy of its model in float64, and the batch; None where they do not bear that."""
+def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch, float] | None:
+    """The problem over a copy of its model in float64, the batch and its loss; None where they do not bear that."""
     parameters = list(problem.model.parameters())
     if sum(p.numel() for p in parameters) > MAX_COPIED or any(p.dtype == torch.float64 for p in parameters):
         return None
     try:
         twin = replace(problem, model=copy_of(problem.model, torch.float64))
         wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
-        with temporary_parameters(twin.model, {}), torch.enable_grad(), same_random_state(0):
-            value = twin.total(wide)
+        look = first_look(twin, problem.model, wide)
     except Exception:  # somebody's own forward may raise anything
         return None
-    if value.dtype != torch.float64 or holds(twin, problem.model, wide):
-        return None
-    return twin, wide
+    return None if look.value.dtype != torch.float64 or look.is_held else (twin, wide, float(look.value))
 
 
 def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, is_moved: bool = False) -> Problem:
@@ -818,7 +842,7 @@ def _with_metrics_that_fit(problem: Problem, probe: _Probe) -> Problem:
     others = {name: m for name, m in problem.metrics.items() if not isinstance(m.total, CorrectClasses)}
     if len(others) == len(problem.metrics):
         return problem
-    outputs = probe.outputs()
+    outputs = probe.outputs
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1:
         known = isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss)  # its labels fit
         if known or int(targets_of(probe.batch).max()) < outputs.shape[1]:

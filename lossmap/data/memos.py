@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ from lossmap.data.outside_state import (
 )
 from lossmap.data.problem import Problem
 from lossmap.data.skipped_checks import skip
+from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
 
 MAX_MEMOS = 32
@@ -237,10 +239,14 @@ def _anew(place: Place, problem: Problem, batch: Batch) -> _Outcome:
         put(*place, before)
 
 
-def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None:
+def kept_outside(
+    problem: Problem, batch: Batch, tolerance: float, fresh_loss: Callable[[], float | None] = lambda: None
+) -> str | None:
     """What keeps something made of the weights outside of the model, by name where it has one; None where nothing does.
 
-    tolerance  relative difference of two values that is rounding
+    tolerance   relative difference of two values that is rounding
+    fresh_loss  the loss at the moved weights by a copy in another precision, where there is one: it speaks for the
+                model where both are the same, and a copy in its own precision is asked where they are not
     """
     model = problem.model
     if sum(p.numel() for p in model.parameters()) > MAX_COPIED:
@@ -248,12 +254,14 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
     with torch.enable_grad():
         with temporary_parameters(model, {}):
             own = _without(model, problem, batch).value  # what is kept is kept of the model's own weights
+        moved = MovedWeights(model)
+        if _agrees_with(fresh_loss, moved, problem, batch, tolerance):
+            return None
         try:
             twin = copy_of(model)
         except Exception as error:  # it cannot be copied
             skip("what an earlier pass has left outside of the model", error, problem, batch)
             return None
-        moved = MovedWeights(model)
         # both are moved, since what a function of the twin closes over is the model's
         with moved.borrowed(), MovedWeights(twin).borrowed():
             fresh_problem = replace(problem, model=twin)
@@ -270,6 +278,20 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
             if not _agree(own, _without(twin, replace(problem, model=twin), batch).value, tolerance):
                 return None
     return ", ".join(_caches(model)) or "something outside of the model"
+
+
+def _agrees_with(
+    fresh_loss: Callable[[], float | None], moved: MovedWeights, problem: Problem, batch: Batch, tolerance: float
+) -> bool:
+    """Whether the loss at moved weights is, as a number, that of a copy in another precision; see `kept_outside`."""
+    with moved.borrowed():  # both are moved
+        own = _without(problem.model, problem, batch).value
+        try:
+            fresh = fresh_loss()
+        except Exception as error:  # user code may raise any exception
+            raise_if_of_device(error)
+            return False
+    return own is not None and fresh is not None and isfinite(fresh) and _agree(own, fresh, tolerance)
 
 
 def _caches(model: nn.Module) -> list[str]:

@@ -54,8 +54,10 @@ class KeepFloat64(OnePrecision):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by PyTorch in the place of `func`, with the mode itself off."""
-        kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
+        if not kwargs and name != "float" and name not in CASTS:  # most calls
+            return super().__torch_function__(func, types, args)
+        kwargs = dict(kwargs or {})
         if name == "float" and args:
             return args[0].double()
         if kwargs.get("dtype") is torch.float32:

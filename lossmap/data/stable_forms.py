@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lossmap.data.composed_forms import composed, is_composed
+from lossmap.data.composed_forms import NAMES, composed, is_composed
 from lossmap.data.stable_losses import (
     Form,
     attention_form,
@@ -87,14 +87,17 @@ class StableForms(TorchFunctionMode):
     def __init__(self, forms: Mapping[str, Form]) -> None:
         super().__init__()
         self.forms = forms
+        self.names = {*forms, *COMPOSITES, *NAMES}  # of functions that may be computed otherwise
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by PyTorch in the place of `func`, with the mode itself off."""
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in self.names:  # most calls
+            return func(*args, **kwargs)
         if func in UNCHECKED:
             with self:
                 return UNCHECKED[func](*args, **kwargs)
-        name = getattr(func, "__name__", "")
         if is_composed(name, args):
             return composed(name, args, kwargs, lambda: self._single(func, name, args, kwargs))
         return self._single(func, name, args, kwargs)

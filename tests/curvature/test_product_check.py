@@ -216,7 +216,7 @@ def test_of_a_deep_net_with_kinks_one_difference_along_each_vector_is_enough(mon
     problem = Problem.supervised(zoo.build("resnet20-w8", seed=seed), "crossentropy", data)
     check = check_product(problem, backends=("double-backward", "retained-graph"), distant=False)
     assert check.rejected == {} and check.disagreement == 0
-    assert len(gradients) == 7  # at the point, and on both sides of it along three vectors
+    assert len(gradients) == 5  # at the point, and on both sides of it along two vectors
 
 
 def test_a_function_that_saves_its_inputs_is_as_good_as_any(caplog):
@@ -897,9 +897,9 @@ def test_weights_that_are_all_zero_behind_a_relu_blame_no_operation():
     assert check_product(problem, "all").disagreement > 0.5  # the last bias has curvature on every side
 
 
-@pytest.mark.parametrize("distant, most", [(False, 7), (True, 15)])
+@pytest.mark.parametrize("distant, most", [(False, 5), (True, 10)])
 def test_a_check_takes_few_gradients(monkeypatch, distant, most):
-    """At one point: one, and two for each of a vector over all of theta and two groups."""
+    """At one point: one, and two for each of a vector over all of theta and one over half of it."""
     torch.manual_seed(0)
     model, count = nn.Sequential(*(nn.Linear(5, 5) if i % 2 == 0 else nn.Tanh() for i in range(12))), []
     plain = FewSamples.loss_and_gradient

@@ -311,8 +311,8 @@ def test_where_graphs_are_kept_that_of_the_twin_in_float64_is_made_once() -> Non
     CountedNet.forget()
     factory = prepare(problem, check=ProductCheck(), products=20)
     assert factory.plan.backend == "retained-graph" and factory.plan.rounding is not None
-    # whether it runs, holds no other model and is the same function; the graph, and its comparison
-    assert CountedNet.passes[torch.float64] == [40, 40, 40, 40, 40]
+    # whether it is the same function, and the graph: that it holds no other model is known
+    assert CountedNet.passes[torch.float64] == [40, 40]
 
 
 def test_a_plan_looks_at_the_few_samples_of_points_through_one_copy() -> None:
@@ -327,8 +327,35 @@ def test_a_plan_looks_at_the_few_samples_of_points_through_one_copy() -> None:
     operator = factory.at(point)
     error, size = operator.rounding_of(torch.nn.functional.normalize(torch.randn(operator.size, 1), dim=0))
     assert 0.0 < error < 1e-5 * size
-    assert CountedNet.passes[torch.float64] == [*planned, 16, 16]  # the graph and its comparison: no copy was made
+    assert CountedNet.passes[torch.float64] == [*planned, 16]  # the graph: no copy was made
     assert factory.plan.rounding is not None and 0.0 < factory.plan.rounding[1] < 1e-4
+
+
+def test_where_a_plan_was_made_one_graph_in_each_precision_serves_the_look_at_the_point_too() -> None:
+    torch.manual_seed(0)
+    net = CountedNet(nn.Linear(4, 120), nn.Tanh(), nn.Linear(120, 90), nn.Linear(90, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(160, 4), torch.arange(160) % 3)))
+    CountedNet.forget()
+    factory = prepare(problem, check=ProductCheck(), products=20, distant=False)
+    # the graph, which says how many bytes one takes, its comparison, and whether the copy is the same function
+    assert factory.plan.backend == "retained-graph" and CountedNet.passes[torch.float32] == [16, 16, 16]
+    here = {name: p.detach().clone() for name, p in net.named_parameters()}
+    v = torch.nn.functional.normalize(torch.randn(factory.size, 1), dim=0)
+    CountedNet.forget()
+    again = factory.at(here).rounding_of(v)
+    assert not any(CountedNet.passes.values())
+    elsewhere = factory.at({name: 1.1 * t for name, t in here.items()}).rounding_of(v)
+    assert CountedNet.passes == {torch.float32: [16, 16], torch.float64: [16]}
+    assert factory.at(here).rounding_of(v) == again != elsewhere  # made anew: nothing is kept of a point that was left
+    assert len(CountedNet.passes[torch.float64]) == 2
+
+
+def test_a_graph_that_may_not_fit_is_measured_over_all_its_samples() -> None:
+    torch.manual_seed(0)
+    net = CountedNet(nn.Linear(4, 120), nn.Tanh(), nn.Linear(120, 90), nn.Linear(90, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(160, 4), torch.arange(160) % 3)))
+    roomy, narrow = (prepare(problem, check=ProductCheck(), products=20, memory=m) for m in (1 << 30, 1 << 20))
+    assert narrow.plan.graph_bytes < roomy.plan.graph_bytes  # of which the weights are a larger share for 16 samples
 
 
 def test_for_few_products_at_one_point_one_graph_serves_them_and_their_rounding() -> None:

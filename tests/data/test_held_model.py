@@ -231,3 +231,18 @@ def test_no_graph_is_kept_of_a_loss_that_holds_parameters_where_nothing_compares
     decayed = DECAY * model[0].weight.numel()
     assert held.trace.value == pytest.approx(float((plain @ torch.eye(plain.size)).trace()) + decayed, rel=1e-4)
     assert not model[0].weight.requires_grad
+
+
+def test_one_model_and_loss_are_asked_once(monkeypatch):
+    model = nn.Linear(4, 3)
+    problem = Problem.supervised(model, F.cross_entropy, (torch.randn(12, 4), torch.arange(12) % 3))
+    asked, evaluate = [], torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **keywords: asked.append(1) or evaluate(*args, **keywords)
+    )
+    for _ in range(2):
+        assert not holds(problem.over(copy.deepcopy(model)), model)
+    assert len(asked) == 1
+    other = replace(problem, loss=lambda outputs, batch: problem.loss(outputs, batch) + model.weight.square().sum())
+    assert all(holds(other.over(copy.deepcopy(model)), model) for _ in range(2))
+    assert not holds(problem.over(copy.deepcopy(model)), model)

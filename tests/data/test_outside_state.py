@@ -19,7 +19,7 @@ from torch import nn
 import lossmap
 from lossmap import Grid, Problem
 from lossmap.data.borrow import copy_of, temporary_parameters
-from lossmap.data.outside_state import places_of
+from lossmap.data.outside_state import modules_of, named_tensors, places_of
 
 TABLES: dict[int, torch.Tensor] = {}
 MASK, MASK_IS_BUILT, PASSES = None, False, []
@@ -246,3 +246,32 @@ def test_modules_of_the_users_are_looked_into_and_installed_ones_are_not():
     assert {getattr(holder, "__name__", "") for holder in holders if not isinstance(holder, dict)} == {"looking"}
     assert not any(holder is vars(plt) or holder is vars(sys) for holder in holders)
     assert problem.count(next(iter(problem.data))) == 8
+
+
+class OneLayer(nn.Module):
+    """Shows one of its layers alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown, self.hidden = nn.Linear(2, 3), nn.Linear(3, 3)
+
+    def named_modules(self, memo=None, prefix="", remove_duplicate=True):
+        yield prefix, self
+        yield from self.shown.named_modules(memo, f"{prefix}shown", remove_duplicate)
+
+
+def tied():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Identity(), nn.ModuleList())
+    net[2].weight, net.again, net.nothing = net[0].weight, net[1], None
+    net.register_buffer("twice", net[1].running_mean)
+    net.register_buffer("none", None)
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [tied, OneLayer, lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))])
+def test_a_walk_finds_what_pytorchs_own_finds_in_its_order(make):
+    model = make()
+    assert list(map(id, modules_of(model))) == list(map(id, model.modules()))
+    expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert [(k, id(t)) for k, t in named_tensors(model).items()] == [(k, id(t)) for k, t in expected.items()]

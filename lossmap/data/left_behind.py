@@ -1,0 +1,45 @@
+"""Whether passes leave nothing behind in a model that a later one could read: most do not, which two of them show.
+
+Where both give the same loss to the last bit, have no part of their graphs in common, and change neither tensors nor
+numbers, of the model or beside it, nothing is carried from batch to batch, kept with a graph, set by the first batch
+or counted. Else each of these is looked at by itself: `carried_state`, `kept_graphs`, `first_batch`, `counters`. Price:
+two passes over a few samples, and the sum and norm of every tensor twice.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lossmap.data.batches import Batch
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.counters import numbers_of
+from lossmap.data.first_batch import marks_of
+from lossmap.data.kept_graphs import shared_steps
+from lossmap.data.problem import Problem
+from lossmap.device_errors import raise_if_of_device
+from lossmap.seeding import same_random_state
+
+
+def leaves_nothing(problem: Problem, batch: Batch) -> bool:
+    """Whether two passes over a batch show nothing that one of them leaves for another; False where they fail."""
+    model = problem.model
+
+    def total() -> torch.Tensor:
+        with same_random_state(20):
+            return problem.total(batch)
+
+    try:
+        with temporary_parameters(model, {}), torch.inference_mode(False), torch.enable_grad():
+            marks = marks_of(model)
+            first = total()
+            numbers = numbers_of(model)
+            second = total()
+            are_same = torch.equal(first.detach(), second.detach())
+            is_unmoved = numbers_of(model) == numbers and marks_of(model) == marks
+            return are_same and is_unmoved and not shared_steps(first, second, model)
+    except Exception as error:  # user code may raise any exception
+        raise_if_of_device(error)
+        return False
+
+
+__all__ = ["leaves_nothing"]
