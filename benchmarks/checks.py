@@ -6,7 +6,8 @@ Each job is a command, run in this process as it is, and bare: no check of loss 
 rounding assumed, and the plan of products taken up as a resumed run takes it, without a probe; in turns. Reported are
 the smallest processor times, so that other programs count little, their difference, and what the parts took of a full
 run; that of the probe holds the trace of the chosen plan, which the bare run makes too. Imports are paid before, by a
-run that is not counted. Networks are those of the zoo, at their initial weights or trained until they are saturated.
+run that is not counted. Networks are those of the zoo and of `small_problems`, at their initial weights or trained
+until they are saturated.
 """
 
 from __future__ import annotations
@@ -48,9 +49,17 @@ JOBS = {  # a default eigenmap is of 51 points over all 1,437 digits
     "cnn, spectrum": "spectrum --model cnn",
     "mlp, spectrum": "spectrum --model mlp",
     "mlp, surface of 15 points": f"surface --model mlp {PLANE}",
+    "mlp, both ends at one point": "eigenmap --model mlp --x=0:0:1",
+    "cnn, both ends at one point": "eigenmap --model cnn --x=0:0:1",
+    "transformer, both ends at one point": "eigenmap --problem PROBLEMS:transformer --x=0:0:1",
+    "transformer, eigenmap of 15 points": f"eigenmap --problem PROBLEMS:transformer {PLANE}",
+    "transformer, surface of 15 points": f"surface --problem PROBLEMS:transformer {PLANE}",
+    "lstm, both ends at one point": "eigenmap --problem PROBLEMS:lstm --x=0:0:1",
+    "lstm, eigenmap of 15 points": f"eigenmap --problem PROBLEMS:lstm {PLANE}",
     "mlp saturated, default eigenmap": "eigenmap --model mlp --model-file SATURATED",
     "mlp saturated, spectrum": "spectrum --model mlp --model-file SATURATED",
 }
+PROBLEMS = Path(__file__).with_name("small_problems.py")
 STEPS = 3000  # of Adam at 0.01 over all digits, to a loss of some 1e-6
 CHECKERS: dict[str, list[tuple[Any, str]]] = {  # where each function is looked up by those who call it
     "loss check": [(m, "check_loss") for m in (load_problem, autotune, build, loss, spectrum, blocks, tasks)],
@@ -171,11 +180,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if any("SATURATED" in job for job in jobs.values()):
             print(f"saturated: trained to a loss of {saturated(Path(folder, 'mlp.pt')):.1e}\n")
-        print("| job | bare, s | full, s | more | loss check, s | product check, s | rounding, s | probe, s |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
+        print("| job | bare, s | full, s | more | " + "".join(f"{part}, s | " for part in CHECKERS) + "together, s |")
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
         seconds(JOBS["mlp, eigenmap of 15 points"] + " --samples 64")
         for name, job in jobs.items():
-            print(row(name, job.replace("SATURATED", str(Path(folder, "mlp.pt"))), repeats), flush=True)
+            job = job.replace("SATURATED", str(Path(folder, "mlp.pt"))).replace("PROBLEMS", str(PROBLEMS))
+            print(row(name, job, repeats), flush=True)
 
 
 def row(name: str, job: str, repeats: int) -> str:
@@ -189,8 +199,10 @@ def row(name: str, job: str, repeats: int) -> str:
         with bare(plans):
             plain.append(seconds(job))
     base, whole = min(plain), min(full)
-    shares = " | ".join(f"{min(p[part] for p in parts):.2f}" for part in CHECKERS)
-    return f"| {name} | {base:.2f} | {whole:.2f} | {whole - base:+.2f} s, {whole / base - 1:+.1%} | {shares} |"
+    shares = " | ".join(f"{min(p[part] for p in parts):.3f}" for part in CHECKERS)
+    together = min(sum(p.values()) for p in parts)
+    more = f"{whole - base:+.2f} s, {whole / base - 1:+.1%}"
+    return f"| {name} | {base:.2f} | {whole:.2f} | {more} | {shares} | {together:.3f} |"
 
 
 def saturated(path: Path) -> float:

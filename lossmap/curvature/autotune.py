@@ -457,8 +457,7 @@ class Probe:
         products = factory.at().products
         if not isinstance(products, RetainedGraphProducts):
             raise TypeError(f"no products that keep graphs: {type(products).__name__}")
-        with AllocationCounter() as counter:
-            return products.keep_first(lambda: counter.bytes), products
+        return products.keep_first(AllocationCounter()), products
 
     @property
     def first_size(self) -> int:

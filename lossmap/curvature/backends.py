@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
@@ -114,15 +114,17 @@ class RetainedGraphProducts:
         state = {name: t.detach() for name, t in self.state.items()}
         return RetainedGraphProducts, (self.problem, self.layout, self.plan, state, self._memory, self.compared)
 
-    def keep_first(self, graph_bytes: Callable[[], int]) -> HvpPlan:
+    def keep_first(self, counting: AbstractContextManager[Any]) -> HvpPlan:
         """Make the graph of the first batch, and keep it where it fits; the plan, by which the others are kept.
 
-        graph_bytes  how many bytes have been taken since the call, at most
+        counting  counts the bytes that are taken inside, at most: `.bytes` of what it gives
         """
         batch = next(iter(self.problem.data))
-        graph = self._graph(batch)
+        with counting as counter:
+            graph, loss = self._new_graph(batch)
+        self._compare(batch, loss)
         samples = samples_in(batch)
-        self.plan = replace(self.plan, graph_bytes=graph_bytes() // samples)
+        self.plan = replace(self.plan, graph_bytes=counter.bytes // samples)
         if self.plan.graph_bytes * samples <= self._memory:
             self._graphs, self._free_bytes = [graph], self._memory - self.plan.graph_bytes * samples
         return self.plan
@@ -145,7 +147,13 @@ class RetainedGraphProducts:
         return forward_loss(self.problem, self.state)
 
     def _graph(self, batch: Batch) -> Sequence[Tensor]:
-        """The gradient of a batch's summed loss by theta, with its graph."""
+        """The gradient of a batch's summed loss by theta, with its graph; its loss is compared with the model's."""
+        gradient, loss = self._new_graph(batch)
+        self._compare(batch, loss)
+        return gradient
+
+    def _new_graph(self, batch: Batch) -> tuple[Sequence[Tensor], Tensor]:
+        """The same gradient, and the loss."""
         model = self.problem.model
         named = dict(model.named_parameters())
         own = [named[name] for name in self.layout.names]
@@ -160,10 +168,13 @@ class RetainedGraphProducts:
             for p in own:  # a loss that holds one depends on it where it is frozen too
                 p.requires_grad_(True)
             gradient: Sequence[Tensor] = call_with(ModelFunction(model, work), tensors)
-        if not self._is_compared:  # its attributes and identity are not those of the model's own parameters
-            compare_loss(self.problem, batch, {name: t.detach() for name, t in self.state.items()}, losses[0])
+        return gradient, losses[0].detach()
+
+    def _compare(self, batch: Batch, loss: Tensor) -> None:
+        """Once: the attributes and identity of theta's tensors are not those of the model's own parameters."""
+        if not self._is_compared:
+            compare_loss(self.problem, batch, {name: t.detach() for name, t in self.state.items()}, loss)
             self._is_compared = True
-        return gradient
 
 
 class FallbackProducts:

@@ -42,10 +42,10 @@ from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.gradients import each_gradient
 from lossmap.data.held_model import first_look
-from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_forms import stable_forms
+from lossmap.module_walks import named_tensors
 from lossmap.seeding import generator
 from lossmap.sums import norm
 

@@ -44,14 +44,14 @@ from lossmap.curvature.operators import (
     scipy_operator,
     single_rank,
 )
-from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
+from lossmap.curvature.rounding import MAX_RELATIVE, SAFETY, MeasuredRounding, RoundingProbe, problem_in
 from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, largest_to_cut, move_batch
 from lossmap.data.criteria import NoWeight
-from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.module_walks import named_tensors
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
@@ -160,7 +160,8 @@ class LinearizedOperator:
         """|(H - H64) v| and |H64 v|, v = v_1 + ... + v_b of b vectors of length one, (n, b), over a few samples.
 
         The rounding errors of the vectors are hardly correlated, so that the norm of their sum is about the root of the
-        sum of their squares, above the largest. H64 is the same in float64. Raises what the model raises there.
+        sum of their squares, above the largest. H64 is the same in float64. Where the plan was made the first is what
+        was seen there over the same samples, by other vectors, and the second is |H v|. Raises what the model raises.
         """
         if self.factory is None or self.probe.state is None:
             raise ValueError("this operator stands alone: its rounding is measured by `measured`")
@@ -168,6 +169,9 @@ class LinearizedOperator:
         few = self.factory.few_at(self.factory.traces_few and is_linearized, self.probe.state)
         length = math.sqrt(vectors.shape[1])  # of the sum, where they are at right angles
         v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
+        known: RoundingResult | None = vars(few).get("measured") if few.measured_here else None  # it is kept there
+        if known is not None:
+            return known.rounding / SAFETY, length * norm((few @ v).double())
         exact = (few.in_float64() @ v.double()).double()
         difference = exact - (few @ v).double()
         return length * float(torch.linalg.vector_norm(difference)), length * float(torch.linalg.vector_norm(exact))

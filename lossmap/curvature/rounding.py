@@ -33,11 +33,11 @@ from lossmap.curvature.same_function import refuse_other_function
 from lossmap.data.batches import Batch, FixedBatches, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
 from lossmap.data.held_model import refuse_held
-from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.memory import return_freed_memory
+from lossmap.module_walks import named_tensors
 from lossmap.seeding import normal
 
 log = logging.getLogger("lossmap")

@@ -39,12 +39,11 @@ from lossmap.data.outside_state import (
     caches_of,
     measures,
     modules_beside,
-    modules_of,
-    named_tensors,
     places_of,
     put,
     slots_of,
 )
+from lossmap.module_walks import modules_of, named_tensors
 from lossmap.numerics import numerics
 from lossmap.rebound import rebind
 from lossmap.shortcuts import shortcuts_off

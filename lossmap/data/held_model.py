@@ -24,8 +24,8 @@ from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
-from lossmap.data.outside_state import modules_of
 from lossmap.data.problem import Problem
+from lossmap.module_walks import modules_of
 from lossmap.seeding import same_random_state
 
 MAX_MOVED = 50_000_000  # parameters of a model that is run at other weights between two evaluations of its copy

@@ -20,8 +20,8 @@ from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
 
 
-def leaves_nothing(problem: Problem, batch: Batch) -> bool:
-    """Whether two passes over a batch show nothing that one of them leaves for another; False where they fail."""
+def loss_that_leaves_nothing(problem: Problem, batch: Batch) -> float | None:
+    """The summed loss of a batch, where two passes show nothing that one of them leaves for another; else None."""
     model = problem.model
 
     def total() -> torch.Tensor:
@@ -36,10 +36,11 @@ def leaves_nothing(problem: Problem, batch: Batch) -> bool:
             second = total()
             are_same = torch.equal(first.detach(), second.detach())
             is_unmoved = numbers_of(model) == numbers and marks_of(model) == marks
-            return are_same and is_unmoved and not shared_steps(first, second, model)
+            is_quiet = are_same and is_unmoved and not shared_steps(first, second, model)
+            return float(first.detach()) if is_quiet else None
     except Exception as error:  # user code may raise any exception
         raise_if_of_device(error)
-        return False
+        return None
 
 
-__all__ = ["leaves_nothing"]
+__all__ = ["loss_that_leaves_nothing"]

@@ -20,10 +20,10 @@ from torch import Tensor
 from lossmap.copies import lazy_copy
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.loss_check import few_samples, rounding_of
-from lossmap.data.outside_state import named_tensors
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.device_errors import loses_gpu, out_of_memory
+from lossmap.module_walks import named_tensors
 from lossmap.seeding import same_random_state
 
 

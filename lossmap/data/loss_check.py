@@ -53,7 +53,7 @@ from lossmap.data.first_batch import set_by_first_batch
 from lossmap.data.gradient_mode import with_gradients_recorded
 from lossmap.data.held_model import first_look
 from lossmap.data.kept_graphs import with_nothing_kept
-from lossmap.data.left_behind import leaves_nothing
+from lossmap.data.left_behind import loss_that_leaves_nothing
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
@@ -209,7 +209,8 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
             problem = problem.with_data(labels_within(problem.data, outputs.shape[1], ignored))
             LabelsWithin(outputs.shape[1], ignored)(probe.own_batch)  # streamed ones are asked as they are read
     problem = _with_data_told(problem, probe)
-    if not leaves_nothing(problem, probe.own_batch):
+    probe.own_loss = loss_that_leaves_nothing(problem, probe.own_batch)
+    if probe.own_loss is None:
         problem, probe = _with_what_passes_leave(problem, probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
@@ -348,7 +349,7 @@ def _with_underflow_told(problem: Problem, probe: _Probe) -> Problem:
 
 def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
     """With a note where the model's precision gives another loss of a few samples than float64."""
-    if kind == RANDOM or probe.problem is probe.original:
+    if kind == RANDOM or probe.problem is probe.original or probe.is_alike_in_float64:
         return problem
     value, exact = probe.mean_in_both()
     if not np.isfinite(exact) or abs(value - exact) <= MAX_LOSS_ROUNDING * abs(exact):
@@ -373,6 +374,7 @@ class _Probe:
             self.weight = problem.count(self.batch)  # over which its loss is a mean
         self.problem = problem
         self.known: dict[bool, float] = {}  # losses that were read before, by whether at weights moved at random
+        self.own_loss: float | None = None  # in the model's own precision, where it is known
         twin = _in_float64(problem, self.batch)
         if twin is not None:
             self.problem, self.batch, self.known[False] = twin
@@ -399,6 +401,12 @@ class _Probe:
         with self.moved_weights.borrowed(), same_random_state(20):
             self.known[True] = float(self.problem.total(self.batch).detach())
         return self.known[True]
+
+    @property
+    def is_alike_in_float64(self) -> bool:
+        """Whether the losses that are known in both precisions differ by far less than is mentioned."""
+        own, exact = self.own_loss, self.known.get(False)
+        return own is not None and exact is not None and abs(own - exact) <= 0.1 * MAX_LOSS_ROUNDING * abs(exact)
 
     @property
     def is_smallest(self) -> bool:

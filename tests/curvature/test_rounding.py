@@ -342,12 +342,14 @@ def test_where_a_plan_was_made_one_graph_in_each_precision_serves_the_look_at_th
     here = {name: p.detach().clone() for name, p in net.named_parameters()}
     v = torch.nn.functional.normalize(torch.randn(factory.size, 1), dim=0)
     CountedNet.forget()
-    again = factory.at(here).rounding_of(v)
+    error, size = factory.at(here).rounding_of(v)
     assert not any(CountedNet.passes.values())
-    elsewhere = factory.at({name: 1.1 * t for name, t in here.items()}).rounding_of(v)
+    assert factory.plan.rounding is not None and error == pytest.approx(factory.plan.rounding[0] / 3)
+    factory.at({name: 1.1 * t for name, t in here.items()}).rounding_of(v)
     assert CountedNet.passes == {torch.float32: [16, 16], torch.float64: [16]}
-    assert factory.at(here).rounding_of(v) == again != elsewhere  # made anew: nothing is kept of a point that was left
-    assert len(CountedNet.passes[torch.float64]) == 2
+    anew, same_size = factory.at(here).rounding_of(v)  # nothing is kept of a point that was left
+    assert CountedNet.passes == {torch.float32: [16, 16] * 2, torch.float64: [16] * 2}
+    assert 0.0 < anew < 3 * error and same_size == pytest.approx(size, rel=1e-4)
 
 
 def test_a_graph_that_may_not_fit_is_measured_over_all_its_samples() -> None:

@@ -19,7 +19,8 @@ from torch import nn
 import lossmap
 from lossmap import Grid, Problem
 from lossmap.data.borrow import copy_of, temporary_parameters
-from lossmap.data.outside_state import modules_of, named_tensors, places_of
+from lossmap.data.outside_state import places_of
+from lossmap.module_walks import modules_of, named_tensors
 
 TABLES: dict[int, torch.Tensor] = {}
 MASK, MASK_IS_BUILT, PASSES = None, False, []
