@@ -33,6 +33,11 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return list(found) if all(map(_is_walked_plainly, set(map(type, found)))) else list(model.modules())
 
 
+def kinds_of(model: nn.Module) -> tuple[type, ...]:
+    """The classes of a model's modules: those of another model, or of one that was changed since, are others."""
+    return tuple(map(type, modules_of(model)))
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and buffers, by name: those of `named_parameters` and `named_buffers`, in one walk."""
     parameters: dict[str, Tensor] = {}
@@ -59,4 +64,4 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-__all__ = ["modules_of", "named_tensors"]
+__all__ = ["kinds_of", "modules_of", "named_tensors"]

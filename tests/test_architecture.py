@@ -31,6 +31,7 @@ GROUND = {
     "special_files",
     "sums",
     "values",
+    "weak",
     "zoo",
 }
 # package -> what it may import of ours beside itself and the ground; "cli" may import all

@@ -36,12 +36,13 @@ from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
 from lossmap.curvature.operators import THROUGH_OUTPUTS, Product, hessian, single_rank
 from lossmap.data.batches import move_batch
-from lossmap.data.held_model import reference
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import return_freed_memory
+from lossmap.module_walks import kinds_of
 from lossmap.seeding import generator
 from lossmap.sums import norm
+from lossmap.weak import reference
 
 log = logging.getLogger("lossmap")
 
@@ -296,7 +297,7 @@ class _Remembered:
         for former, kinds, forward, loss, done, check in self.by_model.get(problem.model, []):
             same = (
                 former.covers(request)
-                and kinds == _kinds(problem)
+                and kinds == kinds_of(problem.model)
                 and forward() is problem.forward
                 and loss() is problem.loss
             )
@@ -311,7 +312,14 @@ class _Remembered:
 
     def add(self, problem: Problem, names: Sequence[str], request: _Request, check: ProductCheck) -> None:
         """Remember a check."""
-        entry = (request, _kinds(problem), reference(problem.forward), reference(problem.loss), tuple(names), check)
+        entry = (
+            request,
+            kinds_of(problem.model),
+            reference(problem.forward),
+            reference(problem.loss),
+            tuple(names),
+            check,
+        )
         self.by_model.setdefault(problem.model, []).append(entry)
 
 
@@ -343,10 +351,6 @@ class _Request:
             and (other.distant is None or other.distant == self.distant)
             and self.kinks >= other.kinks
         )
-
-
-def _kinds(problem: Problem) -> tuple[type, ...]:
-    return tuple(type(m) for m in problem.model.modules())
 
 
 _remembered = _Remembered()

@@ -25,8 +25,9 @@ from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem
-from lossmap.module_walks import modules_of
+from lossmap.module_walks import kinds_of
 from lossmap.seeding import same_random_state
+from lossmap.weak import reference
 
 MAX_MOVED = 50_000_000  # parameters of a model that is run at other weights between two evaluations of its copy
 SAME = 1e-12  # relative difference of two evaluations of one loss in float64
@@ -99,7 +100,7 @@ def first_look(twin: Problem, model: nn.Module, batch: Batch | None = None) -> L
             for p, before in zip(own, required, strict=True):
                 p.requires_grad_(before)
     if not is_held:
-        _apart.setdefault(model, []).append((_kinds(model), reference(twin.forward), reference(twin.loss)))
+        _apart.setdefault(model, []).append((kinds_of(model), reference(twin.forward), reference(twin.loss)))
     return Look(value.detach(), value.requires_grad, is_held)
 
 
@@ -110,21 +111,9 @@ _apart = weakref.WeakKeyDictionary()  # with what forward and loss a copy of a m
 def is_known_apart(twin: Problem, model: nn.Module) -> bool:
     """Whether it is known of this model and loss that they are apart from a copy's."""
     return any(
-        forward() is twin.forward and loss() is twin.loss and kinds == _kinds(model)
+        forward() is twin.forward and loss() is twin.loss and kinds == kinds_of(model)
         for kinds, forward, loss in _apart.get(model, ())
     )
-
-
-def _kinds(model: nn.Module) -> tuple[type, ...]:
-    return tuple(map(type, modules_of(model)))
-
-
-def reference(function: Any) -> Callable[[], Any]:
-    """A weak reference where there can be one that lasts: a bound method is made anew at every look."""
-    try:
-        return weakref.ref(function) if not hasattr(function, "__self__") else weakref.WeakMethod(function)
-    except TypeError:
-        return lambda: function
 
 
 def _reads_what_the_model_keeps(twin: Problem, model: nn.Module, tried: Sequence[Iterable[Batch]]) -> bool:

@@ -240,7 +240,7 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     """With notes on targets that are broadcast and on samples of NaN; a loss of outputs and such targets is refused."""
     notes = []
     with same_random_state(20):
-        broadcast = broadcast_targets(probe.total)
+        broadcast = broadcast_targets(probe.own_total)
     if broadcast is not None and isinstance(problem.loss, SupervisedLoss):
         raise ValueError(f"{broadcast}; reshape the targets to the outputs' shape, such as y[:, None]")
     if broadcast is not None:
@@ -262,7 +262,9 @@ def _refuse_stale_memo(problem: Problem, probe: _Probe) -> None:
             f"the model keeps {name}, which an earlier pass made of its weights: it would be the same at all other "
             "points; delete it before the survey, or compute it in every pass; if it is meant to stay, make it a buffer"
         )
-    name = stale_cache(problem, batch, tolerance) or kept_outside(problem, batch, tolerance, probe.fresh_loss)
+    name = stale_cache(problem, batch, tolerance) or kept_outside(
+        problem, batch, tolerance, None if probe.problem is problem else probe.fresh_loss
+    )
     if name is not None:
         raise ValueError(
             f"at other weights the loss is not that of a copy of the model with these weights: {name} keeps what an "
@@ -394,13 +396,16 @@ class _Probe:
         """The model at other weights."""
         return MovedWeights(self.problem.model)
 
-    def fresh_loss(self) -> float | None:
-        """The loss at other weights by a copy that has seen no other pass of the model; None where there is none."""
-        if self.problem is self.original:
-            return None
+    def fresh_loss(self) -> float:
+        """The loss at other weights; by the copy, where there is one, which has seen no pass of the model itself."""
         with self.moved_weights.borrowed(), same_random_state(20):
             self.known[True] = float(self.problem.total(self.batch).detach())
         return self.known[True]
+
+    def own_total(self) -> float:
+        """The summed loss by the model itself, in its own precision."""
+        with temporary_parameters(self.original.model, {}), torch.enable_grad():
+            return float(self.original.total(self.own_batch).detach())
 
     @property
     def is_alike_in_float64(self) -> bool:

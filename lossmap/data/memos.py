@@ -240,23 +240,24 @@ def _anew(place: Place, problem: Problem, batch: Batch) -> _Outcome:
 
 
 def kept_outside(
-    problem: Problem, batch: Batch, tolerance: float, fresh_loss: Callable[[], float | None] = lambda: None
+    problem: Problem, batch: Batch, tolerance: float, fresh_loss: Callable[[], float] | None = None
 ) -> str | None:
     """What keeps something made of the weights outside of the model, by name where it has one; None where nothing does.
 
     tolerance   relative difference of two values that is rounding
     fresh_loss  the loss at the moved weights by a copy in another precision, where there is one: it speaks for the
-                model where both are the same, and a copy in its own precision is asked where they are not
+                model where both are the same, and a copy in its own precision is asked where they are not. The model
+                has been evaluated over this batch at its own weights then
     """
     model = problem.model
     if sum(p.numel() for p in model.parameters()) > MAX_COPIED:
         return None
+    moved = MovedWeights(model)
     with torch.enable_grad():
+        if fresh_loss is not None and _agrees_with(fresh_loss, moved, problem, batch, tolerance):
+            return None
         with temporary_parameters(model, {}):
             own = _without(model, problem, batch).value  # what is kept is kept of the model's own weights
-        moved = MovedWeights(model)
-        if _agrees_with(fresh_loss, moved, problem, batch, tolerance):
-            return None
         try:
             twin = copy_of(model)
         except Exception as error:  # it cannot be copied
@@ -281,7 +282,7 @@ def kept_outside(
 
 
 def _agrees_with(
-    fresh_loss: Callable[[], float | None], moved: MovedWeights, problem: Problem, batch: Batch, tolerance: float
+    fresh_loss: Callable[[], float], moved: MovedWeights, problem: Problem, batch: Batch, tolerance: float
 ) -> bool:
     """Whether the loss at moved weights is, as a number, that of a copy in another precision; see `kept_outside`."""
     with moved.borrowed():  # both are moved
@@ -291,7 +292,7 @@ def _agrees_with(
         except Exception as error:  # user code may raise any exception
             raise_if_of_device(error)
             return False
-    return own is not None and fresh is not None and isfinite(fresh) and _agree(own, fresh, tolerance)
+    return own is not None and isfinite(fresh) and _agree(own, fresh, tolerance)
 
 
 def _caches(model: nn.Module) -> list[str]:
