@@ -456,7 +456,7 @@ class OperatorFactory:
             return replace(operator, probe=replace(operator.probe, samples=self.batch))
         few = self.few(self.traces_few)
         operator = few.at(measured=True) if products is None else few.by(products, products.state, measured=True)
-        if few.alone is not None and operator.probe.state is not None:
+        if few.alone is not None and few.keeps_twin and operator.probe.state is not None:
             few.alone.kept[operator.dtype] = (operator.probe.state, operator)
         return operator
 
