@@ -240,7 +240,7 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     """With notes on targets that are broadcast and on samples of NaN; a loss of outputs and such targets is refused."""
     notes = []
     with same_random_state(20):
-        broadcast = broadcast_targets(probe.own_total)
+        broadcast = broadcast_targets(probe.total)
     if broadcast is not None and isinstance(problem.loss, SupervisedLoss):
         raise ValueError(f"{broadcast}; reshape the targets to the outputs' shape, such as y[:, None]")
     if broadcast is not None:
@@ -401,11 +401,6 @@ class _Probe:
         with self.moved_weights.borrowed(), same_random_state(20):
             self.known[True] = float(self.problem.total(self.batch).detach())
         return self.known[True]
-
-    def own_total(self) -> float:
-        """The summed loss by the model itself, in its own precision."""
-        with temporary_parameters(self.original.model, {}), torch.enable_grad():
-            return float(self.original.total(self.own_batch).detach())
 
     @property
     def is_alike_in_float64(self) -> bool:
