@@ -246,8 +246,8 @@ class OutputFile:
 
 def about_data(problems: Mapping[str, Problem]) -> str:
     """What a dry run says of the samples that were read; the same samples under several names are said once."""
+    from lossmap.cli.data_description import description_of
     from lossmap.data.criteria import SupervisedLoss
-    from lossmap.data.description import description_of
 
     known: dict[int, str] = {}
     described = {known.setdefault(id(p.data), name): p for name, p in problems.items()}

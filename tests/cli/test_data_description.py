@@ -4,9 +4,9 @@ from collections import UserDict, namedtuple
 
 import torch
 
+from lossmap.cli.data_description import description_of
 from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import FixedBatches, Resident, Streamed
-from lossmap.data.description import description_of
 
 
 def test_inputs_and_targets_of_samples_in_memory():
