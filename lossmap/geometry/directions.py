@@ -124,7 +124,10 @@ class Plane(Result):
 
     @property
     def _flat(self) -> list[Tensor]:
-        return [Layout.of(self.origin).flatten(axis) for axis in self.axes]
+        axes: Sequence[Named] = self.axes
+        if len({t.device for axis in axes for t in axis.values()}) > 1:  # of a model that is spread over several
+            axes = [{name: t.cpu() for name, t in axis.items()} for axis in axes]
+        return [Layout.of(self.origin).flatten(axis) for axis in axes]
 
     @cached_property
     def digest(self) -> str:
