@@ -1,11 +1,12 @@
 """How far rounding may move a barrier: the same rises on the way between two networks in two precisions.
 
-    rounding = 3 max_t |R(t) - R64(t)|      R(t) = L(t) - (1 - t) L(0) - t L(1), of a few samples; t the barrier's, 1/2
+    rounding = 3 max_t |R(t) - R64(t)|      R(t) = L(t) - (1 - t) L(0) - t L(1), of a few samples
 
-The way itself is rounded too: what rounds a weight moves the losses of all samples alike, which their standard error
-does not see. At least 8 spacings of each loss are taken, as for the minima of a surface: sums of a batch are rounded,
-and may by chance be equal. For float64 itself, and where a model runs in its own precision alone, these are all. Unit:
-the loss's. Price: eight passes over a few samples for each way, and a float64 copy of the model while they last.
+t is the barrier's, 1/4, 1/2 and 3/4. The way itself is rounded too: what rounds a weight moves the losses of all
+samples alike, which their standard error does not see. At least 8 spacings of each loss are taken, as for the minima of
+a surface: sums of a batch are rounded, and may by chance be equal, as rises in bfloat16 may at one t. For float64
+itself, and where a model runs in its own precision alone, these are all. Unit: the loss's. Price: twelve passes over a
+few samples for each way, and the model in float64 while they last, once: its points take the place of its own weights.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lossmap.landscape.connection_map import ConnectionMap
 
 log = logging.getLogger("lossmap")
 
+PLACES = (0.25, 0.5, 0.75)  # t beside the barrier's: at one of them a difference may be small by chance
+
 
 def with_rounding(line: Connection, measure: ConnectionMap) -> Connection:
     """The line, and the ways beside it, with the rounding of their barriers. On one rank, with its share of the data.
@@ -42,7 +45,7 @@ def _roundings(line: Connection, measure: ConnectionMap) -> dict[str, float]:
         for split, losses in line.losses.items()
         if isfinite(losses[0]) and isfinite(losses[-1])
     }
-    places = sorted({0.5, *(top.at for top in tops.values() if isfinite(top.at))})
+    places = sorted({*PLACES, *(top.at for top in tops.values() if isfinite(top.at))})
     precision, measured = measure.precision, dict.fromkeys(tops, 0.0)
     if not measure.is_double:
         try:
@@ -69,7 +72,7 @@ def _measured(measure: ConnectionMap, places: list[float]) -> dict[str, float]:
 
 def _rises(measure: ConnectionMap, places: list[float]) -> Mapping[str, list[float]]:
     """By split, the rises above the line between both ends."""
-    first, last, *between = (measure((t,)) for t in (0.0, 1.0, *places))
+    first, last, *between = (measure.alone(t) for t in (0.0, 1.0, *places))
     return {
         split: [
             reading[f"{split}_loss"] - (1.0 - t) * first[f"{split}_loss"] - t * last[f"{split}_loss"]

@@ -46,6 +46,7 @@ from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recomp
 from lossmap.landscape.curves import BEND, CURVES, CurveRecipe, bend_group, length_of, place_on
 from lossmap.landscape.loss import ForwardPlan, LossMap
 from lossmap.landscape.sample_losses import has_weighted_sample_losses, weighted_sample_losses
+from lossmap.module_walks import named_tensors
 from lossmap.report.connection import BESIDE
 
 RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")
@@ -75,6 +76,23 @@ class Way:
     def length(self) -> float:
         """In units of theta."""
         return self.plane.lengths[0] if self.curve is None else length_of(self.plane, self.curve)
+
+
+@dataclass(frozen=True, eq=False)
+class _Converted(Mapping[str, Tensor]):
+    """Tensors by name in another precision, each converted when it is read: none is held beside the model's."""
+
+    tensors: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 class ConnectionMap(LossMap):
@@ -125,14 +143,18 @@ class ConnectionMap(LossMap):
         if self._ends is None:
             ends = []
             for t in (0.0, 1.0):
-                super().__call__(self._place(t))
+                self.alone(t)
                 ends.append(dict(self._seen))
             self._ends = (ends[0], ends[1])
         self._t = point[0]
-        reading = super().__call__(self._place(point[0]))
+        reading = self.alone(point[0])
         for name, way in self._beside.items():
             reading |= {f"{name}_{field}": value for field, value in way(point).items()}
         return reading
+
+    def alone(self, t: float) -> dict[str, float]:
+        """The reading at t without the ways beside; before the ends were read, without its errors."""
+        return super().__call__(self._place(t))
 
     @property
     def ways(self) -> dict[str, ConnectionMap]:
@@ -158,10 +180,15 @@ class ConnectionMap(LossMap):
         if self._statistics is not None:
             statistics = FixedBatches((move_batch(next(iter(self._statistics)), None, dtype),))
         if dtype is not None:
-            plane, autocast = plane.to(dtype=dtype), None
-            twins = {split: problem_in(problem, dtype) for split, problem in problems.items()}
-            model = next(iter(twins.values())).model  # all are over one
-            problems = {split: twin.over(model) for split, twin in twins.items()}
+            origin, *axes = (_Converted(named, dtype) for named in (plane.origin, *plane.axes))
+            plane, autocast, model = Plane(origin, tuple(axes), plane.recipes), None, None
+            for split, problem in problems.items():
+                twin = problem_in(problem, dtype)
+                model = model or twin.model  # all are over one
+                problems[split] = twin.over(model)
+            own = {} if model is None else named_tensors(model)
+            for name in origin:  # every point brings these
+                own[name].data = own[name].new_zeros(()).expand(own[name].shape)
         plan = ForwardPlan(FEW_SAMPLES)
         return ConnectionMap(problems, plane, plan, statistics=statistics, curve=self._curve, autocast=autocast)
 

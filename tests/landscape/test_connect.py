@@ -583,6 +583,39 @@ def test_a_barrier_beyond_rounding_is_within_its_rounding_of_that_in_float64():
         assert "rounding" not in words(line)
 
 
+@pytest.mark.parametrize("seed", [14, 23, 25, 31, 39])
+def test_a_difference_that_is_small_by_chance_at_one_place_is_no_small_rounding(seed):
+    """In bfloat16, where each weight on the way is rounded: rises differ by as much as weights happen to."""
+    torch.manual_seed(seed)
+    a = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        for p in b.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    a, b, x = a.bfloat16(), b.bfloat16(), X.bfloat16()
+    line = lossmap.connect(Problem.supervised(a, "crossentropy", (x, Y)), b, points=5)
+    twin = Problem.supervised(copy.deepcopy(a).double(), "crossentropy", (x.double(), Y))
+    truth = lossmap.connect(twin, copy.deepcopy(b).double(), points=5)
+    apart = line.losses["train"] - truth.losses["train"]
+    t = np.linspace(0.0, 1.0, 5)
+    rises = apart - (1.0 - t) * apart[0] - t * apart[-1]
+    assert abs(rises).max() <= line.roundings["train"]
+
+
+def test_the_measure_in_float64_holds_no_second_model_beside_the_point():
+    a, b = (nn.Sequential(nn.Linear(4, 600), nn.ReLU(), nn.Linear(600, 3)) for _ in "ab")
+    measure = connection_map({"train": supervised(a), "test": supervised(a)}, line_between(a, b), ForwardPlan(8))
+    twin = measure.of_few(torch.float64)
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in twin.model.parameters()}
+    assert sum(held.values()) <= 8 * len(held)
+    assert twin.plane.origin["0.weight"] is not twin.plane.origin["0.weight"]  # made when it is read
+    double = {name: t.double() for name, t in line_between(a, b).at((0.5,)).items()}
+    with temporary_parameters(twin.model, double):
+        batch = (X[:16].double(), Y[:16])
+        expected = F.cross_entropy(twin.model(batch[0]), batch[1]).item()
+    assert twin.alone(0.5)["test_loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_numbers_that_differ_are_written_with_digits_that_differ():
     def stored(losses, rounding=0.0):
         t = np.linspace(0, 1, len(losses))
