@@ -38,7 +38,7 @@ class Barrier:
                     NaN where not known
     at              t of that point; NaN where there is no barrier
     midpoint        above the mean of both ends; midpoint_error, midpoint_at: the same of it
-    middle          rise above the line at the point nearest to t = 1/2
+    middle          rise above the line at the point nearest to t = 1/2; NaN where its loss has no number
     is_monotone     whether the loss never turns from one measured point to the next
     direction       falls, rises, or stays: from the first to the last point
     turns           number of steps against that direction, of `steps`
@@ -153,6 +153,7 @@ def barrier_of(
     if t[0] != 0.0 or t[-1] != 1.0 or not np.isfinite(losses[[0, -1]]).all():
         raise ValueError("a barrier needs the loss at both ends of the line; one of them failed or is no finite number")
     known = ~np.isnan(losses)
+    middle, nearest = nan, t[np.abs(t - 0.5).argmin()]
     t, losses, errors, midpoint_errors = t[known], losses[known], errors[known], midpoint_errors[known]
     with np.errstate(invalid="ignore"):
         rises = losses - ((1.0 - t) * losses[0] + t * losses[-1])
@@ -161,12 +162,14 @@ def barrier_of(
     rises[[0, -1]] = 0.0  # both ends lie on the line, whatever rounding says
     top, over = int(rises.argmax()), int(above.argmax())
     is_barrier = bool(rises[top] > 0.0)
-    middle = int(np.abs(t - 0.5).argmin())
+    if nearest in t:
+        middle = float(rises[t == nearest][0])
     sign, direction = _direction(losses)
-    steps = sign * np.diff(losses)
     # the lowest value so far (of what is to fall), and how far each later point lies above it
     fallen = np.minimum.accumulate(sign * losses)
-    climbs = sign * losses - fallen
+    with np.errstate(invalid="ignore"):  # from infinity to infinity
+        steps = sign * np.diff(losses)
+        climbs = np.where(sign * losses == fallen, 0.0, sign * losses - fallen)
     end = int(climbs.argmax())
     start = int((sign * losses)[: end + 1].argmin())
     bump = float(climbs[end])
@@ -177,7 +180,7 @@ def barrier_of(
         midpoint=float(above[over]),
         midpoint_error=hypot(float(midpoint_errors[over]), rounding),
         midpoint_at=float(t[over]),
-        middle=float(rises[middle]),
+        middle=middle,
         is_monotone=bool((steps <= 0.0).all()),
         direction=direction,
         turns=int((steps > 0.0).sum()),

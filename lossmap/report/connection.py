@@ -101,11 +101,24 @@ def _split_lines(stored: StoredReport, split: str) -> list[str]:
     if f"{split}_barrier" not in stored.attributes:
         return wrapped(split, f"{NO_BARRIER}: the loss at one of both ends is not known, or infinite")
     return [
+        *_lines_without_loss(stored, split),
         *wrapped(f"{split} barrier", _barrier_text(stored, split), indent=20),
         *_lines_beside(stored, split),
         *wrapped("above the mean", _midpoint_text(stored, split), indent=20),
         *wrapped("monotone", monotone_text(stored, split), indent=20),
     ]
+
+
+def _lines_without_loss(stored: StoredReport, split: str) -> list[str]:
+    """How many points of the line and of the ways beside it have no loss, and between which t they lie."""
+    lines = []
+    for way in ("", *ways_beside(stored)):
+        t = stored.arrays["t"][np.isnan(stored.arrays["_".join(filter(None, (way, split, "loss")))])]
+        if t.size:
+            where = f"at t = {t[0]:.3g}" + (f" to {t[-1]:.3g}" if t.size > 1 else "")
+            text = f"{count(t.size, 'point')} {where}: not a number, or failed; left out below"
+            lines += wrapped(IN_ROWS[way] if way else "without a loss", text, indent=20)
+    return lines
 
 
 def _ways_text(stored: StoredReport) -> dict[str, str]:
@@ -132,7 +145,8 @@ def _barrier_text(stored: StoredReport, split: str) -> str:
         return f"infinite at t = {at:.3g}"
     if height == 0.0:
         middle = stored.number(f"{split}_middle")
-        return f"none: no point lies above the line between both ends; at the middle {number(middle)}{in_unit}"
+        there = "the middle has no loss" if isnan(middle) else f"at the middle {number(middle)}{in_unit}"
+        return f"none: no point lies above the line between both ends; {there}"
     rounding = rounding_of(stored, split)
     if height <= rounding:
         return (
@@ -197,9 +211,8 @@ def monotone_text(stored: StoredReport, split: str) -> str:
         return f"yes: {way}, and {against} at none of {count(steps, 'step')}"
     start, end = stored.number(f"{split}_bump_from"), stored.number(f"{split}_bump_to")
     between = " and ".join(numbers_apart(start, end, 3))
-    text = (
-        f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, by {number(bump)} in all between t = {between}"
-    )
+    size = "infinitely" if isinf(bump) else f"by {number(bump)} in all"
+    text = f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, {size} between t = {between}"
     if bump <= rounding:
         return f"{text}; rounding of the losses may make as much"
     clear = stored.number(f"{split}_clear", CLEAR)

@@ -637,3 +637,24 @@ def test_numbers_that_differ_are_written_with_digits_that_differ():
     many = [2.0, *np.linspace(3.0, 4.0, 20001)]
     many[10001] -= 0.5
     assert "between t = 0.49998 and 0.5000" in monotone_text(stored(many), "train").replace("0.499975", "0.49998")
+
+
+def between_ends(low, value):
+    """theta^2 but for one value where theta is in (low, 0.7)."""
+    return lambda theta: torch.where((theta > low) & (theta < 0.7), value, theta.square()).sum()
+
+
+def test_a_loss_that_is_infinite_on_the_way_falls_from_there_infinitely():
+    line = lossmap.connect(custom(Point([0.0]), between_ends(0.3, inf)), Point([1.0]), points=9)
+    found = line.barrier()
+    assert (found.height, found.bump, found.bump_from, found.bump_to) == (inf, inf, 0.375, 0.75)
+    assert "no: rises from 0 to 1, but falls at 1 of 8 steps, infinitely between t = 0.375 and 0.75" in words(line)
+
+
+@pytest.mark.parametrize("low, middle", [(0.3, nan), (0.6, -0.25)])
+def test_points_whose_loss_is_no_number_are_reported_and_stand_for_no_middle(low, middle):
+    line = lossmap.connect(custom(Point([0.0]), between_ends(low, nan)), Point([1.0]), points=9)
+    assert line.barrier().middle == pytest.approx(middle, nan_ok=True)
+    where = "3 points at t = 0.375 to 0.625" if isnan(middle) else "1 point at t = 0.625"
+    assert f"without a loss {where}: not a number, or failed; left out below" in words(line)
+    assert ("the middle has no loss" in words(line)) == isnan(middle)
