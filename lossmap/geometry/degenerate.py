@@ -37,5 +37,5 @@ def lead_one_way(origin: Mapping[str, Tensor], x: Mapping[str, Tensor], y: Mappi
     for w, (a, b) in zip(origin.values(), pairs, strict=True):
         moved = abs(c) * norm(a) + norm(b)
         if moved:
-            rounded.append(float(torch.finfo(w.dtype).eps) * ((1.0 + abs(c)) * norm(w) + moved))
+            rounded.append(float(torch.finfo(w.dtype).eps) / 2.0 * ((1.0 + abs(c)) * norm(w) + moved))
     return apart <= ROUNDINGS * hypot(*rounded)

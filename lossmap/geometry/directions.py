@@ -333,7 +333,10 @@ def plane_through(
         if leads_nowhere(axis):
             raise ValueError(f"{name} has the weights of the model at the origin: there is no direction to it")
     if lead_one_way(plane.origin, *plane.axes):
-        raise ValueError(f"the three models lie on one line (cosine {plane.cosine:.6f}): they span no plane")
+        raise ValueError(
+            f"the three models lie on one line, but for the rounding of their tensors (cosine {plane.cosine:.6f}): "
+            "they span no plane"
+        )
     return plane
 
 

@@ -138,7 +138,7 @@ def test_models_that_span_no_line_or_plane_are_refused(precision):
         with pytest.raises(ValueError, match=f"{name} has the weights of the model at the origin"):
             plane_through(a, x, y)
     for x, y in ((b, b), (b, beyond(0.5)), (b, beyond(-7.0)), (beyond(0.3), beyond(200.0)), (beyond(200.0), b)):
-        with pytest.raises(ValueError, match="the three models lie on one line"):
+        with pytest.raises(ValueError, match="the three models lie on one line, but for the rounding"):
             plane_through(a, x, y)
     with pytest.raises(ValueError, match="both models have the same weights: there is no line between them"):
         line_between(a, a.state_dict())
@@ -149,6 +149,20 @@ def test_models_that_span_no_line_or_plane_are_refused(precision):
         assert plane.cosine > 1 - 1e-5 and torch.allclose(plane.at((0.0, 1.0))["weight"], near["weight"])
         head = {**b.state_dict(), "weight": a.weight.detach() * 1e6}  # which stands still
         assert plane_through(a, head, {**near, "weight": a.weight}, parameters="bias").lengths[0] > 0.0
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float32])
+def test_models_that_moved_by_some_roundings_each_their_own_way_span_a_plane(precision):
+    """As after a short training in bfloat16: the end of one axis lies far beside the line along the other."""
+    torch.manual_seed(0)
+    a = nn.Linear(30, 20).to(precision)
+    step = 2.5 * torch.finfo(precision).eps
+    x, y = (
+        {n: w + step * w.norm() / w.numel() ** 0.5 * torch.randn_like(w) for n, w in a.state_dict().items()}
+        for _ in "xy"
+    )
+    plane = plane_through(a, x, y)
+    assert abs(plane.cosine) < 0.2
 
 
 def test_a_random_direction_that_moves_nothing_is_refused():
