@@ -1,12 +1,13 @@
 """How far rounding may move a barrier: the same rises on the way between two networks in two precisions.
 
-    rounding = 3 max_t |R(t) - R64(t)|      R(t) = L(t) - (1 - t) L(0) - t L(1), of a few samples
+    rounding = 3 max_t |R(t) - R64(t)|      R(t) = L(t) - (1 - t) L(0) - t L(1), of samples spread over all
 
 t is the barrier's, 1/4, 1/2 and 3/4. The way itself is rounded too: what rounds a weight moves the losses of all
 samples alike, which their standard error does not see. At least 8 spacings of each loss are taken, as for the minima of
 a surface: sums of a batch are rounded, and may by chance be equal, as rises in bfloat16 may at one t. For float64
 itself, and where a model runs in its own precision alone, these are all. Unit: the loss's. Price: twelve passes over a
-few samples for each way, and the model in float64 while they last, once: its points take the place of its own weights.
+few samples, or three uncut batches, for each way, and the model in float64 while they last, once: its points take the
+place of its own weights.
 """
 
 from __future__ import annotations

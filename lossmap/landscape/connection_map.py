@@ -39,6 +39,7 @@ from lossmap.curvature.rounding import problem_in
 from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
+from lossmap.data.random_batches import rows_of
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.io.surface import Group
@@ -57,8 +58,18 @@ Samples = dict[str, Tensor | None]
 PAIRED = 3 + 3 * len(ERRORS)  # n, sums of w and w^2; of each rise, sums of d, d^2 and d w
 MIN_BATCHES = 64  # by which errors are known, of data that may be cut: with fewer they are less certain than a tenth
 FEW_SAMPLES = 16  # of each split, in which rounding is looked for
+FEW_BATCHES = 3  # of those that are not to be cut
 ROUNDING = 2.0**-52  # of a sum in float64, times its terms
 AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
+
+
+def _spread(data: Batches) -> FixedBatches:
+    """A few samples from all over the data, which may be sorted by class; batches where these are not to be cut."""
+    number, most = (len(data.batches), FEW_BATCHES) if isinstance(data, FixedBatches) else (data.samples, FEW_SAMPLES)
+    places = torch.linspace(0, number - 1, min(number, most), dtype=torch.float64).round().long()
+    if isinstance(data, FixedBatches):
+        return FixedBatches(tuple(data.batches[i] for i in places.tolist()))
+    return FixedBatches((rows_of(data, places),))
 
 
 @dataclass(frozen=True)
@@ -168,15 +179,13 @@ class ConnectionMap(LossMap):
         return str(self.autocast or own).removeprefix("torch.")
 
     def of_few(self, dtype: torch.dtype | None) -> ConnectionMap:
-        """The measure of this way alone over some first samples, and statistics of a few; on this rank alone.
+        """The measure of this way alone over a few samples of each split, and statistics of a few; on this rank alone.
 
         dtype  another precision; None: the measure's own
         """
         problems, statistics, plane, autocast = {}, None, self.plane, self.autocast
         for split, problem in self.problems.items():
-            data = problem.data
-            cut = data if isinstance(data, FixedBatches) else data.rebatched(min(FEW_SAMPLES, data.samples))
-            problems[split] = problem.over_part(FixedBatches((next(iter(cut)),)))
+            problems[split] = problem.over_part(_spread(problem.data))
         if self._statistics is not None:
             statistics = FixedBatches((move_batch(next(iter(self._statistics)), None, dtype),))
         if dtype is not None:

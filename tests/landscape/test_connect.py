@@ -570,6 +570,31 @@ def test_a_barrier_of_rounding_alone_is_called_that(kind):
         assert line.curve.barrier().rounding > 0.0
 
 
+@pytest.mark.parametrize("are_cut", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_that_the_first_samples_do_not_feel_is_in_the_bar(dtype, are_cut):
+    x = torch.eye(2, dtype=dtype).repeat_interleave(200, 0)  # sorted: the first half does not see the second weight
+    targets = torch.zeros(400, 1, dtype=dtype)
+    data = (x, targets) if are_cut else [(a, b, torch.zeros(i + 1)) for i, (a, b) in enumerate(halves(x, targets))]
+
+    def net(weight):
+        made = nn.Linear(2, 1, bias=False, dtype=dtype)
+        made.weight.data = torch.tensor([[0.0, weight]], dtype=dtype)
+        return made
+
+    def loss(model, batch):
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    first, second = net(1.0), net(1.0 + 3 * torch.finfo(dtype).eps)
+    line = lossmap.connect(Problem.custom(first, loss, data), second, points=11, progress=False)
+    assert line.barrier().height <= line.barrier().error  # w^2 / 2 is convex: there is none
+    assert "none beyond rounding" in words(line)
+
+
+def halves(*tensors):
+    return zip(*(t.split(200) for t in tensors), strict=True)
+
+
 def test_a_barrier_beyond_rounding_is_within_its_rounding_of_that_in_float64():
     for seed in range(3):
         a, b = net(seed), net(seed + 7)
@@ -611,7 +636,8 @@ def test_the_measure_in_float64_holds_no_second_model_beside_the_point():
     assert twin.plane.origin["0.weight"] is not twin.plane.origin["0.weight"]  # made when it is read
     double = {name: t.double() for name, t in line_between(a, b).at((0.5,)).items()}
     with temporary_parameters(twin.model, double):
-        batch = (X[:16].double(), Y[:16])
+        rows = torch.linspace(0, len(X) - 1, 16).round().long()
+        batch = (X[rows].double(), Y[rows])
         expected = F.cross_entropy(twin.model(batch[0]), batch[1]).item()
     assert twin.alone(0.5)["test_loss"] == pytest.approx(expected, rel=1e-6)
 
