@@ -48,7 +48,7 @@ def _lines_of(batch: Any, where: str, of_pairs: bool) -> list[str]:
 def _name(path: Any, batch: Any, of_pairs: bool) -> str:
     """`inputs` and `targets` of a pair; a key of a dict; else where it stands."""
     match path:
-        case [pytree.SequenceKey(place)] if of_pairs and isinstance(batch, tuple) and len(batch) == 2:
+        case [pytree.SequenceKey(place)] if of_pairs and isinstance(batch, (tuple, list)) and len(batch) == 2:
             return ("inputs", "targets")[place]
         case [pytree.MappingKey(key)]:
             return str(key)

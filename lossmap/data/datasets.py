@@ -454,7 +454,7 @@ def _warn_of_another_scale(source: Source, name: str, normalize: str) -> None:
     if max(map(max, _parsed(normalize))) > 2:
         return
     first = [source.fetch([i]) for i in range(min(source.samples, 8))]  # one by one: they need not join
-    images = [b[0].double().numpy() for b in first if isinstance(b, tuple) and isinstance(b[0], Tensor)]
+    images = [b[0].double().numpy() for b in first if isinstance(b, (tuple, list)) and isinstance(b[0], Tensor)]
     highest = max((float(x.max()) for x in images if _hold_255_as_floats(x)), default=None)
     if highest is not None:
         log.warning(
@@ -486,7 +486,7 @@ class _Normalization:
 
     def __call__(self, batch: Batch) -> Batch:
         mean, std = self.mean, self.std
-        if not isinstance(batch, tuple) or not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
+        if not isinstance(batch, (tuple, list)) or not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
             raise ValueError("--normalize needs batches (x, y) whose x are floating-point numbers")
         x = batch[0]
         channels = max(len(mean), len(std))

@@ -408,7 +408,7 @@ class Problem:
 def _with_targets(data: Batches) -> Batches:
     """The data; raises ValueError where they are inputs and targets of different numbers."""
     for batch in data.batches if isinstance(data, FixedBatches) else ():
-        if isinstance(batch, tuple) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
             lengths = sorted((*t.shape, 0)[0] for t in batch)
             if batch[1].dim() == 0 and batch[0].dim() > 0:
                 raise ValueError(

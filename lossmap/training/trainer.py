@@ -148,7 +148,7 @@ def _step(
 
 def _augmented(batch: Batch, recipe: Recipe, step: int) -> Batch:
     """Images (B, C, H, W) shifted, and mirrored, each by random numbers of its own."""
-    x = batch[0] if isinstance(batch, tuple) else None
+    x = batch[0] if isinstance(batch, (tuple, list)) else None
     if not isinstance(x, Tensor) or x.dim() != 4:
         raise ValueError("augmentation needs batches (images, targets), the images (B, C, H, W)")
     chance = generator("augmentation", recipe.seed, step)

@@ -7,6 +7,7 @@ import torch
 from lossmap.cli.data_description import description_of
 from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import FixedBatches, Resident, Streamed
+from lossmap.data.loaders import as_batches
 
 
 def test_inputs_and_targets_of_samples_in_memory():
@@ -16,6 +17,12 @@ def test_inputs_and_targets_of_samples_in_memory():
         "inputs: float32, 2 x 3 each, 0 to 2, mean 1, standard deviation 0.7071",
         "targets: int64, 3 classes, 0 to 4, 1 to 2 of each",
     ]
+
+
+def test_pairs_that_a_loader_makes_lists_of_are_inputs_and_targets():
+    samples = torch.utils.data.TensorDataset(torch.zeros(4, 3), torch.tensor([0, 1, 1, 4]))
+    lines = description_of(as_batches(torch.utils.data.DataLoader(samples, 2)))
+    assert [line.partition(":")[0] for line in lines] == ["4 samples", "inputs", "targets"]
 
 
 def test_dicts_regression_and_complex_numbers():

@@ -430,3 +430,17 @@ def test_bytes_of_a_users_function_and_a_normalization_of_unit_values_do_not_pas
     assert "--normalize" not in caplog.text
     load(f"{path}:data", normalize="0.5/0.25")
     assert "whole numbers up to 95, and --normalize 0.5/0.25 is by values from 0 to 1" in caplog.text
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_pairs_that_a_loader_makes_lists_of_are_normalised_by_channel(budget, tmp_path, monkeypatch):
+    (tmp_path / "loaders.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
+        "X = torch.arange(10 * 2 * 3 * 3).reshape(10, 2, 3, 3).float()\n"
+        "def data(split): return DataLoader(TensorDataset(X, torch.arange(10) % 2), batch_size=4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    x = torch.arange(10 * 2 * 3 * 3).reshape(10, 2, 3, 3).float()
+    batches = load("loaders.py:data", normalize="1,2/2,4", budget=budget)
+    got = torch.cat([batch[0] for batch in batches])
+    torch.testing.assert_close(got, (x - torch.tensor([1.0, 2.0])[:, None, None]) / torch.tensor([[[2.0]], [[4.0]]]))

@@ -188,6 +188,7 @@ def test_augmented_images_are_shifted_ones():
     x = torch.arange(1.0, 65).view(1, 1, 8, 8).expand(500, 1, 8, 8)
     y = torch.zeros(500)
     out, targets = _augmented((x, y), Recipe(augment="shift"), 3)
+    assert _augmented([x, y], Recipe(augment="shift"), 3)[0].equal(out)  # as loaders make pairs
     assert targets is y and out.shape == x.shape
     padded = nn.functional.pad(x[0, 0], (1, 1, 1, 1))
     allowed = {tuple(padded[r : r + 8, c : c + 8].flatten().tolist()) for r in range(3) for c in range(3)}
