@@ -188,19 +188,31 @@ def upper_bound(misses: int, audited: int, points: int, confidence: float = BOUN
 
     1 where none was audited; the share itself where all were.
     """
-    from scipy.stats import hypergeom
-
     if not audited:
         return 1.0
     # The chance of so few misses falls with their number among all points: bisection for the last that is not rare.
     low, high = misses, misses + points - audited
     while low < high:
         total = (low + high + 1) // 2
-        if float(hypergeom.cdf(misses, points, total, audited)) > 1.0 - confidence:
+        if _chance(misses, audited, points, total) > 1.0 - confidence:
             low = total
         else:
             high = total - 1
     return low / points
+
+
+def _chance(misses: int, audited: int, points: int, total: int) -> float:
+    """Of at most so many misses among those audited, where there are `total` in all: the hypergeometric distribution.
+
+    By logarithms of gamma functions: `scipy.stats` takes as long to load as a map of a small network.
+    """
+    from scipy.special import gammaln
+
+    def ways(n: np.ndarray | int, k: np.ndarray | int) -> Any:
+        return gammaln(np.add(n, 1.0)) - gammaln(np.add(k, 1.0)) - gammaln(np.subtract(n, k) + 1.0)
+
+    found = np.arange(max(0, audited - (points - total)), min(misses, audited, total) + 1)
+    return float(np.exp(ways(total, found) + ways(points - total, audited - found) - ways(points, audited)).sum())
 
 
 def sentence(report: Mapping[str, Any]) -> str:

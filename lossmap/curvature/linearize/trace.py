@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functionalize
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.linearize.graph_builder import aten, packet
+from lossmap.curvature.linearize.mutations import without_mutations
 from lossmap.curvature.linearize.record import recorded
 from lossmap.curvature.linearize.stateless import call_with
 
@@ -119,24 +119,6 @@ def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
 def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of a traceable function without mutations, its shapes noted."""
     return without_mutations(recorded(function, inputs), inputs)
-
-
-def without_mutations(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph with every operation that writes into a tensor replaced by one that does not, its shapes noted."""
-    # rules read a tensor's value after later nodes have run: nothing may have written into it by then
-    if any(writes(node) for node in graph.graph.nodes):
-        graph = recorded(functionalize(graph, remove="mutations"), inputs)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a node may write into one of its arguments; of what is no single operation that is not known."""
-    if node.op != "call_function" or node.target is operator.getitem:
-        return False
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or bool(schema.is_mutable)
 
 
 def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
