@@ -1,4 +1,4 @@
-"""Small networks that the zoo does not hold, for benchmarks: `--problem small_problems.py:transformer`, or `lstm`."""
+"""Small networks that the zoo does not hold, for benchmarks: `--problem small_problems.py:NAME`, of the functions below."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def transformer() -> Problem:
 def lstm() -> Problem:
     """The same by a small recurrent network."""
     return _of(Recurrent)
+
+
+def in_place() -> Problem:
+    """Random images by a small CNN whose ReLUs write into what the convolutions have made."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+    network = nn.Sequential(*first, nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(128, 10))
+    x, y = torch.randn(SAMPLES, 1, 8, 8), torch.randint(0, 10, (SAMPLES,))
+    return Problem.supervised(network.eval(), "crossentropy", (x, y))
 
 
 def _of(network: type[nn.Module]) -> Problem:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.differences import FewSamples
+from lossmap.curvature.vector_jacobian import vector_jacobian
 from lossmap.data import chunked_entropy, stable_losses
 from lossmap.geometry.unregistered import quantized
 from lossmap.seeding import generator
@@ -228,9 +229,7 @@ def _is_wrong(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         moving = [(g, d) for g, d in zip(slope, v, strict=True) if g.requires_grad]
         product = [torch.zeros_like(t) for t in base]
         if moving:
-            product = list(
-                torch.autograd.grad([g for g, _ in moving], leaves, [d for _, d in moving], materialize_grads=True)
-            )
+            product = list(vector_jacobian([g for g, _ in moving], leaves, [d for _, d in moving]))
     except RuntimeError:  # no second derivative at all
         return True
     finally:

@@ -38,6 +38,7 @@ from lossmap.curvature.operators import (
     outputs_and_loss,
     sample_slopes,
 )
+from lossmap.curvature.vector_jacobian import vector_jacobian
 from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.gradients import each_gradient
@@ -338,9 +339,7 @@ class FewSamples:
             reached = [i for i, f in enumerate(values) if f.requires_grad]
             if not reached:
                 return [torch.zeros_like(t) for t in self.theta]
-            parts = torch.autograd.grad(
-                [values[i] for i in reached], parameters, [curved[i] for i in reached], materialize_grads=True
-            )
+            parts = vector_jacobian([values[i] for i in reached], parameters, [curved[i] for i in reached])
         return [p.detach() for p in parts]
 
 

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import outputs_and_loss
+from lossmap.curvature.vector_jacobian import vector_jacobian
 from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
@@ -263,7 +264,7 @@ def _second(loss_of: LossOf, outputs: Tensor, v: Tensor) -> Tensor:
         (slope,) = torch.autograd.grad(loss, f, create_graph=True, materialize_grads=True)
         if not slope.requires_grad:
             return torch.zeros_like(v)
-        (product,) = torch.autograd.grad(slope, f, v, materialize_grads=True)
+        (product,) = vector_jacobian([slope], [f], [v])
     return product.detach()
 
 

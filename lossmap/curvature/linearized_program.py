@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lossmap.curvature.linearize.jvp import Pushforward, linearize
 from lossmap.curvature.linearize.trace import GraphModule, Inputs, fold_batchnorm_in_graph, pure, traced
 from lossmap.curvature.operators import outer, outputs_and_loss, sample_slopes
+from lossmap.curvature.vector_jacobian import vector_jacobian
 from lossmap.data.batches import Batch
 from lossmap.data.problem import Problem
 
@@ -236,13 +237,10 @@ def pullback(
     if not reached:
         return tuple(torch.zeros_like(t) for t in inputs)
     # with its graph: then sums of gradients are not made in place
-    return torch.autograd.grad(
-        [values[i] for i in reached],
-        inputs,
-        None if duals is None else [duals[i] for i in reached],
-        create_graph=True,
-        materialize_grads=True,
-    )
+    moving = [values[i] for i in reached]
+    if duals is None:
+        return torch.autograd.grad(moving, inputs, create_graph=True, materialize_grads=True)
+    return vector_jacobian(moving, inputs, [duals[i] for i in reached], create_graph=True)
 
 
 def _dense(tangents: Sequence[Tensor | None], likes: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -36,6 +36,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.overwritten import overwriting_named
+from lossmap.curvature.vector_jacobian import vector_jacobian
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import NoWeight
@@ -121,12 +122,11 @@ def second_backward(
     if not moving:  # the loss is linear in these parameters
         return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
     return [
-        torch.autograd.grad(
+        vector_jacobian(
             [gradient[i] for i in moving],
             parameters,
             [aligned(v[i]) for i in moving],
             retain_graph=retain_graph or j + 1 < len(vectors),
-            materialize_grads=True,
         )
         for j, v in enumerate(vectors)
     ]
@@ -146,7 +146,7 @@ def gauss_newton(
     if not moving:
         return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
     duals = [torch.zeros_like(f, requires_grad=True) for f in moving]
-    transposed = torch.autograd.grad(moving, parameters, duals, create_graph=True, materialize_grads=True)
+    transposed = vector_jacobian(moving, parameters, duals, create_graph=True)
     reached = [i for i, t in enumerate(transposed) if t.requires_grad]
     leaves = [f.detach().requires_grad_(f.requires_grad) for f in outputs]
     chosen = [leaf for leaf in leaves if leaf.requires_grad]
@@ -156,17 +156,10 @@ def gauss_newton(
         if not (bent and reached):  # a loss linear in the outputs, or outputs that no parameter reaches
             results.append([torch.zeros_like(p) for p in parameters])
             continue
-        forward = torch.autograd.grad(
-            [transposed[i] for i in reached],
-            duals,
-            [aligned(v[i]) for i in reached],
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        weighted = torch.autograd.grad(
-            [slope[i] for i in bent], chosen, [forward[i] for i in bent], retain_graph=True, materialize_grads=True
-        )
-        results.append(torch.autograd.grad(moving, parameters, weighted, retain_graph=True, materialize_grads=True))
+        moved = [aligned(v[i]) for i in reached]
+        forward = vector_jacobian([transposed[i] for i in reached], duals, moved, retain_graph=True)
+        weighted = vector_jacobian([slope[i] for i in bent], chosen, [forward[i] for i in bent], retain_graph=True)
+        results.append(vector_jacobian(moving, parameters, weighted, retain_graph=True))
     return results
 
 
@@ -184,22 +177,17 @@ def fisher(
         return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
     reached = [outputs[i] for i in moving]
     duals = [torch.zeros_like(f, requires_grad=True) for f in reached]
-    transposed = torch.autograd.grad(reached, parameters, duals, create_graph=True, materialize_grads=True)
+    transposed = vector_jacobian(reached, parameters, duals, create_graph=True)
     linked = [i for i, t in enumerate(transposed) if t.requires_grad]
     results: list[Sequence[Tensor]] = []
     for v in vectors:
         if not linked:
             results.append([torch.zeros_like(p) for p in parameters])
             continue
-        forward = torch.autograd.grad(
-            [transposed[i] for i in linked],
-            duals,
-            [aligned(v[i]) for i in linked],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        moved = [aligned(v[i]) for i in linked]
+        forward = vector_jacobian([transposed[i] for i in linked], duals, moved, retain_graph=True)
         weighted = outer([slopes[i] for i in moving], forward)
-        results.append(torch.autograd.grad(reached, parameters, weighted, retain_graph=True, materialize_grads=True))
+        results.append(vector_jacobian(reached, parameters, weighted, retain_graph=True))
     return results
 
 

@@ -36,7 +36,6 @@ def seconds_of_product(operator: Any, clock: Callable[[], float] = time.perf_cou
     No other rank of a team takes part. Raises what a product raises.
     """
     small, share = _over_one_batch(operator)
-    _load_autograd()
     first = _seconds_of_next(small, clock)
     if first > MAX_FIRST_SECONDS:
         return first * share
@@ -79,15 +78,6 @@ def _seconds_of_next(operator: Any, clock: Callable[[], float]) -> float:
     start = clock()
     float((operator @ v)[0])  # read on the host, so that a GPU has done it
     return clock() - start
-
-
-def _load_autograd() -> None:
-    """Has PyTorch import what its first vector-Jacobian product needs, which is no part of a product's time.
-
-    That is SymPy: seconds on a slow disk or a busy machine, by which a small network's product would count.
-    """
-    x = torch.ones(1, requires_grad=True)
-    torch.autograd.grad(x * x, x, torch.ones(1))
 
 
 def _over_one_batch(operator: Any) -> tuple[Any, float]:

@@ -44,11 +44,3 @@ def test_what_a_point_takes_before_its_products_is_that_of_its_first_one():
     factory = prepare(problem(), backend="linearized", plan={"way": "linear", "batch": 150}, check=False)
     assert seconds_of_first(factory.at(), 1.2, clock_of([0.5])) == pytest.approx(4 * 0.5 - 1.2)
     assert seconds_of_first(factory.at(), 3.0, clock_of([0.5])) == 0.0
-
-
-def test_what_pytorch_imports_at_its_first_product_is_not_timed(monkeypatch):
-    events, grad, clock = [], torch.autograd.grad, clock_of([0.1] * 4)
-    operator = build_operator(problem(), "hessian", "weights")
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **named: (events.append("grad"), grad(*args, **named))[1])
-    seconds_of_product(operator, lambda: (events.append("clock"), clock())[1])
-    assert events[:2] == ["grad", "clock"]

@@ -130,14 +130,17 @@ def test_products_do_not_import_the_compiler():
     code = """
 import sys, torch
 from lossmap.curvature.autotune import prepare
+from lossmap.curvature.operators import gauss_newton, hessian
 from lossmap.data.problem import Problem
 LSTM = type("LSTM", (torch.nn.LSTM,), {"forward": lambda self, x: super(LSTM, self).forward(x)[0]})
 for inner in torch.nn.Tanh(), torch.nn.ReLU(inplace=True), LSTM(100, 100):  # that write into what they have made, too
     net = torch.nn.Sequential(torch.nn.Linear(4, 100), inner, torch.nn.Linear(100, 3))
     problem = Problem.supervised(net, "crossentropy", (torch.randn(50, 4), torch.randint(0, 3, (50,))))
-    operator = prepare(problem, backend="linearized").at()
-    operator @ torch.ones(operator.size)
-assert "torch._dynamo" not in sys.modules, "imported"
+    for matrix in hessian, gauss_newton:
+        for backend in "linearized", "double-backward":
+            operator = prepare(problem, product=matrix, backend=backend).at()
+            operator @ torch.ones(operator.size)
+assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules, "imported"
 """
     own = "import sys, torch; torch.vmap(torch.sin)(torch.ones(1)); sys.exit('torch._dynamo' in sys.modules)"
     if subprocess.run([sys.executable, "-c", own], check=False).returncode:
