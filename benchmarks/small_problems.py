@@ -1,4 +1,4 @@
-"""Small networks that the zoo does not hold, for benchmarks: `--problem small_problems.py:NAME`, of the functions below."""
+"""Small networks that the zoo does not hold, for benchmarks: `--problem small_problems.py:NAME`, of functions below."""
 
 from __future__ import annotations
 
