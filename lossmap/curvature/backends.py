@@ -300,7 +300,7 @@ class LinearizedProducts:
         """The program for this shape of batch, traced when first met."""
         shapes = tuple((t.shape, t.stride(), t.dtype) for t in leaves)
         # strides belong to the key: a trace fixes the memory format too
-        trace = (str(inputs.spec), tuple(map(repr, inputs.constants)), shapes)
+        trace = (inputs.structure, shapes)
         key = (*trace, self.plan.winograd_channels)
         other = next((self.programs[k] for k in self.programs if k[:-1] == trace), None)
         if key not in self.programs and other is not None:

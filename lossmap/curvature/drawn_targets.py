@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import outputs_and_loss
 from lossmap.curvature.vector_jacobian import vector_jacobian
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, move_batch
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, map_tensors, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.drawn_loss import (
@@ -327,7 +327,7 @@ def _with_parts(data: Batches, parts: Sequence[_Part], draws: int) -> Batches:
     if isinstance(data, Resident):
         tensors = data.tensors
         if draws > 1:
-            tensors = pytree.tree_map(lambda t: torch.cat([t] * draws) if isinstance(t, Tensor) else t, tensors)
+            tensors = map_tensors(lambda t: torch.cat([t] * draws), tensors)
         return replace(data, tensors=(tensors, drawn, root), loader_sizes=())
     if isinstance(data, Streamed):
         fetch = DrawnFetch(data.fetch, tuple(data.indices), drawn.cpu(), root.cpu())

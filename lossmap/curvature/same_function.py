@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossmap.data.batch_writes import copied
-from lossmap.data.batches import Batch
+from lossmap.data.batches import Batch, copied
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.held_model import HELD, holds
 from lossmap.data.one_precision import floating_dtypes

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batch_structure import strided_parts
+from lossmap.trees import rebuilt
 
 MARK = "_lossmap_mark"
 
@@ -51,13 +52,12 @@ def _first_tensor(batch: Any) -> Tensor | None:
 
 
 def _with_mark(batch: Any, mark: str) -> Any:
-    leaves, structure = pytree.tree_flatten(batch)
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor):
-            leaves[i] = leaf.detach()  # an object of its own: one tensor may stand in several batches
-            setattr(leaves[i], MARK, mark)
-            break
-    return pytree.tree_unflatten(leaves, structure)
+    first = _first_tensor(batch)
+    if first is None:
+        return batch
+    own = first.detach()  # an object of its own: one tensor may stand in several batches
+    setattr(own, MARK, mark)
+    return rebuilt(lambda leaf: own if leaf is first else leaf, batch)
 
 
 def _digest(batch: Any) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache, cached_property, partial
+from traceback import walk_tb
 from typing import Any, cast
 
 import torch
@@ -21,9 +23,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
+from lossmap.trees import UNCHANGING, rebuilt
+
 TARGET_NAMES = ("labels", "targets", "target", "label", "y")
 _OF_PYTHON = ("__dict__", "__weakref__")  # slots of its own
-_CLOSED = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module)  # never taken apart
+CLOSED = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module)  # never taken apart
 
 
 def open_batch(batch: Any) -> Any:
@@ -31,15 +35,25 @@ def open_batch(batch: Any) -> Any:
 
     Raises ValueError for an object that refers to itself, which has no end as a tree.
     """
-    try:
+    with without_end_refused(type(batch).__name__):
         _open(batch)
         pytree.tree_leaves(batch)
-    except RecursionError:
-        raise ValueError(
-            f"a batch holds a {type(batch).__name__} that refers to itself; give what the loss needs of it: tensors, "
-            "or an object without such a reference"
-        ) from None
     return batch
+
+
+@contextmanager
+def without_end_refused(name: str = "list, dict or object") -> Iterator[None]:
+    """Raise ValueError, with this name, where something that refers to itself was to be taken apart."""
+    try:
+        yield
+    except RecursionError as error:
+        files = Counter(frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+        if files.most_common(1)[0][0] not in (pytree.__file__, __file__):
+            raise  # of the user's own code
+        raise ValueError(
+            f"a batch holds a {name} that refers to itself; give what the loss needs of it: tensors, or an object "
+            "without such a reference"
+        ) from None
 
 
 def in_own_containers(batch: Any) -> Any:
@@ -47,7 +61,7 @@ def in_own_containers(batch: Any) -> Any:
 
     In training every batch comes fresh from its loader, and a step may take entries out of it or put others in.
     """
-    return pytree.tree_map(lambda leaf: leaf, batch)
+    return rebuilt(lambda leaf: leaf, batch)
 
 
 def _open(batch: Any) -> None:
@@ -127,7 +141,7 @@ def _is_plain_mapping(value: Any) -> bool:
 
 def is_one_batch(value: Any) -> bool:
     """Whether an object is a batch by itself though it can be iterated over, as a graph of PyG: by its attributes."""
-    is_collection = isinstance(value, (Tensor, Mapping, tuple, list, Dataset, *_CLOSED))
+    is_collection = isinstance(value, (Tensor, Mapping, tuple, list, Dataset, *CLOSED))
     if is_collection or not callable(getattr(value, "to", None)) or not holds_tensors(value):
         return False
     try:
@@ -144,7 +158,7 @@ def holds_tensors(value: Any, depth: int = 0) -> bool:
     """Whether a value is a tensor, or an object or mapping with one in it."""
     if isinstance(value, Tensor):
         return True
-    if depth > 4 or isinstance(value, _CLOSED):
+    if depth > 4 or isinstance(value, CLOSED):
         return False
     if not (isinstance(value, Mapping) or hasattr(value, "__dict__") or hasattr(type(value), "__slots__")):
         return False
@@ -193,10 +207,10 @@ def entries_and_rest(values: Any) -> tuple[list[Any], tuple[Any, ...]]:
     for name, value in attributes.items():
         if isinstance(values, dict) and value is not None and values.get(name) is value:
             rest[name] = _Entry
-        elif any(map(holds_tensors, pytree.tree_leaves(value))):
-            parts.append((_Attribute(name), value))
-        else:
+        elif type(value) in UNCHANGING or isinstance(value, CLOSED) or name == "default_factory":
             rest[name] = value
+        else:
+            parts.append((_Attribute(name), value))
     places = tuple(place for place, _ in parts)
     return [value for _, value in parts], (*places, _Rest(rest)) if rest else places
 

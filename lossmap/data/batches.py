@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
-from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
+from lossmap.data.batch_structure import CLOSED, holds_tensors, is_one_batch, open_batch
 from lossmap.data.copy_stream import copied_ahead, streams_of
 from lossmap.data.sample_count import (
     Collated,
@@ -35,6 +36,7 @@ from lossmap.data.sample_count import (
     samples_in,
     with_entries,
 )
+from lossmap.trees import NotJoined, clones, has_views, rebuilt
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -96,17 +98,29 @@ def _without_nested(batch: Batch) -> Batch:
     return batch
 
 
-class NotJoined(ValueError):
-    """Batches that cannot be put together into one; the message says why."""
-
-
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Batch:
     """The batch with a function applied to every tensor in it; other leaves stay."""
 
     def mapped(leaf: Any) -> Any:
         return with_mark_of(function(leaf), leaf) if isinstance(leaf, torch.Tensor) else leaf
 
-    return pytree.tree_map(mapped, batch)
+    return rebuilt(mapped, batch)
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch with copies of its tensors, and of arrays and objects in it."""
+    with torch.inference_mode(False), torch.no_grad():
+        memo: dict[int, Any] = dict(clones([t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]))
+
+        def copy_of(leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor):
+                return with_mark_of(memo[id(leaf)], leaf)
+            try:
+                return leaf if isinstance(leaf, (*CLOSED, Dataset)) else deepcopy(leaf, memo)
+            except Exception:  # a lock, a file, what somebody's class raises
+                return leaf
+
+        return rebuilt(copy_of, batch)
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
@@ -118,11 +132,10 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     structure, *others = (pytree.tree_flatten(batch)[1] for batch in batches)  # before PyTorch 2.7 they have no hash
     if any(other != structure for other in others):
         raise NotJoined("they differ in structure")
-    columns = zip(*(pytree.tree_leaves(batch) for batch in batches), strict=True)
-    return pytree.tree_unflatten([_join_leaves(column) for column in columns], structure)
+    return rebuilt(_join_leaves, *batches)
 
 
-def _join_leaves(column: Sequence[Any]) -> Any:
+def _join_leaves(*column: Any) -> Any:
     """One leaf of all batches: tensors end to end; anything else only where it is the same plain value in all."""
     first = column[0]
     if isinstance(first, torch.Tensor):
@@ -153,7 +166,7 @@ def move_batch(batch: Batch, device: torch.device | str | None, dtype: torch.dty
             return with_mark_of(leaf.to(device=device, dtype=dtype, non_blocking=overlaps), leaf)
         return with_mark_of(leaf.to(device=device, non_blocking=overlaps), leaf)
 
-    return pytree.tree_map(move, batch)
+    return rebuilt(move, batch)
 
 
 def shared_range(samples: int, rank: int, size: int) -> tuple[int, int]:
@@ -171,6 +184,7 @@ class Resident:
     batch_size: int
     loader_sizes: tuple[int, ...] = ()  # samples in each batch of the loader that they came from, where they differ
     first: int = 0  # number of the first sample in the data of which these are a share
+    had_views: bool = False  # whether two tensors of a batch were views of one memory before batches were joined
 
     def __post_init__(self) -> None:
         tensors = [t for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)]
@@ -406,7 +420,8 @@ def read_into_memory(
         joined = join_batches(collected)
     except NotJoined as reason:
         return _as_given(collected, str(reason))
-    return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)
+    own = () if equal or batch_size else sizes
+    return Resident(joined, batch_size or sizes[0], own, had_views=any(map(has_views, collected)))
 
 
 def _counted(batches: Any) -> Any:
@@ -491,7 +506,7 @@ def _of_arrays(batch: Batch) -> Batch:
     leaves = pytree.tree_leaves(batch)
     if any(map(holds_tensors, leaves)):
         return batch
-    return pytree.tree_map(lambda leaf: _of_array(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
+    return rebuilt(lambda leaf: _of_array(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
 def _of_array(values: Any) -> Any:

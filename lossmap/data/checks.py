@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.batch_writes import copied
-from lossmap.data.batches import Batch, FixedBatches, Resident
+from lossmap.data.batches import Batch, FixedBatches, Resident, copied
 from lossmap.data.criteria import SupervisedLoss, first_argument, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import CustomLoss, Problem, temporary_parameters

@@ -22,6 +22,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batch_marks import with_mark_of
+from lossmap.trees import rebuilt
 
 AHEAD = 2  # batches whose work may be unfinished while the next one is copied
 NEEDED = ("Stream", "Event", "stream", "current_stream")  # of the module of a device, such as torch.cuda
@@ -83,7 +84,7 @@ def pinned(batch: Any) -> Any:
     if _unpinned:
         return batch
     try:
-        return pytree.tree_map(pin, batch)
+        return rebuilt(pin, batch)
     except RuntimeError as error:
         _unpinned.append(str(error).splitlines()[0])
         log.info("samples are copied from memory that is not pinned: %s", _unpinned[0])

@@ -46,7 +46,6 @@ from lossmap.data.batches import (
     Batches,
     FixedBatches,
     MappedFetch,
-    NotJoined,
     Resident,
     Streamed,
     join_batches,
@@ -58,6 +57,7 @@ from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, as_batches, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
 from lossmap.special_files import not_a_file
+from lossmap.trees import NotJoined
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.batch_writes import copied
-from lossmap.data.batches import Batch, move_batch
+from lossmap.data.batches import Batch, copied, move_batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem

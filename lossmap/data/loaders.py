@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from lossmap import memory
 from lossmap.data.batch_parts import targets_of
-from lossmap.data.batch_structure import is_one_batch, open_batch
+from lossmap.data.batch_structure import is_one_batch, open_batch, without_end_refused
 from lossmap.data.batches import (
     TENSOR_BYTES,
     Batch,
@@ -48,6 +48,7 @@ from lossmap.data.batches import (
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
 from lossmap.data.sample_count import Collated, CountedCollate, samples_in, with_entries
 from lossmap.seeding import preserved_random_state
+from lossmap.trees import rebuilt
 
 log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 256
@@ -80,6 +81,7 @@ class Source:
 
 
 @preserved_random_state()
+@without_end_refused()
 def as_batches(
     data: Any,
     batch_size: int | None = None,
@@ -100,7 +102,7 @@ def as_batches(
     Raises ValueError where the batches do not fit together, or are too many for memory and cannot be streamed.
     """
     if isinstance(data, (tuple, dict)) and any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(data)):
-        data = pytree.tree_map(lambda leaf: _as_tensor(leaf, "data") if isinstance(leaf, np.ndarray) else leaf, data)
+        data = rebuilt(lambda leaf: _as_tensor(leaf, "data") if isinstance(leaf, np.ndarray) else leaf, data)
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
     if isinstance(data, DataLoader):
@@ -299,6 +301,7 @@ def collect_in_memory(streamed: Streamed) -> Batch:
     return join_batches(list(streamed.rebatched(1024)))
 
 
+@without_end_refused()
 def source_of(
     value: Any, name: str, ranks_sharing: int | None = None, prepare: Callable[[Batch], Batch] | None = None
 ) -> Source | FixedBatches:

@@ -70,6 +70,7 @@ from lossmap.device_errors import loses_gpu, out_of_memory, raise_if_of_device
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.memory import return_freed_memory
 from lossmap.seeding import generator, random_states, same_random_state
+from lossmap.trees import rebuilt
 
 logger = logging.getLogger("lossmap")
 MAX_SAMPLES = 16  # that are looked at
@@ -680,7 +681,7 @@ def rows_within(batch: Batch, first: int, last: int) -> Batch:
     is_list = isinstance(batch, (tuple, list)) and len(batch) == n
     if is_list and not any(isinstance(part, Tensor) or are_entries(part) for part in batch):
         return batch[first:last]
-    return pytree.tree_map(cut, batch, is_leaf=is_list_of_samples)
+    return rebuilt(cut, batch, is_leaf=is_list_of_samples)
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:
@@ -700,10 +701,7 @@ def _both_ends(data: Batches, half: int) -> Batch:
 
 def _joined(first: Batch, other: Batch) -> Batch:
     """The samples of two batches in one."""
-    flat, structure = pytree.tree_flatten(first)
-    others = pytree.tree_leaves(other)
-    joined = [torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() else a for a, b in zip(flat, others, strict=True)]
-    return pytree.tree_unflatten(joined, structure)
+    return rebuilt(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() else a, first, other)
 
 
 def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch, float] | None:

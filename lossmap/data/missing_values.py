@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lossmap.data.batches import FixedBatches, Resident
+from lossmap.data.batches import FixedBatches, Resident, map_tensors
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
@@ -31,7 +31,7 @@ def _of_samples(problem: Problem, data: Resident) -> str | None:
     if not with_nan:
         return None
     indices = sorted({row for t in with_nan for row in _rows_of(t.isnan())})
-    batch = pytree.tree_map(lambda t: t[indices[:1]] if isinstance(t, Tensor) else t, data.tensors)
+    batch = map_tensors(lambda t: t[indices[:1]], data.tensors)
     if not _is_nan(problem, batch):
         return None
     return (

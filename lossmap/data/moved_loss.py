@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lossmap.data.batch_writes import copied
+from lossmap.data.batches import copied
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import movable_parameters

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of, with_targets
 from lossmap.data.batch_structure import in_own_containers, open_batch
-from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
+from lossmap.data.batches import Batch, Batches, FixedBatches, copied, move_batch
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
     ACCURACY,
@@ -346,7 +346,7 @@ class Problem:
         if self.count is samples_in:
             return self.data.samples
         with temporary_parameters(self.model, {}):  # to count may mean to run the loss
-            return sum(self.count(batch) for batch in self.data)
+            return sum(self.count(copied(batch)) for batch in self.data)
 
     @property
     def sample_count(self) -> int:

@@ -21,6 +21,7 @@ from lossmap.data.batch_structure import (
     in_own_containers,
 )
 from lossmap.seeding import preserved_random_state
+from lossmap.trees import rebuilt
 
 PLAIN_NUMBERS = (int, float, np.number, np.bool_)
 
@@ -164,7 +165,7 @@ def _with_marked_lists(batch: Any) -> Any:
     def marked(part: Any) -> Any:
         return entries(part) if _is_list(part) and len(part) == number else part
 
-    return pytree.tree_map(marked, batch, is_leaf=partial(_is_list_in, batch))
+    return rebuilt(marked, batch, is_leaf=partial(_is_list_in, batch))
 
 
 def _is_list_in(batch: Any, part: Any) -> bool:

@@ -24,12 +24,11 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.per_sample_gradients import gradient_covariance, rounded_gradients
-from lossmap.data.batches import FixedBatches, Resident, Streamed
+from lossmap.data.batches import FixedBatches, Resident, Streamed, map_tensors
 from lossmap.data.criteria import Criterion
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
@@ -331,13 +330,8 @@ def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:
         return problem.over_part(replace(data, indices=[data.indices[i] for i in chosen.tolist()]))
     if not isinstance(data, Resident):
         return problem
-
-    def rows(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        return t[chosen.to(t.device)]
-
-    return problem.over_part(Resident(pytree.tree_map(rows, data.tensors), min(data.batch_size, samples)))
+    rows = map_tensors(lambda t: t[chosen.to(t.device)], data.tensors)
+    return problem.over_part(Resident(rows, min(data.batch_size, samples)))
 
 
 def _whole_batches(data: FixedBatches, samples: int, seed: int) -> FixedBatches:

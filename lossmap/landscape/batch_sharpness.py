@@ -17,12 +17,11 @@ from math import nan, sqrt
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.product_check import check_product
-from lossmap.data.batches import Batches, FixedBatches, Resident, Streamed
+from lossmap.data.batches import Batches, FixedBatches, Resident, Streamed, map_tensors
 from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem
 from lossmap.seeding import generator
@@ -97,4 +96,4 @@ def _batches(problem: Problem, size: int, count: int, seed: int) -> list[Batches
 
 
 def _rows(tensors: object, chosen: Tensor) -> object:
-    return pytree.tree_map(lambda t: t[chosen.to(t.device)] if isinstance(t, Tensor) else t, tensors)
+    return map_tensors(lambda t: t[chosen.to(t.device)], tensors)

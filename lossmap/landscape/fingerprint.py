@@ -27,7 +27,7 @@ import torch
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import differentiated
-from lossmap.data.batch_writes import copied
+from lossmap.data.batches import copied
 from lossmap.data.import_by_name import imported_digest
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane

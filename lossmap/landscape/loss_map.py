@@ -323,13 +323,7 @@ def _formatted(data: Any, plan: ForwardPlan) -> Any:
 
 def _channels_last(batch: Batch) -> Batch:
     """A batch whose 4-d tensors are in channels-last format."""
-
-    def formatted(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() == 4:
-            return leaf.contiguous(memory_format=torch.channels_last)
-        return leaf
-
-    return pytree.tree_map(formatted, batch)
+    return map_tensors(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t, batch)
 
 
 def _fields(split: str, problem: Problem, noise_repeats: int | None = None) -> list[Field]:

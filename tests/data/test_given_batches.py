@@ -1377,3 +1377,135 @@ def test_named_tuples_with_attributes_that_pytorch_leaves_out_are_refused_by_nam
         lossmap.Problem.custom(
             nn.Linear(3, 1), lambda m, b: b.scale * m(b.x).mean(), [with_attributes(pairs[0], scale=2.0)]
         )
+
+
+class Flag:
+    def __init__(self):
+        self.is_set, self.seen = False, set()
+
+
+def through_two_names(model, batch):
+    batch.a[0] = 2 * batch.a[0]
+    return F.mse_loss(model(batch.b[0]), batch.y)
+
+
+def through_two_entries(model, batch):
+    first, second, y = batch
+    first["x"] = 2 * first["x"]
+    return F.mse_loss(model(second["x"]), y)
+
+
+def through_two_tensors(model, batch):
+    batch["a"].mul_(2)
+    return F.mse_loss(model(batch["b"]), batch["y"])
+
+
+def through_a_view(model, batch):
+    batch["x"].mul_(2)
+    return F.mse_loss(model(torch.stack(batch["rows"])), batch["y"])
+
+
+def by_identity(model, batch):
+    return F.mse_loss(model(batch["b"] * (2 if batch["a"] is batch["b"] else 1)), batch["y"])
+
+
+def once_by_a_flag(model, batch):
+    if not batch.flag.is_set and not batch.flag.seen:
+        batch.x, batch.flag.is_set = 2 * batch.x, True
+        batch.flag.seen.add("x")
+    return F.mse_loss(model(batch.x), batch.y)
+
+
+def by_an_array(model, batch):
+    batch.scale *= 2
+    return F.mse_loss(model(batch.x * float(batch.scale[0])), batch.y)
+
+
+ONE_FLAG = Flag()
+SHARED = {
+    "two attributes": (through_two_names, lambda x, y, a: Loose(a=a, b=a, y=y)),
+    "two entries": (through_two_entries, lambda x, y, a: ({"x": x},) * 2 + (y,)),
+    "a tensor": (through_two_tensors, lambda x, y, a: {"a": x, "b": x, "y": y}),
+    "identity": (by_identity, lambda x, y, a: {"a": x, "b": x, "y": y}),
+    "views": (through_a_view, lambda x, y, a: {"x": x, "rows": list(x), "y": y}),
+    "a flag": (once_by_a_flag, lambda x, y, a: Loose(x=x, y=y, flag=Flag())),
+    "one flag": (once_by_a_flag, lambda x, y, a: Loose(x=x, y=y, flag=ONE_FLAG)),
+    "an array": (by_an_array, lambda x, y, a: Loose(x=x, y=y, scale=np.ones(1))),
+    "an attribute": (once_by_a_flag, lambda x, y, a: with_attributes(Scaled(x, y), x=x, y=y, flag=Flag())),
+}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("kind", SHARED)
+def test_what_stands_in_a_batch_under_two_names_is_one_thing_and_fresh_at_every_call(kind, number):
+    loss, batch_of = SHARED[kind]
+    g = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    pairs = [torch.randn(5, 4, dtype=torch.float64, generator=g).split((3, 1), 1) for _ in range(number)]
+    batches = [batch_of(x.clone(), y.clone(), [x.clone()]) for x, y in pairs]
+    sizes = [w.numel() for w in (model[0].weight, model[2].weight)]
+
+    def mean(theta):
+        w, v = theta.split(sizes)
+        state = {"0.weight": w.view(4, 3), "2.weight": v.view(1, 4)}
+        parts = [functional_call(model, state, (2 * x,)) for x, _ in pairs]
+        return sum(F.mse_loss(part, y) for part, (_, y) in zip(parts, pairs, strict=True)) / number
+
+    theta = torch.cat([model[0].weight.detach().flatten(), model[2].weight.detach().flatten()])
+    hessian = torch.autograd.functional.hessian(mean, theta)
+    problem = lossmap.Problem.custom(model, loss, batches)
+    for _ in range(2):
+        assert loss_at_origin(problem) == pytest.approx(mean(theta).item(), rel=1e-12)
+    for backend in ("linearized", "retained-graph", "double-backward"):
+        operator = prepare(check_loss(problem, report=False), "weights", backend=backend).at()
+        torch.testing.assert_close(operator @ torch.ones_like(theta), hessian.sum(1), rtol=1e-9, atol=1e-9)
+    assert not ONE_FLAG.is_set
+
+
+def test_writes_that_another_tensor_of_the_batch_shows_are_refused_by_name():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="writes into its inputs, whose memory is that of the targets"):
+        check_loss(lossmap.Problem.supervised(model, "mse", (X, X)))
+    check_loss(lossmap.Problem.supervised(model, "mse", (X, X.clone())))
+
+    def shifted(model, batch):
+        x, y = batch
+        x[:, 1] = 0
+        return F.mse_loss(model(x), y)
+
+    linear = nn.Linear(2, 2)
+    batches = [(part[:, :-1], part[:, 1:]) for part in (X[:6].clone(), X[6:].clone())]
+    with pytest.raises(ValueError, match="two tensors of which are views of one memory"):
+        check_loss(lossmap.Problem.custom(linear, shifted, batches))
+    apart = [(part[:, :2], part[:, 2:]) for part in (X[:6].clone(), X[6:].clone())]  # no number is in both
+    check_loss(lossmap.Problem.custom(nn.Linear(2, 1), shifted, apart))
+    check_loss(lossmap.Problem.custom(linear, lambda m, b: F.mse_loss(m(b[0]), b[1]), batches))  # nothing is written
+
+
+def test_batches_with_a_tensor_under_two_names_do_not_join_with_others():
+    x, y = X[:4].clone(), X[4:8].clone()
+    joined = as_batches([{"a": x, "b": x}, {"a": y, "b": y}])
+    assert joined.tensors["a"] is joined.tensors["b"] and len(joined.tensors["a"]) == 8
+    assert isinstance(as_batches([{"a": x, "b": x}, {"a": y, "b": y.clone()}]), FixedBatches)
+
+
+@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: [b], lambda b: (b,)])
+def test_lists_dicts_and_objects_that_refer_to_themselves_are_refused_in_whatever_they_stand(wrap):
+    node, entries, table = Loose(x=X), [X], {"x": X}
+    node.me, table["me"] = node, table
+    entries.append(entries)
+    for batch in (node, entries, table):
+        with pytest.raises(ValueError, match="that refers to itself; give what the loss needs of it"):
+            as_batches(wrap(batch))
+
+
+def test_a_recursion_error_of_the_users_own_data_stays_what_it_is():
+    class Endless(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return self[index]
+
+    with pytest.raises(RecursionError):
+        as_batches(Endless())

@@ -26,6 +26,7 @@ from lossmap.curvature.linearize.graph_builder import aten, packet
 from lossmap.curvature.linearize.mutations import without_mutations
 from lossmap.curvature.linearize.record import recorded
 from lossmap.curvature.linearize.stateless import call_with
+from lossmap.trees import first_places, rebuilt
 
 GraphModule = fx.GraphModule  # under the name by which it is imported elsewhere
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
@@ -44,39 +45,48 @@ class ModelFunction(nn.Module):
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Stands for a tensor: its number among those of a batch."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What a trace takes: tensors of theta, the model's others, the tensors of the batch; one after the other.
 
     moving     names of theta's tensors
     still      names of the model's other tensors
-    spec       how the batch is built of its leaves, for `torch.utils._pytree`
-    constants  the leaves of the batch; None where a tensor stands
+    template   the batch, with its tensors' places among them in their stead
     """
 
     moving: tuple[str, ...]
     still: tuple[str, ...]
-    spec: Any
-    constants: tuple[Any, ...]
+    template: Any
 
     @classmethod
     def of(cls, model: nn.Module, moving: Sequence[str], batch: Any) -> Inputs:
         """What a trace over this batch takes, with the tensors named in `moving` as theta."""
         names = [k for k, _ in model.named_parameters()] + [k for k, _ in model.named_buffers()]
-        leaves, spec = pytree.tree_flatten(batch)
-        constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(tuple(moving), tuple(k for k in names if k not in set(moving)), spec, constants)
+        tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        places = {id(t): _Place(i) for i, t in reversed(list(enumerate(tensors)))}  # the first of one that stands twice
+        template = rebuilt(lambda leaf: places.get(id(leaf), leaf), batch)
+        return cls(tuple(moving), tuple(k for k in names if k not in set(moving)), template)
 
     def batch(self, tensors: Sequence[Tensor]) -> Any:
         """The batch with these tensors in it."""
-        # tensors come back in the order of the flattened batch, the other leaves from `constants`
-        remaining = iter(tensors)
-        leaves = [next(remaining) if leaf is None else leaf for leaf in self.constants]
-        return pytree.tree_unflatten(leaves, self.spec)
+        return rebuilt(lambda leaf: tensors[leaf.number] if isinstance(leaf, _Place) else leaf, self.template)
 
     @property
     def batch_tensors(self) -> int:
         """How many tensors a batch holds."""
-        return sum(leaf is None for leaf in self.constants)
+        return sum(isinstance(leaf, _Place) for leaf in pytree.tree_leaves(self.template))
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What batches of one trace have in common: how they are built, and what stands there beside tensors."""
+        leaves, spec = pytree.tree_flatten(self.template)
+        return str(spec), tuple(map(repr, leaves)), first_places(self.template)
 
     def flat(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:
         """The function of (model, batch) as one of the tensors, one after the other."""
