@@ -8,9 +8,10 @@ order; a loader that has none, or draws by a sampler of its own, cannot be, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, cast
 
 import numpy as np
@@ -52,6 +53,22 @@ from lossmap.trees import rebuilt
 
 log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 256
+UNEQUAL = "stack expects each tensor to be equal size, but "  # what PyTorch says of samples that cannot be collated
+
+
+@contextmanager
+def _faults_named() -> Iterator[None]:
+    """Raise ValueError, which says what to do, for samples without end and for those that a loader cannot collate."""
+    try:
+        with without_end_refused():
+            yield
+    except RuntimeError as error:
+        if UNEQUAL not in str(error):
+            raise
+        raise ValueError(
+            f"the loader cannot put samples of different shapes into one batch ({str(error).rpartition(UNEQUAL)[2]}): "
+            "give it a collate_fn that pads them, or the Dataset itself, whose samples are then batches of one each"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Source:
 
 
 @preserved_random_state()
-@without_end_refused()
+@_faults_named()
 def as_batches(
     data: Any,
     batch_size: int | None = None,
@@ -169,14 +186,16 @@ def _keeps_samples(source: Source) -> bool:
 
 
 def _each_alone(dataset: Any) -> Iterator[Batch]:
-    """The samples of a Dataset, each as a batch of its own; what cannot be collated, such as a graph, as it is."""
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        try:
-            batch = default_collate([sample])
-        except TypeError:
-            batch = sample
-        yield batch
+    """The samples of a Dataset, each as a batch of its own."""
+    return (_alone(dataset[i]) for i in range(len(dataset)))
+
+
+def _alone(sample: Any) -> Batch:
+    """A sample as a batch; what cannot be collated, such as a graph, as it is."""
+    try:
+        return default_collate([sample])
+    except TypeError:
+        return sample
 
 
 def collated(data: Any) -> Any:
@@ -258,24 +277,29 @@ class _Samples(Dataset[Any]):
         return self.entries[index]
 
 
-def _batches_of_stream(data: IterableDataset[Any], size: int) -> Any:
+def _batches_of_stream(data: IterableDataset[Any], size: int) -> Iterable[Any]:
     """What an IterableDataset yields, single samples put together; it is passed over once, since it may be used up."""
     entries = iter(data)
     first = next(entries, None)
     if first is None:
         return []
     whole = chain([first], entries)
-    return DataLoader(_Stream(whole), size) if _is_sample(first) else whole
+    if _is_sample(first):
+        return _put_together(whole, size)
+    log.warning(
+        "what the %s yields is taken for batches; single samples are put together by DataLoader(data, batch_size=%d)",
+        type(data).__name__, size,
+    )  # fmt: skip
+    return whole
 
 
-@dataclass(frozen=True, eq=False)
-class _Stream(IterableDataset[Any]):
-    """Samples that can be passed over once."""
-
-    entries: Iterator[Any]
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.entries
+def _put_together(samples: Iterator[Any], size: int) -> Iterator[Collated]:
+    """Samples in batches of this size, each as a batch of its own among those that differ in shape."""
+    while group := list(islice(samples, size)):
+        try:
+            yield CountedCollate(default_collate)(group)
+        except (TypeError, RuntimeError):  # as `default_collate` raises of objects, and of samples that differ in shape
+            yield from (Collated(_alone(sample), 1) for sample in group)
 
 
 def _report_drawing(data: Any) -> None:
@@ -301,7 +325,7 @@ def collect_in_memory(streamed: Streamed) -> Batch:
     return join_batches(list(streamed.rebatched(1024)))
 
 
-@without_end_refused()
+@_faults_named()
 def source_of(
     value: Any, name: str, ranks_sharing: int | None = None, prepare: Callable[[Batch], Batch] | None = None
 ) -> Source | FixedBatches:
@@ -327,8 +351,8 @@ def source_of(
         _report_drawing(value)
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing, prepare=prepare))
     if isinstance(value, IterableDataset):
-        loader = DataLoader(value, batch_size=DEFAULT_BATCH_SIZE)
-        return _of_batches(read_into_memory(loader, ranks_sharing=ranks_sharing, prepare=prepare))
+        batches = _put_together(iter(value), DEFAULT_BATCH_SIZE)
+        return _of_batches(read_into_memory(batches, ranks_sharing=ranks_sharing, prepare=prepare))
     is_indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     if is_indexed and not isinstance(value, (dict, list, tuple, str)) and not is_one_batch(value):
         value, _ = with_fixed_draws(value, _same, name)

@@ -10,6 +10,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -183,3 +184,44 @@ def test_samples_drawn_many_at_once_are_drawn_once_and_stay_as_they_are_put_toge
     )
     assert x[0].equal(y[0]) and x[0].std() > 0.1 and x[1].tolist() == list(range(12))
     assert "Noisy draws at random" in caplog.text
+
+
+class OfSeveralLengths(Dataset):
+    def __init__(self):
+        self.samples = [(X[:n], n % 2) for n in (3, 5, 4, 6)]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+class Stream(IterableDataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+@pytest.mark.parametrize("read", [as_batches, lambda data: source_of(data, "data")])
+def test_samples_of_different_shapes_are_batches_of_one_and_named_where_a_loader_cannot_collate_them(read):
+    samples = OfSeveralLengths()
+    for batches in (as_batches(samples), read(Stream(samples.samples))):
+        assert [tuple(x.shape) for x, _ in batches] == [(1, 3, 2), (1, 5, 2), (1, 4, 2), (1, 6, 2)]
+        assert torch.cat([y for _, y in batches]).tolist() == [1, 1, 0, 0] and batches.samples == 4
+    for loader in (
+        DataLoader(Stream(samples.samples), 2),
+        DataLoader(samples, 2, sampler=SubsetRandomSampler(range(4))),
+        DataLoader(samples, 2, sampler=range(4), num_workers=1),
+    ):
+        with pytest.raises(ValueError, match=r"cannot put samples of different shapes into one batch \(got \[\d, 2\]"):
+            read(loader)
+
+
+def test_what_a_stream_yields_is_said_to_be_taken_for_batches(caplog):
+    assert as_batches(Stream([(X[:4], Y[:4]), (X[4:], Y[4:])])).samples == 12
+    assert "what the Stream yields is taken for batches" in caplog.text
+    caplog.clear()
+    assert as_batches(Stream([(x, 1) for x in X]), 5).batch_size == 5 and not caplog.text
