@@ -62,7 +62,7 @@ from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
-from lossmap.data.sample_count import are_entries, lengths_of, samples_in, some_entries
+from lossmap.data.sample_count import are_entries, is_counted_otherwise, lengths_of, samples_in, some_entries
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
@@ -81,6 +81,7 @@ OWN_TOLERANCE = 1e-4  # relative, of such a batch in the model's own precision, 
 MAX_COPIED = 50_000_000  # parameters of a model that is copied into float64
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # relative to the summed sizes of the parts
 COARSE = 2e-2  # the same in other precisions
+MAX_LOOKS = 3  # at batches of several sizes that stay uncut, until one shows what its parts give
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
 REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
@@ -338,7 +339,22 @@ def _with_means_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
                 "where the loss returns (mean, weight), with their number as its weight"
             )
             return replace(problem, notes=(*problem.notes, note))
-    return problem
+    return problem if cuts else _with_counts_told(problem)
+
+
+def _with_counts_told(problem: Problem) -> Problem:
+    """With a note on the weights of batches of which no part can be evaluated, if their structure alone shows them."""
+    batches = list(problem.data)
+    is_known = isinstance(problem.loss, SupervisedLoss) and isinstance(problem.loss.loss, (str, nn.Module))
+    counts = {samples_in(batch) for batch in batches}
+    if is_known or len(counts) == 1 or all(map(is_counted_otherwise, batches)) or _gives_weight(problem):
+        return problem
+    note = (
+        f"each batch counts by its samples as its structure shows them ({listed_counts(batches)}), and the loss is "
+        "taken for their mean: it gives no weight, and no part of a batch can be evaluated, which would tell; where it "
+        "is a mean over anything else, return (mean, weight), and where it is a sum, take reduction='sum'"
+    )
+    return replace(problem, notes=(*problem.notes, note))
 
 
 def _with_underflow_told(problem: Problem, probe: _Probe) -> Problem:
@@ -551,18 +567,23 @@ class _Probe:
     def within_a_batch(self) -> tuple[float, list[list[tuple[float, float]]]]:
         """The function's value for the largest batch that stays uncut, and (value, weight) of its parts for two cuts.
 
-        No cut where it has no parts, or its parts no value.
+        Of a smaller one where the parts of that have no value; no cut where it has none, or none with a value.
         """
-        batch = max(self.original.data, key=samples_in)
+        batches = {samples_in(batch): batch for batch in self.original.data}
+        largest = sorted(batches, reverse=True)[:MAX_LOOKS]
+        looks = (self._within(batches[size], dim) for size in largest for dim in (0, 1))
+        return next((look for look in looks if look[1]), (0.0, []))
+
+    def _within(self, batch: Batch, dim: int) -> tuple[float, list[list[tuple[float, float]]]]:
         if self.problem is not self.original:
             batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
         n = min(samples_in(batch), self.most)
         if n < 2:
             return 0.0, []
         try:
-            whole, _ = self._value(rows_within(batch, 0, n))
+            whole, _ = self._value(rows_within(batch, 0, n, dim))
             ends = [((0, k), (k, n)) for k in (n // 2, (n + 2) // 3)]
-            cuts = [[self._value(rows_within(batch, *part)) for part in parts] for parts in ends]
+            cuts = [[self._value(rows_within(batch, *part, dim)) for part in parts] for parts in ends]
         except Exception as error:  # somebody's own loss may raise anything of a part of a batch
             raise_if_of_device(error)
             return 0.0, []
@@ -659,8 +680,11 @@ def few_samples(problem: Problem, most: int = MAX_SAMPLES) -> Batch:
     return batch
 
 
-def rows_within(batch: Batch, first: int, last: int) -> Batch:
-    """Some samples of a batch that is not to be cut for good: of its tensors with a row for each, or of its graphs."""
+def rows_within(batch: Batch, first: int, last: int, dim: int = 0) -> Batch:
+    """Some samples of a batch that is not to be cut for good: of its tensors with a row for each, or of its graphs.
+
+    dim  along which they stand where two dimensions of a tensor are as long: 1 where the time is the first
+    """
     if hasattr(batch, "to_data_list"):  # of torch_geometric
         return type(batch).from_data_list(batch.to_data_list()[first:last])
     n = samples_in(batch)
@@ -676,7 +700,8 @@ def rows_within(batch: Batch, first: int, last: int) -> Batch:
     def cut(part: Any) -> Any:
         if isinstance(part, (tuple, list)):
             return some_entries(part, first, last) if are_entries(part) else part[first:last]
-        return part[first:last] if isinstance(part, Tensor) and part.dim() and len(part) == n else part
+        dims = [i for i, size in enumerate(part.shape[:2]) if size == n] if isinstance(part, Tensor) else []
+        return part.narrow(dim if dim in dims else dims[0], first, last - first) if dims else part
 
     is_list = isinstance(batch, (tuple, list)) and len(batch) == n
     if is_list and not any(isinstance(part, Tensor) or are_entries(part) for part in batch):

@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 from lossmap.curvature.gradient_check import check_gradient
+from lossmap.curvature.loss_at_start import LossAtStart
 from lossmap.curvature.per_sample_gradients import gradient_covariance, rounded_gradients
 from lossmap.data.batches import FixedBatches, Resident, Streamed, map_tensors
 from lossmap.data.criteria import Criterion
-from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in

@@ -46,7 +46,7 @@ from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
 
 if TYPE_CHECKING:
-    from lossmap.data.loss_at_start import LossAtStart
+    from lossmap.curvature.loss_at_start import LossAtStart
 
 logger = logging.getLogger("lossmap")
 
@@ -413,7 +413,7 @@ def loss_at_start(measure: Any) -> LossAtStart | None:
     problems = measured_problems(measure)
     if not problems:
         return None
-    from lossmap.data.loss_at_start import LossAtStart  # torch, which a survey of something else does without
+    from lossmap.curvature.loss_at_start import LossAtStart  # torch, which a survey of something else does without
 
     return LossAtStart(problems)
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lossmap.curvature.loss_at_start import LossAtStart
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.ball import DEFAULT_RADII

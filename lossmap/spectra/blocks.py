@@ -30,6 +30,7 @@ import torch
 from lossmap.curvature.build import build_matrix, notes_of, product_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
+from lossmap.curvature.loss_at_start import LossAtStart
 from lossmap.curvature.operators import Product, Total, made_by_all, single_rank
 from lossmap.curvature.product_check import check_product, kink_of_block
 from lossmap.curvature.same_function import refuse_other_function
@@ -37,7 +38,6 @@ from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.held_model import refuse_held
-from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in

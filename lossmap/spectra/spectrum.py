@@ -20,9 +20,9 @@ import torch
 
 from lossmap.curvature.build import build_matrix, notes_of
 from lossmap.curvature.gradient_rounding import measured_gradient
+from lossmap.curvature.loss_at_start import LossAtStart
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.drawn_loss import Draws
-from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.step_rule import threshold_of, with_preconditioner

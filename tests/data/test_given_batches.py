@@ -1509,3 +1509,46 @@ def test_a_recursion_error_of_the_users_own_data_stays_what_it_is():
 
     with pytest.raises(RecursionError):
         as_batches(Endless())
+
+
+class OverTime(nn.Module):
+    """One number for each sequence of (T, N, 3), which depends on the order of its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.RNN(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.out(self.cell(x)[0][-1])[:, 0]
+
+
+@pytest.mark.parametrize("shapes", [[(6, 4)] * 3, [(6, 4), (6, 5), (6, 2)], [(6, 4), (5, 5), (7, 2)], [(5, 5)]])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_sum_over_sequences_with_the_time_first_is_told_from_a_mean(shapes, reduction):
+    g, model = torch.Generator().manual_seed(5), OverTime()
+    batches = [(torch.randn(t, n, 3, generator=g), torch.randn(n, generator=g)) for t, n in shapes]
+
+    def error(model, batch, reduction=reduction):
+        return F.mse_loss(model(batch[0]), batch[1], reduction=reduction)
+
+    problem = check_loss(lossmap.Problem.custom(model, error, batches), report=False)
+    truth = sum(error(model, b, "sum").item() for b in batches) / sum(n for _, n in shapes)
+    assert loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
+    assert any("returns the sum over the batch" in note for note in problem.notes) == (reduction == "sum")
+
+
+def test_a_result_says_by_what_its_batches_count_where_nothing_but_their_structure_shows_it():
+    def whole_batches_alone(model, batch):
+        x, border, _ = batch
+        if len(x) < 4:
+            raise ValueError("no part of a batch")
+        return model(x).square().mean() + model(border).mean()
+
+    def weighted(model, batch):
+        return whole_batches_alone(model, batch), len(batch[0])
+
+    model, batches = nn.Linear(3, 1), [(X[:n], X[:2], Y[:n]) for n in (4, 6, 5)]
+    assert not check_loss(lossmap.Problem.custom(model, weighted, batches), report=False).notes
+    (note,) = check_loss(lossmap.Problem.custom(model, whole_batches_alone, batches), report=False).notes
+    assert "counts by its samples as its structure shows them (4, 6, 5)" in note and "return (mean, weight)" in note
+    assert not check_loss(lossmap.Problem.custom(model, whole_batches_alone, batches[1:2] * 3), report=False).notes

@@ -21,7 +21,7 @@ from lossmap import (
     survey,
 )
 from lossmap.cli.status import main
-from lossmap.data.loss_at_start import LossAtStart
+from lossmap.curvature.loss_at_start import LossAtStart
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
 CHANGE = r"the loss changed during the run: over 12 samples, at the same weights, it was [\d.]+ at its beginning, and "
