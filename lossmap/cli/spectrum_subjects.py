@@ -165,7 +165,10 @@ def backend_choices(
             return list(earlier)
     chosen = []
     for subject in subjects:
-        problem, product = product_of(subject.problem, subject.matrix)
+        own = (
+            subject.problem if subject.problem.weight else subject.samples_of
+        )  # a share without weight has no products
+        problem, product = product_of(own, subject.matrix)
         factory = prepare(
             problem,
             options.parameters,

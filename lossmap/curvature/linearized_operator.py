@@ -440,7 +440,7 @@ class OperatorFactory:
         size, data = self._few_samples, self.problem.data
         known = self.few_samples.get(size)
         if known is None or known.data is not data:
-            batch = next(iter(self.problem.rebatched(size).data))
+            batch = self.problem.first_that_counts(self.problem.rebatched(size).data)
             known = FirstSamples(data, self.problem.with_data(FixedBatches((batch,))))
             self.few_samples[size] = known
         return known

@@ -658,7 +658,7 @@ def few_samples(problem: Problem, most: int = MAX_SAMPLES) -> Batch:
     """
     data = problem.data
     if isinstance(data, FixedBatches):
-        return data.batches[0]
+        return problem.first_that_counts(data)
     if data.samples <= most:
         return next(iter(data.rebatched(data.samples)))
     half, last = most // 2, data.samples

@@ -9,9 +9,11 @@ A problem borrows its model: nothing changes parameters, buffers, mode or `.grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,7 @@ from lossmap.data.sample_count import samples_in
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_init, checked_keywords
+from lossmap.seeding import same_random_state
 
 
 def ignored_by(problem: Problem) -> int | None:
@@ -347,6 +350,15 @@ class Problem:
             return self.data.samples
         with temporary_parameters(self.model, {}):  # to count may mean to run the loss
             return sum(self.count(copied(batch)) for batch in self.data)
+
+    def first_that_counts(self, batches: Iterable[Batch]) -> Batch:
+        """The first batch whose weight is not 0; the first of all where that is every one's, or not to be had."""
+        batches = iter(batches)
+        first = next(batches)
+        if self.count is not samples_in:
+            with suppress(Exception), torch.enable_grad(), same_random_state(20):  # user code may raise any exception
+                return next(batch for batch in chain([first], batches) if self.count(copied(batch)))
+        return first
 
     @property
     def sample_count(self) -> int:

@@ -84,7 +84,8 @@ class RoundingRemarks:
 def _in_two_precisions(problem: Problem, state: Mapping[str, Tensor], lowered: Lowered) -> tuple[float, float, float]:
     """(the mean loss of the first samples as the survey computes it, in float64, how many these are)."""
     data = problem.data
-    batch = next(iter(data if isinstance(data, FixedBatches) else data.rebatched(min(MAX_SAMPLES, data.samples))))
+    few = data if isinstance(data, FixedBatches) else data.rebatched(min(MAX_SAMPLES, data.samples))
+    batch = problem.first_that_counts(few)
     count, grads = problem.count(batch), not problem.separable  # a loss of the model may differentiate by its inputs
     with temporary_parameters(problem.model, state), _as_read(grads), lowered(batch):
         outputs = problem.forward(problem.model, batch)

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from lossmap import zoo
-from lossmap.cli.spectrum import main
+from lossmap.cli.spectrum import COMMAND, main
+from lossmap.cli.spectrum_subjects import backend_choices
+from lossmap.data.problem import Problem
 from lossmap.io.read import read
 from lossmap.io.spectrum_layout import layers_in, spectra_in
+from lossmap.spectra.request import Subject
 
 QUICK = ["--model", "mlp", "--samples", "64", "--hvp-backend", "double-backward", "--device", "cpu", "--threads", "1"]
 LITTLE = ["--top", "2", "--trace-products", "8", "--density-steps", "8", "--density-probes", "2"]
@@ -186,3 +189,15 @@ def test_matrices_of_drawn_targets_and_of_an_optimizers_step(here, capsys):
     capsys.readouterr()
     assert main([*seen, "--model-file", "plain.pt", "--surf-file", "c.h5"]) == 2
     assert "plain.pt holds no state of an optimizer" in capsys.readouterr().err
+
+
+def test_a_rank_whose_share_has_no_weight_plans_the_products_of_the_others(tmp_path):
+    def weighed(model, batch):
+        return model(batch["x"]).square().mean(), float(batch["weight"])
+
+    batches = [{"x": torch.randn(n, 3), "weight": torch.tensor(float(w))} for n, w in ((4, 0), (5, 0), (6, 6), (7, 7))]
+    whole = Problem.custom(torch.nn.Linear(3, 1), weighed, batches)
+    subjects = [Subject("net", whole.share(rank, 2), full=whole) for rank in (0, 1)]
+    assert subjects[0].problem.weight == 0
+    choices = backend_choices(COMMAND.parse(["--top", "1"]), subjects, tmp_path / "none.h5")
+    assert len(choices) == 2 and all(choices)

@@ -602,6 +602,11 @@ def test_a_first_batch_without_weight_and_a_rank_without_any_are_no_reason_to_re
     assert mean_loss(none, total=lambda message: message + sums) == pytest.approx(truth)
     with pytest.raises(ValueError, match="every batch has weight 0"):
         mean_loss(none)
+    assert problem.first_that_counts(batches)[1] == "b" and problem.first_that_counts(batches[:1])[1] == "a"
+    operator = prepare(check_loss(problem, report=False), "weights", distant=False, products=200)
+    hessian = (2 / 8) * torch.kron(torch.eye(2), X[4:].T @ X[4:]) / 2
+    torch.testing.assert_close(operator.at() @ torch.ones(6), hessian.sum(1))
+    assert operator.plan.rounding is not None  # measured over a batch that counts
 
 
 @pytest.mark.parametrize("ends", [(0, 5, 7, 12), (0, 6, 12), (0, 12)])
