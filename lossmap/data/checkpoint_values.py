@@ -1,7 +1,7 @@
-"""Whether a checkpoint's tensors hold the numbers that a model's parameters need: values, real and not quantized.
+"""Whether a checkpoint's tensors hold the numbers that a model's tensors need: values, real and not quantized.
 
-`load_state_dict` copies whole numbers and complex ones into real parameters without a word: int8 weights without their
-scale, or real parts alone.
+`load_state_dict` copies whole numbers and complex ones into real parameters without a word, int8 weights without their
+scale, or real parts alone; and into buffers what they cannot hold: 300 as 44 in int8, 2.5 as 2 in int64.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+COUNT = "num_batches_tracked"  # of batch norm, which training alone reads; averages of checkpoints have fractions in it
+SMALL = (torch.int8, torch.uint8, torch.int16)
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,51 @@ def _is_complex(t: Tensor, own: Tensor | None) -> bool:
     return own is not None and t.is_complex() and not own.is_complex() and bool((t.imag != 0).any())
 
 
+def _is_changed(t: Tensor, own: Tensor | None) -> bool:
+    """Whether the model's tensor would hold other numbers, by more than the rounding of floating-point ones."""
+    if own is None or own.dtype == t.dtype or t.is_quantized:
+        return False
+    t, made = _plain(t), _plain(t).to(own.dtype)
+    if made.is_floating_point() or made.is_complex():
+        return bool((t.isfinite() & ~made.isfinite()).any())
+    return not torch.equal(made.to(t.dtype), t)
+
+
 MISFITS = (
     _Misfit(_is_meta, "holds no values (meta tensors), only shapes: save it again from a model that has been loaded"),
     _Misfit(_is_quantized, "holds whole or quantized numbers for floating-point parameters: save the dequantized ones"),
     _Misfit(_is_complex, "holds complex numbers for real parameters"),
 )
+OF_BUFFERS = (
+    _Misfit(_is_complex, "holds complex numbers for real buffers"),
+    _Misfit(_is_changed, "holds numbers that the model's own tensors, of another type, cannot hold"),
+)
 
 
 def readable_values(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> dict[str, Tensor]:
     """The tensors, sparse ones as dense. Raises ValueError, with their names, for those that hold no such numbers."""
-    own = dict(model.named_parameters())
-    for misfit in MISFITS:
-        names = [name for name, t in state.items() if misfit.applies(t, own.get(name))]
+    parameters = dict(model.named_parameters())
+    tensors = {**dict(model.named_buffers()), **parameters}
+    for misfit, own in (*((each, parameters) for each in MISFITS), *((each, tensors) for each in OF_BUFFERS)):
+        names = [name for name, t in state.items() if misfit.applies(t, own.get(name)) and not name.endswith(COUNT)]
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{origin} {misfit.text}: {', '.join(names[:3])}{more}")
     return {name: _plain(t) for name, t in state.items()}
+
+
+def buffers_told(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> tuple[str, ...]:
+    """Sentences on floating-point buffers of small whole numbers, as quantized ones are, and on fractions of counts."""
+    own = {name: t for name, t in model.named_buffers() if name in state}
+    small = [name for name, t in own.items() if t.is_floating_point() and state[name].dtype in SMALL]
+    cut = [name for name, t in own.items() if name.endswith(COUNT) and _is_changed(state[name], t)]
+    notes = []
+    if small:
+        names = ", ".join(small[:3])
+        notes.append(f"{origin}: whole numbers are taken as they are for floating-point buffers: {names}")
+    if cut:
+        notes.append(f"{origin}: {cut[0]} has a fraction, which is left out: training alone reads this count")
+    return tuple(notes)
 
 
 def refuse_scaled(state: Mapping[str, Tensor], beside: Iterable[str], origin: str) -> None:

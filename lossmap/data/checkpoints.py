@@ -43,7 +43,7 @@ from lossmap.data.checkpoint_match import (
     listed,
     states_in,
 )
-from lossmap.data.checkpoint_values import readable_values, refuse_scaled
+from lossmap.data.checkpoint_values import buffers_told, readable_values, refuse_scaled
 from lossmap.special_files import not_a_file
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ class Checkpoint:
         """The tensors that are the model's; raises ValueError as `fitted` does, and where they hold other numbers."""
         fit = fitted(self.states, model, self.path, selection)
         refuse_scaled(fit.state, fit.extra, self.path)
-        return replace(fit, state=readable_values(fit.state, model, self.path))
+        notes = (*fit.notes, *buffers_told(fit.state, model, self.path))
+        return replace(fit, state=readable_values(fit.state, model, self.path), notes=notes)
 
 
 def load_checkpoint(path: str | Path, unsafe: bool = False, homes: Sequence[str] = ()) -> Checkpoint:

@@ -335,6 +335,45 @@ def test_tensors_of_other_numbers_than_the_models_are_refused_by_name(change, me
     assert model.weight.tolist() == before
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "message"),
+    [
+        (torch.zeros(2, dtype=torch.int64), torch.tensor([1.5, 2.0]), "cannot hold: table"),
+        (torch.zeros(2, dtype=torch.int64), torch.tensor([1e30, 2.0]), "cannot hold: table"),
+        (torch.zeros(2, dtype=torch.int8), torch.tensor([300, 2]), "cannot hold: table"),
+        (torch.zeros(2, dtype=torch.uint8), torch.tensor([-1, 2]), "cannot hold: table"),
+        (torch.zeros(2, dtype=torch.bool), torch.tensor([2, 0]), "cannot hold: table"),
+        (torch.zeros(2, dtype=torch.float16), torch.tensor([1e6, 0.0]), "cannot hold: table"),
+        (torch.zeros(2), torch.tensor([1 + 2j, 0]), "complex numbers for real buffers: table"),
+        (torch.zeros(2, dtype=torch.int64), torch.tensor([1.0, 2.0]), None),
+        (torch.zeros(2, dtype=torch.uint8), torch.tensor([255, 2]), None),
+        (torch.zeros(2, dtype=torch.bool), torch.tensor([1.0, 0.0]), None),
+        (torch.zeros(2), torch.tensor([0.1, 2.0], dtype=torch.float64), None),
+        (torch.zeros(2), torch.tensor([True, False]), None),
+    ],
+)
+def test_buffers_that_would_hold_other_numbers_are_refused_by_name(own, given, message):
+    model = nn.Linear(1, 1)
+    model.register_buffer("table", own.clone())
+    state = {**model.state_dict(), "table": given}
+    if message is None:
+        assert not load_into(model, state)
+        torch.testing.assert_close(model.table.double(), given.double(), rtol=1e-6, atol=0)
+        return
+    with pytest.raises(ValueError, match=message):
+        load_into(model, state)
+    assert torch.equal(model.table, own)
+
+
+def test_what_is_done_with_small_whole_numbers_and_with_counts_of_averages_is_said():
+    model = nn.BatchNorm1d(2)
+    averaged = {**model.state_dict(), "num_batches_tracked": torch.tensor(2.5)}
+    (note,) = load_into(model, averaged)
+    assert "num_batches_tracked has a fraction, which is left out" in note and model.num_batches_tracked == 2
+    (note,) = load_into(model, {**model.state_dict(), "running_var": torch.tensor([3, 4], dtype=torch.int8)})
+    assert "whole numbers are taken as they are for floating-point buffers: running_var" in note
+
+
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_a_buffer_that_is_sparse_stays_so(layout):
