@@ -167,8 +167,8 @@ def _axis(
         axis, recipe = normalised(computed, origin, norm, ignore), recipe | details
     if plane.moving != "all":
         axis = axis_of_moving(axis, model, plane.moving)
-    elif is_random and leads_nowhere(axis):
-        raise UsageError(nothing_moves(norm, ignore))
+    elif leads_nowhere(axis):
+        raise UsageError(nothing_moves(norm, ignore, "a random direction" if is_random else f"the direction {kind}"))
     if plane.parameters_of_directions:
         recipe["parameters"] = plane.moving
     return axis, recipe
@@ -184,11 +184,17 @@ def _computed_axis(
     what, _, rest = kind.partition(":")
     if what == "to" and rest:
         state = state_of(model, rest, files)
-        _warn_of_running_statistics(model, origin, state, rest)
-        axis = difference(origin, state)
-        own = state_tensors(model)
-        if all(torch.equal(t.to(own[k].device, own[k].dtype), own[k]) for k, t in state.items() if k in own):
-            raise UsageError(f"{rest} has the weights of the model at the origin: there is no direction to it")
+        axis, has_left_out = difference(origin, state), _has_other_statistics(model, origin, state)
+        if leads_nowhere(axis):
+            raise UsageError(
+                f"{rest} has the weights of the model at the origin: there is no direction to it"
+                + ("; its running statistics differ: --dir-type states moves them" if has_left_out else "")
+            )
+        if has_left_out:
+            logger.warning(
+                "at 1 are the weights of %s, but the running statistics of the model; --dir-type states moves both",
+                rest,
+            )
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)
@@ -216,15 +222,12 @@ def state_of(model: nn.Module, path: str | Path, files: ModelSettings) -> Mappin
     return {**own, **fit.state}
 
 
-def _warn_of_running_statistics(model: nn.Module, origin: Named, state: Mapping[str, Tensor], file: str) -> None:
-    """Warn where the line to a checkpoint does not arrive there, since the running statistics do not move."""
+def _has_other_statistics(model: nn.Module, origin: Named, state: Mapping[str, Tensor]) -> bool:
+    """Whether the line to a checkpoint does not arrive there, since running statistics that differ do not move."""
     for name, buffer in model.named_buffers():
         target = state.get(name)
         if name in origin or target is None or not buffer.is_floating_point() or target.shape != buffer.shape:
             continue
         if not torch.equal(buffer.cpu(), target.to("cpu", buffer.dtype)):
-            logger.warning(
-                "at 1 are the weights of %s, but the running statistics of the model; --dir-type states moves both",
-                file,
-            )
-            return
+            return True
+    return False

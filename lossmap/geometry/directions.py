@@ -374,12 +374,12 @@ def axis_of_moving(axis: Named, model: nn.Module, parameters: str) -> dict[str, 
     return {name: d if name in names else torch.zeros_like(d) for name, d in axis.items()}
 
 
-def nothing_moves(norm: str, ignore: str) -> str:
-    """Why a random axis is 0 at every tensor."""
-    text = f"nothing moves along a random direction of norm {norm!r} and ignore {ignore!r}: it is 0 at every parameter"
+def nothing_moves(norm: str, ignore: str, what: str = "a random direction") -> str:
+    """Why an axis is 0 at every tensor."""
+    text = f"nothing moves along {what} of norm {norm!r} and ignore {ignore!r}: it is 0 at every parameter"
     if ignore == "biasbn":
         return f"{text}; tensors of one dimension, such as biases, move with ignore 'none' alone"
-    return f"{text}, as it is scaled to where a model is 0"
+    return f"{text}, as it is scaled to where a model is 0" if norm in ("filter", "layer", "weight") else text
 
 
 def moving_names(origin: Named, model: nn.Module, parameters: str) -> list[str]:

@@ -552,6 +552,7 @@ def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(
     net = resolve_callable("net.py:Small")()
     torch.save(net.state_dict(), "a.pt")
     net.bn1.running_mean += 1.0
+    net.bn1.bias.data += 1.0
     torch.save(net.state_dict(), "b.pt")
     line = "--model net.py:Small --model-file a.pt --xdir to:b.pt --samples 10 --x=0:1:2 --surf-file"
     assert run(f"{line} weights.h5") == 0
@@ -564,6 +565,30 @@ def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(
     assert {0.0, 1.0} <= {mark.get_xdata()[0] for mark in drawn.lines if mark.get_linestyle() == ":"}
     assert run("--model net.py:Small --samples 10 --x=0:1:2 --dry-run") == 0
     assert "no --model-file: the weights are as net.py:Small initializes them" in capsys.readouterr().out
+
+
+def test_a_direction_along_which_no_weight_moves_is_refused(here, capsys):
+    torch.manual_seed(0)
+    net = resolve_callable("net.py:Small")()
+    torch.save(net.state_dict(), "a.pt")
+    net.bn1.num_batches_tracked += 5
+    torch.save(net.state_dict(), "same.pt")
+    net.bn1.running_mean += 1.0
+    torch.save(net.state_dict(), "statistics.pt")
+    net.bn1.bias.data += 1.0
+    torch.save(net.state_dict(), "bias.pt")
+    line = "--model net.py:Small --model-file a.pt --samples 10 --x=0:1:2 --surf-file s.h5 --xdir"
+    for directions, sentence in (
+        ("to:same.pt", "same.pt has the weights of the model at the origin: there is no direction to it\n"),
+        ("to:same.pt --dir-type states", "there is no direction to it\n"),
+        ("to:statistics.pt", "its running statistics differ: --dir-type states moves them\n"),
+        ("to:bias.pt --ydir to:statistics.pt --y=0:1:2", "its running statistics differ: --dir-type states"),
+        ("to:bias.pt --xignore biasbn", "nothing moves along the direction to:bias.pt of norm 'none' and ignore 'bias"),
+    ):
+        assert run(f"{line} {directions}") == 2
+        assert sentence in capsys.readouterr().err
+    assert not Path("s.h5").exists()
+    assert run(f"{line} to:statistics.pt --dir-type states") == 0
 
 
 def test_a_result_without_directions_keeps_their_recipe_and_digest(here, capsys):

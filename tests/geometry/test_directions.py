@@ -165,6 +165,37 @@ def test_models_that_moved_by_some_roundings_each_their_own_way_span_a_plane(pre
     assert abs(plane.cosine) < 0.2
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float32])
+def test_models_that_differ_in_a_few_weights_or_one_layer_span_a_plane(precision):
+    """What rounds the weights that stand still has no part in it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, 90), nn.Linear(90, 10)).to(precision)
+    a = model.state_dict()
+
+    def moved(name, scale):
+        return {**a, name: a[name] + scale * torch.randn_like(a[name]) * a[name].abs().float().mean()}
+
+    def single(row, relative):
+        weight = a["1.weight"].clone()
+        weight[row, 0] *= 1.0 + relative
+        return {**a, "1.weight": weight}
+
+    whole = {n: moved(n, 0.05)[n] for n in a}
+    for x, y in ((single(1, 0.01), single(2, 0.01)), (whole, moved("1.weight", 0.05)), (whole, single(3, 0.1))):
+        for one, other in ((x, y), (y, x)):
+            assert all(plane_through(model, one, other).lengths)
+    with pytest.raises(ValueError, match="the three models lie on one line, but for the rounding"):
+        plane_through(model, whole, {n: torch.lerp(a[n], whole[n], 0.3) for n in a})
+
+
+def test_the_middle_of_two_large_models_in_float64_lies_on_their_line():
+    torch.manual_seed(0)
+    a, b = (nn.Linear(1000, 1000).double() for _ in range(2))
+    for t in (0.3, -0.4, 0.5):
+        with pytest.raises(ValueError, match="the three models lie on one line, but for the rounding"):
+            plane_through(a, b, {n: torch.lerp(w, b.state_dict()[n], t) for n, w in a.state_dict().items()})
+
+
 def test_a_random_direction_that_moves_nothing_is_refused():
     bias = nn.Module()
     bias.w = nn.Parameter(torch.ones(3))
