@@ -41,6 +41,8 @@ from lossmap.report.price import size_text
 from lossmap.results import value_groups
 
 if TYPE_CHECKING:
+    import torch
+
     from lossmap.data.problem import Problem
     from lossmap.geometry.directions import Plane
     from lossmap.landscape.alignment import Alignment
@@ -95,12 +97,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         Way,
         connection_map,
         fixed_batches,
-        plan_for_errors,
         statistics_of,
     )
     from lossmap.landscape.curves import curved_plane, moved_by_bend, price_of_bend, stored_bend, train_bend
     from lossmap.landscape.loss import ForwardPlan, probe_forward_plan
-    from lossmap.landscape.price import price_of_losses
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
     began = command_began()
@@ -122,12 +122,16 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     lines, alignment = lines_and_ranks(settings, world, first, done)
     plane, beside = lines[0], {}
     plain = ForwardPlan(execution.batch_size or first.data.batch_size)
-    each = partial(
-        price_of_losses, shares, plane, plan_for_errors(problems, plain), 1, autocast=machine.autocast,
-        repeats=(len(lines) + (recipe is not None)) * (1 + (done == RECOMPUTE)),
+    statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
+    repeats = settings.noise.noise_repeats
+    price = partial(
+        price_of_line, shares, plane, statistics=statistics, ways=len(lines) + (recipe is not None), workers=workers,
+        autocast=machine.autocast, repeats=repeats,
     )  # fmt: skip
     training = partial(price_of_bend, first, plane)
-    settings = world.once(lambda: fitted(settings, path, each, recipe, training, began, workers, say))
+    settings = world.once(
+        lambda: fitted(settings, path, partial(price, plain, 1), recipe, training, began, workers, say)
+    )
     recipe, grid = world.together(lambda: recipe_of(settings, done)), line_grid(settings.connect.points)
     if len(lines) > 1:
         beside["unaligned"] = Way(lines[1])
@@ -142,9 +146,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
                 say(f"{stop.reason} while the curve's bend was trained; run the same command again")
                 return output.EXIT_CODES["unfinished"]
         beside["curve"] = Way(curved_plane(plane, bend or {}, recipe), recipe.kind)
-    statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
     identity = world.once(partial(identity_of, settings, problems, done)) | budget_entry(execution.budget)
-    repeats = settings.noise.noise_repeats
     if recipe is not None:
         identity["curve"] = recipe.as_settings()
     plan = plain
@@ -161,25 +163,19 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             settings=identity, noise_repeats=repeats,
         )
     )  # fmt: skip
-    # a point's own, and that of its statistics, for each way
-    passes = ((2 if statistics is not None else 1) + (repeats or 1) - 1) * (1 + len(beside))
-    price = partial(
-        price_of_losses, shares, plane, plan_for_errors(problems, measure.plan),
-        workers=workers, autocast=machine.autocast, repeats=passes,
-    )  # fmt: skip
     if execution.dry_run:
         size = size_text(file_bytes(len(grid), [measure.fields]))
         say(f"would compute losses at {len(grid)} points between {' and '.join(labels_of(settings))}, some {size}")
         say(output.about_data(problems))
         say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
-        announce(world, "line", lambda: price(points=len(grid)))
+        announce(world, "line", lambda: price(measure.plan, len(grid)))
         return 0
     store = output.on_rank_0(
         world, lambda: _file(path, grid, plane, measure, settings, problems, machine.describe(), world.size)
     )
     if store is not None:
         left = len(store.todo(measure.name, execution.retry_failed))
-        announce(world, "line", lambda: price(points=left))
+        announce(world, "line", lambda: price(measure.plan, left))
     with display(world, "line") as progress:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=execution.retry_failed,
@@ -194,10 +190,28 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
 
 
+def price_of_line(
+    problems: Mapping[str, Problem], plane: Plane, plan: ForwardPlan, points: int, *, statistics: Any, ways: int,
+    workers: int, autocast: torch.dtype | None, repeats: int | None,
+) -> Price:  # fmt: skip
+    """The price of so many points of each of the ways, of both ends, and of the rounding of barriers."""
+    from lossmap.landscape.barrier_rounding import seconds_of_rounding
+    from lossmap.landscape.connection_map import ConnectionMap
+    from lossmap.landscape.price import price_of_losses
+
+    passes = ((2 if statistics is not None else 1) + (repeats or 1) - 1) * ways  # a point's own, and its statistics'
+    losses = price_of_losses(problems, plane, plan, points, workers=workers, autocast=autocast, repeats=passes)
+    if not points:
+        return losses
+    measure = ConnectionMap(problems, plane, plan, statistics=statistics, autocast=autocast)
+    # each rank, or team of ranks, reads both ends first
+    return replace(losses, fixed=2.0 * losses.longest + ways * seconds_of_rounding(measure))
+
+
 def fitted(
     settings: Settings,
     path: Path,
-    each: Callable[[], Price],
+    price: Callable[[], Price],
     recipe: CurveRecipe | None,
     training: Callable[[CurveRecipe], Price],
     began: float,
@@ -206,7 +220,7 @@ def fitted(
 ) -> Settings:
     """The settings with as many points and steps as --budget holds, or as an earlier run fitted. For rank 0.
 
-    each      the price of a point, with all that is read there; training: that of a curve's bend
+    price     of one point, and of what is read beside all; training: that of a curve's bend
     recipe    of the curve; None for none
     began     when the command began, by time.monotonic
     """
@@ -222,11 +236,12 @@ def fitted(
     steps, step_seconds = 0, 0.0
     if recipe is not None:
         steps, step_seconds = recipe.steps, training(recipe).seconds / recipe.steps
-    point_seconds = each().seconds
+    one = price()
     left = left_of(settings.run.budget, began) or 0.0  # after what was timed
     fit = fit_connection(
-        own.points, steps, point_seconds=point_seconds, step_seconds=step_seconds, seconds=left, workers=workers
-    )
+        own.points, steps, point_seconds=one.longest, step_seconds=step_seconds, seconds=left,
+        beside=one.fixed, workers=workers,
+    )  # fmt: skip
     report_cuts(fit.cuts, settings.run.budget, left, say)
     return settings.changed("connect", points=fit.points, curve_steps=fit.steps or own.curve_steps)
 

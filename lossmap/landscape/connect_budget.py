@@ -27,13 +27,15 @@ class FittedConnection:
 
 
 def fit_connection(
-    points: int, steps: int, *, point_seconds: float, step_seconds: float, seconds: float, workers: int = 1
-) -> FittedConnection:
+    points: int, steps: int, *, point_seconds: float, step_seconds: float, seconds: float, beside: float = 0.0,
+    workers: int = 1,
+) -> FittedConnection:  # fmt: skip
     """How many of the points and steps so many seconds hold.
 
     steps          of the training; 0 for no curve
     point_seconds  of all that is read at a point; step_seconds: of a step of the training
     seconds        that are left; a part of them is kept in reserve
+    beside         seconds that are spent whatever the points and steps are
     workers        ranks, or teams of ranks, that share the points
     """
     allowed = MARGIN * max(0.0, seconds)
@@ -44,7 +46,7 @@ def fit_connection(
 
     def wall(share: float) -> float:
         few, fewer = reduced(share)
-        return ceil(few / workers) * point_seconds + fewer * step_seconds
+        return beside + ceil(few / workers) * point_seconds + fewer * step_seconds
 
     share = largest_share(lambda share: wall(share) <= allowed)
     few, fewer = reduced(share)

@@ -28,6 +28,7 @@ class Price:
     workers  ranks, or teams of ranks, that share them
     longest  seconds of the longest part, which one of them does alone
     beside   seconds of all that are not the products' or passes' own
+    fixed    seconds beside all that, before or after what is shared
     """
 
     count: float
@@ -37,15 +38,17 @@ class Price:
     workers: int = 1
     longest: float = 0.0
     beside: float = 0.0
+    fixed: float = 0.0
 
     @property
     def wall(self) -> float:
         """Seconds from the first to the last."""
-        return max(self.seconds / max(1, self.workers), self.longest)
+        return max(self.seconds / max(1, self.workers), self.longest) + self.fixed
 
     def slowed(self, factor: float) -> Price:
         """The price where everything takes so many times longer."""
-        return replace(self, seconds=factor * self.seconds, longest=factor * self.longest, beside=factor * self.beside)
+        spans = {name: factor * getattr(self, name) for name in ("seconds", "longest", "beside", "fixed")}
+        return replace(self, **spans)
 
     def __str__(self) -> str:
         count = rounded(self.count)
@@ -54,8 +57,9 @@ class Price:
             unit = f"{unit}es" if unit.endswith("s") else f"{unit}s"
         each = max(0.0, self.seconds - self.beside) / max(self.count, 1)
         text = f"about {count:,} {unit} of {short_span(each)}"
-        if self.beside > MENTIONED_SHARE * self.seconds:
-            text += f", and {span_text(self.beside)} beside them"
+        beside = self.beside + self.fixed
+        if beside > MENTIONED_SHARE * (self.seconds + self.fixed):
+            text += f", and {span_text(beside)} beside them"
         text += f": {span_text(self.wall)}"
         if self.workers > 1:
             text += f" with {self.workers} at a time"

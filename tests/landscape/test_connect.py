@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import lossmap
+from lossmap.data.batches import FixedBatches
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import line_between
+from lossmap.landscape.barrier_rounding import seconds_of_rounding, with_rounding
 from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
 from lossmap.landscape.connect import line_grid
-from lossmap.landscape.connection import barrier_of
+from lossmap.landscape.connection import Connection, barrier_of
 from lossmap.landscape.connection_map import connection_map, fixed_batches, statistics_batch
 from lossmap.landscape.loss import ForwardPlan
 from lossmap.landscape.sample_losses import sample_losses
@@ -640,6 +642,31 @@ def test_the_measure_in_float64_holds_no_second_model_beside_the_point():
         batch = (X[rows].double(), Y[rows])
         expected = F.cross_entropy(twin.model(batch[0]), batch[1]).item()
     assert twin.alone(0.5)["test_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_price_of_the_rounding_is_known_from_one_place_in_each_precision(monkeypatch):
+    class Clock(nn.Linear):
+        now = 0.0
+
+        def forward(self, x):
+            Clock.now += len(x) * (3.0 if x.dtype == torch.float64 else 1.0)
+            return super().forward(x)
+
+    monkeypatch.setattr("lossmap.landscape.barrier_rounding.time.perf_counter", lambda: Clock.now)
+    a, b = Clock(4, 3), Clock(4, 3)
+    batches = FixedBatches(((X[:20], Y[:20]), (X[20:], Y[20:])))  # not to be cut
+    for data, few in (((X, Y), 16), (batches, 30)):
+        problem = Problem.supervised(a, "crossentropy", data)
+        measure = connection_map({"train": problem}, line_between(a, b), ForwardPlan(64))
+        line = Connection(np.linspace(0.0, 1.0, 3), {"train": np.array([1.0, 2.0, 1.0])})
+        expected = seconds_of_rounding(measure)
+        began = Clock.now
+        with_rounding(line, measure)  # the barrier is in the middle, at 1/2, which is read anyway
+        assert Clock.now - began == expected - 4.0 * few
+    a, b = a.double(), b.double()
+    problem = Problem.supervised(a, "crossentropy", (X.double(), Y))
+    measure = connection_map({"train": problem}, line_between(a, b), ForwardPlan(64))
+    assert seconds_of_rounding(measure) == 0.0
 
 
 def test_numbers_that_differ_are_written_with_digits_that_differ():

@@ -52,12 +52,13 @@ def test_what_was_not_asked_for_is_not_fitted_in():
 
 @pytest.mark.parametrize("steps", [0, 60, 1000])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_line_takes_no_longer_than_its_time(steps, workers):
+@pytest.mark.parametrize("beside", [0.0, 9.0])
+def test_a_line_takes_no_longer_than_its_time(steps, workers, beside):
     for seconds in (0.0, 10.0, 30.0, 60.0, 1e4):
         fit = connect_budget.fit_connection(
-            25, steps, point_seconds=1.0, step_seconds=0.1, seconds=seconds, workers=workers
+            25, steps, point_seconds=1.0, step_seconds=0.1, seconds=seconds, beside=beside, workers=workers
         )
-        wall = ceil(fit.points / workers) + 0.1 * fit.steps
+        wall = beside + ceil(fit.points / workers) + 0.1 * fit.steps
         assert wall <= 0.8 * seconds or "longer than what is left" in fit.cuts[-1]
         assert 7 <= fit.points <= 25 and min(steps, 100) <= fit.steps <= steps
     assert (fit.points, fit.steps, fit.cuts) == (25, steps, ())

@@ -14,6 +14,12 @@ def test_a_price_is_one_line_with_products_seconds_and_memory():
     assert str(Price(1, 3e-4, 2_000_000, "point")) == "about 1 point of 300 µs: 0.0003 s, 2 MB"
 
 
+def test_what_no_worker_shares_is_added_to_their_time():
+    price = Price(20, 10.0, 2_000_000, "point", workers=5, fixed=3.0)
+    assert price.wall == 5.0 and price.slowed(2.0).wall == 10.0
+    assert str(price) == "about 20 points of 500 ms, and 3 s beside them: 5 s with 5 at a time, 2 MB"
+
+
 def test_a_single_long_part_bounds_the_time_of_many_workers():
     assert Price(100, 100.0, 0, workers=50, longest=30.0).wall == 30.0
 
