@@ -58,8 +58,10 @@ class InSinglePrecision(TorchFunctionMode):
             return _drawn(func, (like, *args[1:]), kwargs, dtype)
         if name in IN_PLACE and _single(args[0].dtype) != args[0].dtype:
             return args[0].copy_(func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs))
-        if name == "normal" and kwargs.get("out") is None and any(isinstance(a, Tensor) for a in args[:2]):
-            mean, std = (*args, *(kwargs.pop(k) for k in ("mean", "std") if k in kwargs), 1.0)[:2]
+        if name == "normal" and kwargs.get("out") is None:
+            mean, std = (*args, *(kwargs[k] for k in ("mean", "std") if k in kwargs), 1.0)[:2]
+            if not isinstance(mean, Tensor) and not isinstance(std, Tensor):
+                return _drawn(func, args, kwargs, kwargs.get("dtype") or torch.get_default_dtype())
             with torch.no_grad():
                 like = torch.as_tensor(mean + 0.0 * std)
                 drawn = torch.empty_like(like, dtype=torch.float32).normal_(generator=kwargs.get("generator"))
