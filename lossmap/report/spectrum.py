@@ -117,7 +117,7 @@ def spectrum_report(stored: StoredReport) -> str:
         lines += wrapped("loss", "{}; gradient norm {}".format(*loss_and_gradient_text(stored)))
     for name, end in (("largest", top), ("smallest", bottom)):
         if end is not None:
-            lines += wrapped(name, end_text(end))
+            lines += wrapped(name, end_text(name, end))
     limits = _limits(top, bottom)
     if limits:
         lines += wrapped("limits", limits)
@@ -292,11 +292,14 @@ def _ratio_text(ratio: float, largest: float, floor: float) -> str:
     return text
 
 
-def end_text(end: StoredEnd) -> str:
-    """Eigenvalues with their errors, and whether they converged."""
-    first, *others = [value_with_error(v, e) for v, e in zip(end.values, end.errors, strict=True)]
-    first = value_with_limit(*end.extreme, end.limit)
-    text = ", ".join([first, *others])
+def end_text(name: str, end: StoredEnd) -> str:
+    """The `largest` or `smallest` eigenvalues, their errors, how far out they may lie, and whether they converged."""
+    outwards = 1.0 if name == "largest" else -1.0
+    texts = [value_with_limit(*end.extreme, end.limit)]
+    for value, error in zip(end.values[1:].tolist(), end.errors[1:].tolist(), strict=True):
+        is_beyond = outwards * (end.others - value) > 0.0  # then another may stand in its place
+        texts.append(value_with_limit(value, error, end.others if is_beyond else nan))
+    text = ", ".join(texts)
     if end.converged:
         return text
     what = f"the errors here are not within {end.tolerance:g} of the largest"

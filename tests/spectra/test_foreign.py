@@ -216,6 +216,32 @@ def test_what_has_no_products_as_a_matrix_has_them_is_refused_by_name(value, err
         lossmap.spectrum(value)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_eigenvalue_far_below_the_tolerance_is_said_to_lie_perhaps_further_out(sign):
+    """An eigenvalue is within the bar of each; whether it has the place in which it stands is another matter."""
+    values = sign * np.concatenate([[1e12], np.linspace(0.0, 3.96, 999)])
+    u = np.random.default_rng(0).standard_normal(1000)
+    u /= np.linalg.norm(u)
+
+    def product(v):  # of a reflection, the diagonal, and the reflection
+        v = v - 2.0 * u * (u @ v)
+        v = values * v
+        return v - 2.0 * u * (u @ v)
+
+    matrix = LinearOperator((1000, 1000), lambda v: product(v.ravel()), dtype=float)
+    found = lossmap.spectrum(matrix, top=3, bottom=3, density_error=None)
+    end = found.top if sign > 0 else found.bottom
+    truth = np.sort(values)[::-1] if sign > 0 else np.sort(values)
+    assert all(abs(values - v).min() <= e for v, e in zip(end.values, end.residuals, strict=True))
+    line = " ".join(str(found).split())
+    word = "high" if sign > 0 else "low"
+    for value, error, true in list(zip(end.values, end.residuals, truth, strict=False))[1:]:
+        if abs(value - true) > error:
+            assert sign * true <= sign * end.others
+            assert f"+- {error:.1g} (may lie as {word} as {sign * np.ceil(sign * end.others * 100) / 100:.4g}" in line
+    assert f"(may lie as {word} as" in line
+
+
 def test_a_matrix_of_fewer_rows_than_eigenvalues_by_default_is_read_whole():
     for value in (np.array([[2.0]]), torch.tensor([[2.0]]), with_products(lambda v: 2.0 * v, (1, 1))):
         found = lossmap.spectrum(value)
