@@ -255,7 +255,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.curvature.autotune import prepare
     from lossmap.geometry.parameter_vector import warn_of_frozen
-    from lossmap.landscape.eigenvalues import EigenvalueMap, expected_fields
+    from lossmap.landscape.eigenvalues import EigenvalueMap, check_which, expected_fields
     from lossmap.landscape.price import plain_factory, price_of_eigenvalues
     from lossmap.landscape.survey_file import MODEL, structure_digest
     from lossmap.memory import free_memory
@@ -277,9 +277,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     result = world.together(lambda: output.OutputFile("eigenmap", settings, grid, plane, file_settings))
     world.once(lambda: _refuse_loss_of_losses(result.path, execution.overwrite))
     if execution.dry_run:
+        plain = {split: plain_factory(p, parameters) for split, p in problems.items()}
+        size = plain[next(iter(plain))].size
+        check_which(options.which, size, options.tol, options.max_products, options.confidence)
         fields = expected_fields(problems, options.which, first.unit, certify=options.certify, noise_repeats=repeats)
         say(result.describe(problems, "eigenvalues", fields))
-        plain = {split: plain_factory(p, parameters) for split, p in problems.items()}
         announce(world, "eigenvalues", lambda: price_of_eigenvalues(plain, options.which, options.certify, len(grid)))
         return 0
     identity = world.once(

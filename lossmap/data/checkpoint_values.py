@@ -65,10 +65,10 @@ OF_BUFFERS = (
 
 def readable_values(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> dict[str, Tensor]:
     """The tensors, sparse ones as dense. Raises ValueError, with their names, for those that hold no such numbers."""
-    parameters = dict(model.named_parameters())
-    tensors = {**dict(model.named_buffers()), **parameters}
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    tensors = parameters | {name: t for name, t in model.named_buffers() if not name.endswith(COUNT)}
     for misfit, own in (*((each, parameters) for each in MISFITS), *((each, tensors) for each in OF_BUFFERS)):
-        names = [name for name, t in state.items() if misfit.applies(t, own.get(name)) and not name.endswith(COUNT)]
+        names = [name for name, t in state.items() if misfit.applies(t, own.get(name))]
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{origin} {misfit.text}: {', '.join(names[:3])}{more}")

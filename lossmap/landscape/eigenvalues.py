@@ -563,6 +563,13 @@ def _prefixes(splits: Iterable[str]) -> dict[str, str]:
     return {first: "", **{split: f"{split}_" for split in others}}
 
 
+def check_which(which: str, n: int, tol: float, max_products: int | None, confidence: float) -> None:
+    """Raises ValueError where eigenvalues `which` cannot be had of a matrix of n rows, or an option is out of range."""
+    for part in parts_of(which):
+        if part != "trace":
+            check_eigenvalue_request(Which.parse(part), n, tol, max_products, confidence)
+
+
 def expected_fields(
     splits: Iterable[str], which: str, unit: str, *, certify: str = "audit", noise_repeats: int | None = None
 ) -> list[list[Field]]:

@@ -122,7 +122,8 @@ def price_of_eigenvalues(
             seconds += count * longest_here
             products += count * spent * each
         longest += longest_here
-    vectors = SEARCH_VECTORS * operators[0].size * operators[0].dtype.itemsize
+    found = max(int(part.partition(":")[2] or 1) for part in which.split(","))
+    vectors = max(SEARCH_VECTORS, found) * operators[0].size * operators[0].dtype.itemsize
     return Price(
         (points * warm + audited * cold) * len(operators),
         seconds,

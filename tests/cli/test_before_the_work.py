@@ -103,6 +103,8 @@ def test_a_script_that_is_a_command_is_named_before_its_flags_are_read(here, cap
         ("spectrum --density-steps 100000000", "the density's steps must be <= 10,000; got 100,000,000"),
         ("spectrum --density-probes 100000000", "the density's probes must be <= 10,000"),
         ("dynamics a.pt --top 100000", "--top must be 1 to "),
+        ("eigenmap --x=-1:1:3 --which top:100000", "which has 3392 eigenvalues; request at most top:3392"),
+        ("eigenmap --x=-1:1:3 --which trace,abs:4000 --parameters all", "which has 3466 eigenvalues"),
     ],
 )
 def test_a_number_too_large_by_mistake_is_refused_by_a_dry_run(words, sentence, tmp_path, monkeypatch, capsys):
