@@ -265,7 +265,7 @@ def same_function_rescaled(problem: Any, factor: float) -> Any:
     except ValueError as error:
         raise UsageError(str(error)) from None
     before, after = mean_loss(problem), mean_loss(problem.over(twin))
-    if abs(after - before) > SAME_FUNCTION * abs(before):
+    if not abs(after - before) <= SAME_FUNCTION * abs(before):
         raise UsageError(
             f"--rescale {factor:g} changed the loss from {before:.6g} to {after:.6g}: these layers cannot be rescaled "
             "without changing the function, as where their weights are used elsewhere too"

@@ -144,7 +144,9 @@ def survival_table(before: StoredReport, after: StoredReport) -> str:
             continue
         ratio = two.value / one.value if one.value else nan
         shown = "-" if isnan(ratio) else f"{ratio:.4g}"
-        rows.append((one.name, str(one), str(two), shown, "yes" if survives(one, two) else "no"))
+        is_known = not isnan(one.value) and not isnan(two.value)
+        word = "-" if not is_known else "yes" if survives(one, two) else "no"
+        rows.append((one.name, str(one), str(two), shown, word))
     note = (
         f"One layer was multiplied by {factor:g} and the next divided by it; the loss was {before.number('loss'):.6g} "
         f"before and {after.number('loss'):.6g} after. A number survives where both agree within their bars, or within "

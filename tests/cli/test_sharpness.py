@@ -167,6 +167,11 @@ def test_invalid_options_give_one_message(here, capsys, words, sentence):
     assert not list(here.glob("*.h5"))
 
 
+def test_a_copy_whose_loss_is_no_number_is_not_a_rescaled_one(here, capsys):
+    assert main([*QUICK, *LITTLE, "--model-file", "a.pt", "--rescale", "1e39"]) == 2
+    assert "--rescale 1e+39 changed the loss from" in capsys.readouterr().err
+
+
 def test_weights_that_are_used_twice_are_not_rescaled(here, capsys):
     (here / "tied.py").write_text(
         "import torch\nfrom torch import nn\n\n"

@@ -21,7 +21,7 @@ from lossmap.landscape.rescaling import rescalable_layers, rescaled_copy
 from lossmap.landscape.rises import average_rise, worst_rise
 from lossmap.landscape.shifted_loss import ShiftedLoss
 from lossmap.report.render import report_of_group
-from lossmap.report.sharpness import SharpnessNumber, sharpness_table, survives
+from lossmap.report.sharpness import SharpnessNumber, sharpness_table, survival_table, survives
 from lossmap.report.stored import StoredReport
 
 ROWS = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -254,6 +254,15 @@ def test_the_state_of_a_rescaled_copy_is_that_of_its_own_steps(kind):
     b = preconditioner_of(own, dict(twin.named_parameters())).root
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=0)
+
+
+def test_what_was_not_measured_after_a_rescaling_is_not_said_to_have_changed():
+    before = StoredReport({}, {"largest": 2.0, "trace": 3.0, "loss": 1.0})
+    after = StoredReport({}, {"largest": nan, "trace": 6.0, "loss": 1.0, "rescaled": 2.0})
+    rows = {
+        line.split("  ")[1]: line.split()[-1] for line in survival_table(before, after).splitlines() if "  " in line
+    }
+    assert rows["largest eigenvalue"] == "-" and rows["trace"] == "no"
 
 
 def test_layers_are_rescaled_only_where_that_leaves_the_function_alone():
