@@ -49,7 +49,9 @@ class PrincipalAxes:
 def principal_axes(
     origin: Named, path: Sequence[Named], count: int = 2, names: Iterable[str] | None = None
 ) -> PrincipalAxes:
-    """The first principal axes of a path about an origin; raises ValueError where it spans fewer dimensions.
+    """The first principal axes of a path about an origin.
+
+    Raises ValueError where it spans fewer dimensions, and for checkpoints that are not finite.
 
     path   T mappings of tensors with the origin's names and shapes
     count  the number of axes k
@@ -64,8 +66,16 @@ def principal_axes(
     for name, w in origin.items():
         rows = torch.stack([d[name].reshape(-1).double().cpu() for d in offsets])
         gram += rows @ rows.T
-        if rows.any():
-            rounded += (0.5 * torch.finfo(w.dtype).eps * (norm(w) + float(rows.norm(dim=1).max()))) ** 2
+        moved = rows.any(dim=0)  # the entries that stand still have no part in it
+        if moved.any():
+            length = norm(w.reshape(-1).cpu()[moved]) + float(rows.norm(dim=1).max())
+            rounded += (0.5 * torch.finfo(w.dtype).eps * length) ** 2
+    infinite = (~gram.diagonal().isfinite()).nonzero().reshape(-1).tolist()
+    if infinite:
+        raise ValueError(
+            f"checkpoint {infinite[0] + 1} of {len(offsets)} on the path holds values that are not finite, or whose "
+            "squares are not; leave it out"
+        )
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     least = max(1e-12 * float(values[0]), rounded, 1e-312) if len(offsets) else 0.0
@@ -136,7 +146,8 @@ def pca_plane(
         `trajectory(plane, path)` of this module projects the checkpoints.
 
     Raises:
-        ValueError: where the path spans fewer dimensions, and where names or shapes differ.
+        ValueError: where the path spans fewer dimensions, where names or shapes differ, and for checkpoints that are
+            not finite.
 
     Example:
         >>> import torch, lossmap

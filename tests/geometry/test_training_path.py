@@ -109,3 +109,27 @@ def test_a_path_on_a_line_spans_no_plane_of_rounding(dtype):
         pca_plane(model, line)
     beside = {name: (p + 0.1 * step[name].flip(-1)).to(dtype) for name, p in weights.items()}
     assert pca_plane(model, [*line, beside]).recipes[1]["explained_variance_ratio"] > 1e-5
+
+
+def test_a_path_of_a_few_weights_spans_its_plane_in_bfloat16():
+    """What rounds the weights that stand still has no part in it."""
+    torch.manual_seed(0)
+    model = nn.Linear(300, 30).bfloat16()
+
+    def moved(rows):
+        weight = model.weight.detach().clone()
+        weight[rows, 0] *= 1.1
+        return {"weight": weight, "bias": model.bias.detach()}
+
+    plane = pca_plane(model, [moved([1, 2]), moved([2]), model.state_dict()])
+    assert [bool(axis["weight"][:, 0].any()) for axis in plane.axes] == [True, True]
+    assert not any(bool(axis["weight"][:, 1:].any()) for axis in plane.axes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_of_a_path_that_is_not_finite_is_named_by_its_number(value):
+    origin, states = walk(5)
+    name = next(iter(states[2]))
+    states[2] = {**states[2], name: torch.full_like(states[2][name], value)}
+    with pytest.raises(ValueError, match="checkpoint 3 of 5 on the path holds values that are not finite"):
+        principal_axes(origin, states, 2)
