@@ -571,7 +571,7 @@ class _Probe:
         """
         batches = {samples_in(batch): batch for batch in self.original.data}
         largest = sorted(batches, reverse=True)[:MAX_LOOKS]
-        looks = (self._within(batches[size], dim) for size in largest for dim in (0, 1))
+        looks = (self._within(batches[size], dim) for size in largest for dim in _dims_of_samples(batches[size], size))
         return next((look for look in looks if look[1]), (0.0, []))
 
     def _within(self, batch: Batch, dim: int) -> tuple[float, list[list[tuple[float, float]]]]:
@@ -707,6 +707,12 @@ def rows_within(batch: Batch, first: int, last: int, dim: int = 0) -> Batch:
     if is_list and not any(isinstance(part, Tensor) or are_entries(part) for part in batch):
         return batch[first:last]
     return rebuilt(cut, batch, is_leaf=is_list_of_samples)
+
+
+def _dims_of_samples(batch: Batch, n: int) -> tuple[int, ...]:
+    """The dimensions along which the n samples of a batch may stand, of a tensor that is as long in both."""
+    tensors = (t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
+    return (0, 1) if any(t.shape[:2] == (n, n) for t in tensors) else (0,)
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:
