@@ -105,10 +105,18 @@ def _of_one_memory(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """The tensors, each once, those of one memory and one type together."""
     groups: dict[Any, dict[int, Tensor]] = {}
     for t in tensors:
-        has_memory = t.layout == strided and not t.is_nested and t.numel() and type(t) is Tensor and not t.is_meta
-        key = (t.untyped_storage()._cdata, t.dtype) if has_memory else id(t)
-        groups.setdefault(key, {})[id(t)] = t
+        groups.setdefault((_memory_of(t), t.dtype), {})[id(t)] = t
     return [list(group.values()) for group in groups.values()]
+
+
+def _memory_of(t: Tensor) -> int:
+    """What tensors of one memory have in common; of one that has none to be seen, as within vmap, its own id."""
+    if t.layout != strided or t.is_nested or t.is_meta or not t.numel() or type(t) is not Tensor:
+        return id(t)
+    try:
+        return int(t.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return id(t)
 
 
 def _extent(t: Tensor) -> int:

@@ -59,3 +59,9 @@ def test_views_are_those_that_share_numbers():
     assert has_views((whole[:, :3], whole[:, 2:])) and has_views([whole, {"row": whole[1]}])
     assert not has_views((whole[:, :3], whole[:, 3:])) and not has_views((whole, whole, whole.clone(), B))
     assert not has_views((whole.to_sparse(), whole[:0], whole))
+
+
+def test_clones_are_made_within_vmap_too():
+    whole = torch.arange(20.0).view(4, 5)
+    doubled = torch.func.vmap(lambda t: 2 * clones([t, t])[id(t)])(whole)
+    assert torch.equal(doubled, 2 * whole)
