@@ -64,6 +64,8 @@ def first_places(tree: Any) -> tuple[int, ...]:
 
 def _one_level(part: Any) -> tuple[list[Any] | None, Any]:
     """What stands directly in a part of a tree, None for a leaf, and how it is put together."""
+    if type(part) is Tensor or type(part) in UNCHANGING[1:]:
+        return None, None
     entries, structure = pytree.tree_flatten(part, is_leaf=lambda each: each is not part)
     return None if len(entries) == 1 and entries[0] is part else entries, structure
 
