@@ -90,8 +90,12 @@ class Plane(Result):
         if len(self.axes) not in (1, 2):
             raise ValueError(f"a plane must have one axis or two; got {len(self.axes)}")
         for axis in self.axes:
-            if not isinstance(axis, DrawnAxis):  # whose shapes are the origin's
-                _alike(self.origin, axis, "the axis")
+            if isinstance(axis, DrawnAxis):  # whose shapes are the origin's
+                continue
+            _alike(self.origin, axis, "the axis")
+            for name, tensor in axis.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"the axis's tensor {name!r} holds values that are not finite; it leads nowhere")
         for name, tensor in () if getattr(self.origin, "read_again", False) else self.origin.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"the model's tensor {name!r} holds values that are not finite; no plane starts there")

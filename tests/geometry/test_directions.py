@@ -188,6 +188,15 @@ def test_models_that_differ_in_a_few_weights_or_one_layer_span_a_plane(precision
         plane_through(model, whole, {n: torch.lerp(a[n], whole[n], 0.3) for n in a})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_no_end_of_a_line(value):
+    a, b, broken = (nn.Linear(4, 3) for _ in range(3))
+    broken.weight.data[0, 0] = value
+    for make in (lambda: line_between(a, broken), lambda: plane_through(a, b, broken)):
+        with pytest.raises(ValueError, match="the axis's tensor 'weight' holds values that are not finite"):
+            make()
+
+
 def test_the_middle_of_two_large_models_in_float64_lies_on_their_line():
     torch.manual_seed(0)
     a, b = (nn.Linear(1000, 1000).double() for _ in range(2))
