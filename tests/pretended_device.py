@@ -10,6 +10,8 @@ What it shows of code that is meant for CUDA, where there is none:
   lossmap that asked for it, in `waits`; what is sent there in `uploads`; each operation in `launches`;
 - the numbers are the CPU's.
 
+With `without_float64()` it is as Apple's MPS and Intel's Arc are: a float64 tensor that is made or sent there raises.
+
 It is a PrivateUse1 backend in Python alone. Memory, streams, and what CUDA's own kernels round otherwise are not in it.
 """
 
@@ -28,6 +30,7 @@ NAME = "pretended"
 waits: Counter[str] = Counter()
 uploads: Counter[str] = Counter()
 launches: Counter[str] = Counter()
+_without: set[torch.dtype] = set()  # precisions that it has not
 
 aten = torch.ops.aten
 WAITING = {
@@ -38,6 +41,23 @@ MOVING = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
 INDEXING = {  # which take indices that lie on the CPU
     aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default,
 }  # fmt: skip
+
+
+def without_float64(missing: bool = True) -> None:
+    """From here on the device has no float64 and no complex128, or has them again."""
+    _without.clear()
+    if missing:
+        _without.update((torch.float64, torch.complex128))
+
+
+def _refuse_missing(dtype: torch.dtype | None) -> None:
+    """Raise TypeError for a precision that the device has not, in the words of MPS."""
+    if dtype in _without:
+        name = str(dtype).removeprefix("torch.")
+        raise TypeError(
+            f"Cannot convert a {NAME} Tensor to {name} dtype as the {NAME} framework doesn't support {name}. "
+            "Please use float32 instead."
+        )
 
 
 class _Module:
@@ -111,6 +131,7 @@ class Pretended(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Pretended:
+        _refuse_missing(inner.dtype)
         made: Pretended = torch.Tensor._make_wrapper_subclass(
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=DEVICE, requires_grad=False,
@@ -201,6 +222,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     to_here = device is not None and torch.device(device).type == NAME
     if ours:
         _refuse_mixture(func, args, others)
+    if ours and func is aten._to_copy.default:
+        _refuse_missing(kwargs.get("dtype"))  # on the way to the CPU too: it may be converted here first
     _count_moves(func, args, to_cpu, to_here, bool(ours), bool(others))
     launches[str(func)] += 1
     below = {name: _inner(value) for name, value in tree_map(_inner, kwargs).items()}

@@ -14,16 +14,26 @@ pytestmark = pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this PyTo
 PROGRAM = Path(__file__).parent / "programs" / "on_the_pretended_device.py"
 
 
-@pytest.fixture(scope="module")
-def told():
-    """What the program says."""
+def said(program, *arguments):
+    """What a program says in its last line."""
     ran = subprocess.run(
-        [sys.executable, str(PROGRAM)],
+        [sys.executable, str(program), *arguments],
         env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def told():
+    return said(PROGRAM)
+
+
+@pytest.fixture(scope="module")
+def without_float64():
+    """The same of a device that has no float64, as Apple's and some of Intel's."""
+    return said(PROGRAM, "without-float64")
 
 
 def compare(there, here):
@@ -32,11 +42,12 @@ def compare(there, here):
             assert there[name] == expected, name
             continue
         assert len(there[name]) == len(expected), name
+        size = max((abs(b) for b in expected if not isinstance(b, list)), default=0.0)
         for a, b in zip(there[name], expected, strict=True):
             if isinstance(b, list):
                 assert abs(a[0] - b[0]) <= a[1] + b[1] + 1e-12, (name, a, b)
             else:
-                assert a == pytest.approx(b, rel=1e-6), name
+                assert a == pytest.approx(b, rel=1e-6, abs=3e-7 * size, nan_ok=True), name
 
 
 def test_numbers_are_the_cpus_within_their_bars(told):
@@ -45,6 +56,28 @@ def test_numbers_are_the_cpus_within_their_bars(told):
     compare(there, here)
     again = told["numbers in twice the batches"]
     compare(again, {name: here[name] for name in again})
+
+
+def test_on_a_device_without_float64_numbers_are_the_cpus_within_bars_as_wide(without_float64):
+    there, here = without_float64["numbers"]["pretended"], without_float64["numbers"]["cpu"]
+    assert there.keys() == here.keys()
+    compare(there, here)
+    again = without_float64["numbers in twice the batches"]
+    compare(again, {name: here[name] for name in again})
+    for name in ("spectrum", "checkpoints", "ends, conv", "spectrum, mc-fisher"):  # measured against float64 there too
+        for (_, ours), (_, bar) in zip(there[name], here[name], strict=True):
+            assert 0.3 * bar <= ours <= 3.0 * bar, name
+
+
+def test_nothing_falls_back_in_silence_on_either_device(told, without_float64):
+    for of in (told, without_float64):
+        assert of["remarks"]["pretended"] == of["remarks"]["cpu"]
+
+
+def test_a_device_without_float64_waits_no_oftener_for_points_and_products(without_float64):
+    waits = without_float64["waits"]
+    assert waits["a point"] == waits["a product"] == 1.0
+    assert without_float64["refusal"].startswith("the weights are on several devices")
 
 
 def test_products_of_a_model_on_two_devices_are_refused_by_name(told):
@@ -99,6 +132,18 @@ assert not device.waits and float((x + 1.0).sum()) == 6.0 and sum(device.waits.v
 assert x[x > 0].cpu().tolist() == [1.0] * 3 and sum(device.waits.values()) == 3
 """
     root = PROGRAM.parents[2]
+    program += """
+device.without_float64()
+made = lambda: torch.ones(3, dtype=torch.float64, device=x.device)
+for refused in (x.double, made, lambda: x.to("cpu", torch.float64)):
+    try:
+        refused()
+    except TypeError as error:
+        assert "doesn't support float64" in str(error)
+    else:
+        raise SystemExit("there was float64")
+assert x.cpu().double().tolist() == [1.0] * 3
+"""
     subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=120
     )

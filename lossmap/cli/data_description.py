@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.data.batch_structure import strided_parts
 from lossmap.data.batches import Batches, FixedBatches, Resident
+from lossmap.sums import in_float64
 
 MAX_TENSORS = 12  # that are described, of a batch that may be a list of many graphs
 MAX_CLASSES = 1000  # whole numbers of more different values are no class labels
@@ -68,7 +69,7 @@ def _described(t: Tensor) -> str:
         return text
     low, high = float(t.min()), float(t.max())
     if t.is_floating_point():
-        wide = t.double()
+        wide = in_float64(t)
         mean, deviation = float(wide.mean()), float(wide.std(correction=0))
         return f"{text}, {low:.4g} to {high:.4g}, mean {mean:.4g}, standard deviation {deviation:.4g}"
     if t.dim() == 1:

@@ -625,9 +625,9 @@ class Candidate:
         few = probe.first_batch(self.factory)
         self.samples = few.problem.data.samples
         operator = few.at()
-        self.device = operator.device
+        self.place = operator.place
         rows = torch.randn(vectors, few.size, generator=generator("probe", vectors, few.size))
-        self.work: Callable[[], Tensor] = partial(operator.products.local_sum, rows.to(self.device, operator.dtype))
+        self.work: Callable[[], Tensor] = partial(operator.products.local_sum, rows.to(self.place, operator.dtype))
 
 
 def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds: int = ROUNDS) -> tuple[float, ...]:
@@ -640,8 +640,8 @@ def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds
         for i, candidate in enumerate(candidates):
             start = clock()
             candidate.work()
-            if candidate.device.type == "cuda":
-                torch.cuda.synchronize(candidate.device)
+            if candidate.place.type == "cuda":
+                torch.cuda.synchronize(candidate.place)
             smallest[i] = min(smallest[i], (clock() - start) / candidate.samples)
     return tuple(smallest)
 

@@ -49,6 +49,7 @@ from lossmap.data.batches import Batch, Batches, FixedBatches, Resident
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.geometry.parameter_vector import Layout
+from lossmap.sums import in_float64
 
 log = logging.getLogger("lossmap")
 
@@ -266,7 +267,7 @@ class LinearizedProducts:
         if not self._complete:
             for _ in self._linearized():
                 pass
-        return torch.stack(self._losses).sum()
+        return in_float64(torch.stack(self._losses)).sum()
 
     def _linearized(self) -> Iterator[tuple[LinearizedProgram, Any]]:
         """Program and values of each batch; those beyond the memory are computed anew every time."""
@@ -279,7 +280,7 @@ class LinearizedProducts:
                 continue
             program, values, loss = self._evaluate(batch)
             if i == len(self._batches):
-                self._losses.append(loss.detach().double())
+                self._losses.append(loss.detach())
                 self._free_bytes -= bytes_of(values, self._own_storages)
                 self._batches.append((program, values if self._free_bytes >= 0 else None))
             yield program, values
@@ -329,8 +330,8 @@ def forward_loss(problem: Problem, state: Mapping[str, Tensor]) -> Tensor:
     losses: list[Tensor] = []
     with temporary_parameters(problem.model, state) as model, torch.enable_grad(), twice_differentiable(model):
         for batch in problem.data:
-            losses.append(problem.total(batch).detach().double())
-    return torch.stack(losses).sum()
+            losses.append(problem.total(batch).detach())
+    return in_float64(torch.stack(losses)).sum()
 
 
 def vectorized_product(program: LinearizedProgram, values: Any, block: tuple[Tensor, ...]) -> list[list[Tensor]]:

@@ -48,7 +48,7 @@ from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_forms import stable_forms
 from lossmap.module_walks import named_tensors
 from lossmap.seeding import generator
-from lossmap.sums import norm
+from lossmap.sums import for_float64, moved_from, norm
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 
@@ -131,9 +131,12 @@ class FewSamples:
     @classmethod
     def of(cls, problem: Problem, names: Sequence[str], product: Product, samples: int) -> FewSamples:
         """At the model's own tensors. Raises what the model raises in float64."""
-        own = {name: p.dtype for name, p in problem.model.named_parameters()}[names[0]]
+        own = dict(problem.model.named_parameters())[names[0]]
         batch = move_batch(next(iter(problem.rebatched(samples).data)), None, torch.float64)
-        count = problem.count if problem.count is samples_in else (lambda b: problem.count(move_batch(b, None, own)))
+        place = moved_from(own.device)
+        count = (
+            problem.count if problem.count is samples_in else (lambda b: problem.count(move_batch(b, place, own.dtype)))
+        )
         twin = replace(problem, model=float64_copy(problem.model), count=count)
         for p in twin.model.parameters():
             p.grad = None
@@ -145,7 +148,7 @@ class FewSamples:
         if not parameters or (look.has_gradient and not look.is_held):
             return replace(few, first=float(look.value))
         # a loss that holds the model itself, whatever model it is given
-        state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}
+        state = {k: for_float64(t) for k, t in tensors_of(problem.model).items()}
         return replace(few, problem=replace(problem, count=count), state=state)
 
     @classmethod
@@ -165,7 +168,7 @@ class FewSamples:
             if name in buffers:
                 return buffers[name].detach()
             t = own[name].detach()
-            return t.double() if t.is_floating_point() else t
+            return for_float64(t)
 
         return replace(self, state=MadeWhenRead(tuple(self.state), make), is_large=True)
 

@@ -48,6 +48,7 @@ from lossmap.data.huggingface import SummedLoss
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
 from lossmap.seeding import generator
+from lossmap.sums import float64_device, in_float64
 
 MAX_DOUBLED_ENTRIES = 1 << 23  # of a model that is copied in float64 to draw from
 MAX_MISMATCH = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the second derivative and its form, relative
@@ -113,7 +114,7 @@ class _Part:
         cls, distribution: Distribution, outputs: Tensor, weights: Tensor, indices: Sequence[int], draws: Draws
     ) -> _Part:
         shape = distribution.entries(outputs)
-        each = [_uniform(draws.seed, d, indices, shape).to(outputs.device) for d in range(draws.count)]
+        each = [_uniform(draws.seed, d, indices, shape).to(float64_device(outputs.device)) for d in range(draws.count)]
         return cls(torch.stack([_drawn(distribution, outputs, u) for u in each]), weights.sqrt())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> _Part:
@@ -137,10 +138,10 @@ def _drawn(distribution: Distribution, outputs: Tensor, u: Tensor) -> Tensor:
     if distribution.kind == GAUSSIAN:
         from scipy.special import ndtri
 
-        return torch.from_numpy(ndtri(u.cpu().numpy())).to(outputs.device)
+        return torch.from_numpy(ndtri(u.cpu().numpy())).to(u.device)
     if distribution.kind == BERNOULLI:
-        return (u < outputs.double().sigmoid()).double()
-    cumulated = outputs.double().softmax(distribution.dimension).movedim(distribution.dimension, -1).cumsum(-1)
+        return (u < in_float64(outputs).sigmoid()).double()
+    cumulated = in_float64(outputs).softmax(distribution.dimension).movedim(distribution.dimension, -1).cumsum(-1)
     places = torch.searchsorted(cumulated.contiguous(), (u[..., None] * cumulated[..., -1:]).contiguous(), right=True)
     return places[..., 0].clamp(max=cumulated.shape[-1] - 1)
 

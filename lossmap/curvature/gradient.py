@@ -21,6 +21,7 @@ from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.sums import float64_device, in_float64
 
 
 class LossAndGradient(NamedTuple):
@@ -45,7 +46,8 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     named = selected(problem.model, parameters)
     layout = Layout.of(named)
     # gradient, loss, samples and whether this rank failed travel together, so that all ranks raise as one
-    message = torch.zeros(layout.size + 3, dtype=torch.float64, device=next(iter(named.values())).device)
+    device = float64_device(next(iter(named.values())).device)
+    message = torch.zeros(layout.size + 3, dtype=torch.float64, device=device)
     message = total_or_raise(total, message, partial(_add_local_sums, problem, list(named.values())), "gradient")
     is_finite = message[:-3].isfinite().all()
     loss_sum, samples, _, finite = torch.cat([message[-3:], is_finite.to(message)[None]]).tolist()  # one wait
@@ -63,7 +65,7 @@ def mean_loss(problem: Problem, total: Total = single_rank) -> float:
     Arguments and what it raises are those of `loss_and_gradient`; NaN and infinity are results.
     """
     # loss, samples and whether this rank failed
-    message = torch.zeros(3, dtype=torch.float64, device=next(problem.model.parameters()).device)
+    message = torch.zeros(3, dtype=torch.float64, device=float64_device(next(problem.model.parameters()).device))
     message = total_or_raise(total, message, partial(_add_loss, problem), "loss")
     loss_sum, samples, _ = message.tolist()
     if samples == 0:
@@ -73,7 +75,7 @@ def mean_loss(problem: Problem, total: Total = single_rank) -> float:
 
 def _add_to(entry: Tensor, loss: Tensor) -> None:
     """Adds a batch's loss to a sum on its device: the host waits for no batch."""
-    entry += loss.detach().to(entry.device, torch.float64)
+    entry += in_float64(loss.detach()).to(entry.device)
 
 
 def _add_loss(problem: Problem, message: Tensor) -> None:
@@ -94,6 +96,6 @@ def _add_local_sums(problem: Problem, parameters: list[torch.nn.Parameter], mess
             loss = problem.total(batch)
             if loss.requires_grad:  # else no chosen parameter reaches the loss, and the gradient is zero
                 parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                message[:-3] += torch.cat([part.reshape(-1) for part in parts]).double()
+                message[:-3] += in_float64(torch.cat([part.reshape(-1) for part in parts]))
             _add_to(message[-3], loss)
         message[-2] = float(problem.weight)  # with gradients: to count them may mean to run a loss

@@ -21,7 +21,7 @@ from lossmap.curvature.differences import FewSamples, random_part
 from lossmap.curvature.operators import Product
 from lossmap.curvature.overwritten import overwritten_result
 from lossmap.data.problem import Problem
-from lossmap.sums import norm
+from lossmap.sums import in_float64, norm
 
 SAMPLES = 6
 STEPS = (1e-2, 3e-3, 1e-3)  # shares of theta
@@ -187,7 +187,7 @@ def refuse_in_own_precision(problem: Problem, names: Sequence[str], product: Pro
 
 def _gradient_error(few: FewSamples, v: Sequence[Tensor], gradient: Sequence[Tensor], loss: float) -> float:
     """The smallest relative error of the derivative along a vector over some steps; 0 where one is within bounds."""
-    slope = sum(float((g.double() * d.double()).sum()) for g, d in zip(gradient, v, strict=True))
+    slope = sum(float((in_float64(g) * in_float64(d)).sum()) for g, d in zip(gradient, v, strict=True))
     usual = hypot(*(norm(g) * norm(d) / max(g.numel(), 1) ** 0.5 for g, d in zip(gradient, v, strict=True)))
     epsilon = max(float(torch.finfo(t.dtype).eps) for t in few.theta)
     errors = []

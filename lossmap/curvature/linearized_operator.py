@@ -53,7 +53,7 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.module_walks import named_tensors
 from lossmap.seeding import generator
-from lossmap.sums import norm
+from lossmap.sums import alike, float64_device, for_float64, has_float64, in_float64, norm
 
 CHECKED_SAMPLES = 4  # on which linearized products are compared with double backward
 MAX_TWIN_BYTES = 1 << 26  # of a copy of model and data in float64 that is kept from point to point
@@ -102,7 +102,8 @@ class LinearizedOperator:
     """The curvature at one point: `operator @ v` and `operator.loss()`, until the tensors of that point change.
 
     layout    theta's
-    dtype, device  of theta and of the products
+    dtype     of theta and of the products
+    place     the device of theta, on which the products are made
     problem   whose samples this rank holds
     total     adds a tensor up over the ranks of a team
     products  the backend at this point
@@ -114,7 +115,7 @@ class LinearizedOperator:
 
     layout: Layout
     dtype: torch.dtype
-    device: torch.device
+    place: torch.device
     problem: Problem
     total: Total
     products: PointProducts
@@ -128,6 +129,11 @@ class LinearizedOperator:
     def size(self) -> int:
         """The entries n of theta."""
         return self.layout.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors are kept: where the products are made, or on the CPU where that device has no float64."""
+        return float64_device(self.place)
 
     @cached_property
     def measured(self) -> RoundingResult | None:
@@ -171,9 +177,9 @@ class LinearizedOperator:
         v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
         known: RoundingResult | None = vars(few).get("measured") if few.measured_here else None  # it is kept there
         if known is not None:
-            return known.rounding / SAFETY, length * norm((few @ v).double())
-        exact = (few.in_float64() @ v.double()).double()
-        difference = exact - (few @ v).double()
+            return known.rounding / SAFETY, length * norm(in_float64(few @ v))
+        exact = in_float64(few.in_float64() @ in_float64(v))
+        difference = exact - in_float64(few @ v)
         return length * float(torch.linalg.vector_norm(difference)), length * float(torch.linalg.vector_norm(exact))
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -182,7 +188,8 @@ class LinearizedOperator:
         Raises as `CurvatureOperator` does: ValueError for another length of v, FloatingPointError where the product
         is not finite.
         """
-        return mean_product(self.layout, v, self.dtype, self.products.local_sum, self._samples, self.total)
+        local_sum = self.products.local_sum
+        return mean_product(self.layout, v, self.dtype, self.place, local_sum, self._samples, self.total)
 
     def loss(self) -> float:
         """The mean loss here, over all samples of all ranks; it may be NaN or infinite, which is no error.
@@ -296,7 +303,7 @@ class OperatorFactory:
             if name not in own:
                 raise KeyError(f"the model has no tensor named {name!r}")
         state = {k: t.detach() for k, t in own.items()}
-        state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
+        state |= {k: alike(t.detach(), own[k]) for k, t in (tensors or {}).items()}
         state = {k: lazy_copy(t) for k, t in state.items()}  # a forward pass may write into its weights and buffers
         return self.by(self.products(state), state, measured=measured)
 
@@ -575,9 +582,11 @@ def disagreement(factory: OperatorFactory, reference: str = "double-backward") -
 def _compared_products(factory: OperatorFactory, reference: str) -> tuple[Tensor, Tensor]:
     """One product with a random vector, (1, n) float64, by the reference and linearized."""
     problem = factory.problem.rebatched(CHECKED_SAMPLES)
+    if not has_float64(next(problem.model.parameters()).device):  # its own tensors take none of another device
+        problem = problem_in(problem, torch.float64)
     few = BatchList([move_batch(next(iter(problem.data)), None, torch.float64)])
     state = {k: t.detach() for k, t in named_tensors(problem.model).items()}
-    state = {k: t.double() if t.is_floating_point() else t for k, t in state.items()}
+    state = {k: for_float64(t) for k, t in state.items()}
     rows = torch.randn(1, factory.size, generator=generator("disagreement", factory.size), dtype=torch.float64)
     rows = rows.to(next(iter(state.values())).device)
     plan = replace(factory.plan, backend="linearized", batch_size=CHECKED_SAMPLES, vectorized=False)

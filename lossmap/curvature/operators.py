@@ -47,6 +47,7 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.memory import return_freed_memory
 from lossmap.numerics import numerics
+from lossmap.sums import float64_device, has_float64
 
 Parameters = Sequence[Tensor]
 # one batch's share, summed over its samples: (problem, batch, parameters, b tuples of vectors) -> b tuples
@@ -365,8 +366,8 @@ class CurvatureOperator:
 
     @property
     def device(self) -> torch.device:
-        """Where the products are made."""
-        return next(iter(self.named.values())).device
+        """Where vectors are kept: where the model is, or on the CPU where its device has no float64."""
+        return float64_device(next(iter(self.named.values())).device)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b): one pass over the data.
@@ -376,7 +377,8 @@ class CurvatureOperator:
 
         Raises ValueError where v has another length; FloatingPointError where the product is not finite.
         """
-        return mean_product(self.layout, v, self.dtype, self.local_sum, lambda: self.problem.weight, self.total)
+        place = next(iter(self.named.values())).device
+        return mean_product(self.layout, v, self.dtype, place, self.local_sum, lambda: self.problem.weight, self.total)
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """The part of this rank, summed over its samples, of the products with b vectors, (b, n) -> (b, n)."""
@@ -500,6 +502,7 @@ def mean_product(
     layout: Layout,
     v: Tensor,
     dtype: torch.dtype,
+    device: torch.device,
     local_sum: Callable[[Tensor], Tensor],
     samples: Callable[[], float],
     total: Total,
@@ -507,7 +510,8 @@ def mean_product(
     """The mean over all samples of all ranks, of products whose sum over a rank's samples `local_sum` gives.
 
     layout   theta's
-    v        (n,) or (n, b)
+    v        (n,) or (n, b), on the device, or on the CPU where that has no float64
+    device   of the model
     local_sum  (b, n) -> (b, n), the sum over this rank's samples
     samples  how many they are, or their weight
     total    adds up over the ranks, and is called once: the product, the samples, and whether a rank failed, travel
@@ -517,8 +521,10 @@ def mean_product(
         n = layout.size
         raise ValueError(f"v has shape {tuple(v.shape)}; this matrix takes ({n},) or ({n}, b)")
     wide = torch.promote_types(dtype, torch.float32)  # half precision is too coarse for sums over many batches
-    with torch.inference_mode(False), torch.no_grad(), numerics(v.device):
+    with torch.inference_mode(False), torch.no_grad(), numerics(device):
         rows = _rows_of(v, layout.size, dtype)
+        if not has_float64(device):
+            rows = rows.to(device)
         sums: list[Tensor] = []
         failure: Exception | None = None
         try:
@@ -552,6 +558,8 @@ def mean_product(
                 "root or a logarithm at 0, as (1 - p) ** 1.5 where p rounds to 1"
             )
         result = result.to(dtype)
+        if not has_float64(device):
+            result = result.to(v.device)
         return result.T.contiguous() if v.dim() == 2 else result[0]
 
 

@@ -42,6 +42,7 @@ from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.subspaces import participation
+from lossmap.sums import float64_device, in_float64
 
 Array = np.ndarray
 MEMORY = 1 << 30  # bytes that gradients may take
@@ -357,7 +358,7 @@ def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory
 
 def _squares_by_tensor(rows: Tensor, layout: Layout) -> Tensor:
     """(tensors, N) the part of each row's square in each tensor."""
-    return torch.stack([p.double().square().sum(1) for p in torch.split(rows, list(layout.sizes), dim=1)])
+    return torch.stack([in_float64(p).square().sum(1) for p in torch.split(rows, list(layout.sizes), dim=1)])
 
 
 def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tensor:
@@ -381,13 +382,13 @@ def _largest_entries(rows: Tensor) -> Tensor:
 
 def _products(a: Tensor, b: Tensor) -> Array:
     """a b^T, summed up in float64 over blocks of columns; each row by its largest entry, whose square may underflow."""
-    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=float64_device(a.device))
     sizes_a, sizes_b = _largest_entries(a), _largest_entries(b)
     width = max(MIN_WIDTH, MULTIPLIED_ENTRIES // len(a))
     for start in range(0, a.shape[1], width):
         columns = slice(start, start + width)
-        total += ((a[:, columns] / sizes_a) @ (b[:, columns] / sizes_b).T).double()
-    total *= sizes_a.double() * sizes_b.double().T
+        total += in_float64((a[:, columns] / sizes_a) @ (b[:, columns] / sizes_b).T)
+    total *= in_float64(sizes_a) * in_float64(sizes_b).T
     products: Array = total.cpu().numpy()
     return products
 

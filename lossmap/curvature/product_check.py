@@ -41,7 +41,7 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import return_freed_memory
 from lossmap.module_walks import kinds_of
 from lossmap.seeding import generator
-from lossmap.sums import norm
+from lossmap.sums import in_float64, norm
 from lossmap.weak import reference
 
 log = logging.getLogger("lossmap")
@@ -338,7 +338,7 @@ class _Request:
     ) -> _Request:
         mark: tuple[float, ...] | None = None
         if isinstance(distant, Mapping):
-            mark = tuple(float(t.double().sum()) for t in distant.values())
+            mark = tuple(float(in_float64(t).sum()) for t in distant.values())
         elif distant:
             mark = ()
         return cls(getattr(product, "__name__", ""), tuple(backends), mark, kinks)

@@ -39,6 +39,7 @@ from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.memory import return_freed_memory
 from lossmap.module_walks import named_tensors
 from lossmap.seeding import normal
+from lossmap.sums import in_float64, moved_from
 
 log = logging.getLogger("lossmap")
 _failures: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # why not, each of which is a warning once
@@ -190,10 +191,10 @@ class RoundingProbe:
                 return None
             squares = CurvatureOperator(squared, gauss_newton, self.parameters, self.total)
             own = temporary_parameters(few.model, self.state or {})
-        v, size = unit(normal(single.size, "rounding").double()), 0.0
+        v, size = unit(in_float64(normal(single.size, "rounding"))), 0.0
         with own:
             for _ in range(STEPS):
-                image = (squares @ v.to(single.device, single.dtype)).double().cpu()
+                image = in_float64(squares @ v.to(single.device, single.dtype)).cpu()
                 size = float(image.norm())
                 if size == 0.0:
                     break
@@ -232,15 +233,15 @@ def unit(v: Tensor) -> Tensor:
 
 def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> tuple[float, float, float]:
     """(the largest |(A - B) v|, the largest |B v|, the largest ratio of the two), v as the module's first lines say."""
-    v = unit(normal(single.size, "rounding").double())
+    v = unit(in_float64(normal(single.size, "rounding")))
     error, scale, relative = 0.0, 0.0, 0.0
     worst: Tensor | None = None  # the direction of the largest difference; power iteration needs few of its digits
     for step in range(STEPS):
         # of a large model a vector in float64 is two copies of the weights: few at a time, changed in their own places
-        v = v.to(single.dtype).double()
-        reference = (double @ v.to(double.device, double.dtype)).double().cpu()
+        v = in_float64(v.to(single.dtype))
+        reference = in_float64(double @ v.to(double.device, double.dtype)).cpu()
         v = v.to(single.dtype)
-        difference = (single @ v.to(single.device)).double().cpu()
+        difference = in_float64(single @ v.to(single.device)).cpu()
         size, error_here = float(reference.norm()), float(difference.sub_(reference).norm())
         if error_here > error:
             error, worst = error_here, difference.div_(error_here).bfloat16()
@@ -250,7 +251,7 @@ def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> 
         scale = max(scale, size)
         # the last step is one of power iteration on the difference itself, whose errors may lie in a few directions
         if worst is not None and (step == STEPS - 2 or size == 0.0):
-            v, worst = unit(worst.double()), None
+            v, worst = unit(in_float64(worst)), None
         elif size > 0.0:
             v = reference.div_(size)
         else:
@@ -300,10 +301,10 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     Raises what the model's forward raises there, and ValueError for a loss that holds the model itself, and for a model
     that is another function in the other precision.
     """
-    own = next(p.dtype for p in problem.model.parameters() if p.is_floating_point())
+    own = next(p for p in problem.model.parameters() if p.is_floating_point())
 
     def count(batch: Batch) -> float:  # a problem may count with its own model, which stays as it is
-        return problem.count(move_batch(batch, None, own))
+        return problem.count(move_batch(batch, moved_from(own.device), own.dtype))
 
     model = copy_of(problem.model)
     tensors = named_tensors(model)

@@ -33,6 +33,7 @@ from lossmap.data.problem import Problem
 from lossmap.device_errors import raise_if_of_device
 from lossmap.numerics import is_tf32
 from lossmap.seeding import same_random_state, signs
+from lossmap.sums import in_float64
 
 MAX_SAMPLES = 256
 LARGE, FEW_SAMPLES = 1_000_000, 16  # parameters from which fewer samples are taken
@@ -69,7 +70,7 @@ class _Side:
             outputs = problem.forward(problem.model, batch)
             values = [outputs, problem.loss(outputs, batch)] if loss else [outputs]
             leaves = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
-            return [t.detach().double() for t in leaves if t.is_floating_point() and t.numel()]
+            return [in_float64(t.detach()) for t in leaves if t.is_floating_point() and t.numel()]
 
     @property
     def common(self) -> dict[str, Tensor]:

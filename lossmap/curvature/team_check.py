@@ -17,6 +17,7 @@ import torch
 
 from lossmap.curvature.hvp_plan import BACKENDS, ProductCheck
 from lossmap.curvature.operators import Total, single_rank, total_or_raise
+from lossmap.sums import float64_device
 
 POWER = 32  # (sum_r d_r^p)^(1/p) is no less than the largest of the ranks' d, and 11 % more with 32 equal ones
 UNCHECKED = "not compared on another rank of the team"
@@ -35,7 +36,7 @@ def check_by_all(total: Total, device: torch.device, look: Callable[[], ProductC
     if is_alone(total):
         return look()
     own: list[ProductCheck] = []
-    message = torch.zeros(len(BACKENDS) + 3, dtype=torch.float64, device=device)
+    message = torch.zeros(len(BACKENDS) + 3, dtype=torch.float64, device=float64_device(device))
 
     def fill(numbers: torch.Tensor) -> None:
         check = look()
@@ -62,4 +63,4 @@ def any_of_all(total: Total, device: torch.device, flag: bool) -> bool:
     """Whether the flag is set on any rank of the team."""
     if is_alone(total):
         return flag
-    return float(total(torch.tensor([float(flag)], dtype=torch.float64, device=device))[0]) > 0
+    return float(total(torch.tensor([float(flag)], dtype=torch.float64, device=float64_device(device)))[0]) > 0

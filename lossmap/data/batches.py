@@ -36,6 +36,7 @@ from lossmap.data.sample_count import (
     samples_in,
     with_entries,
 )
+from lossmap.sums import for_float64, has_float64
 from lossmap.trees import NotJoined, clones, has_views, rebuilt
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
@@ -155,13 +156,18 @@ def _join_leaves(*column: Any) -> Any:
 
 
 def move_batch(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | None) -> Batch:
-    """The batch on a device; floating-point tensors in dtype, others as they are."""
+    """The batch on a device; floating-point tensors in dtype, others as they are.
+
+    Without a device each tensor stays where it is; to float64 it goes where that is computed.
+    """
     # towards a GPU the copy may overlap; from one, the host would read before it has arrived
     overlaps = device is not None and torch.device(device).type == "cuda"
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
+        if device is None and dtype == torch.float64:
+            return with_mark_of(for_float64(leaf), leaf)
         if leaf.is_floating_point():
             return with_mark_of(leaf.to(device=device, dtype=dtype, non_blocking=overlaps), leaf)
         return with_mark_of(leaf.to(device=device, non_blocking=overlaps), leaf)
@@ -261,7 +267,10 @@ class Streamed:
         return replace(self, indices=self.indices[start:stop])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Streamed:
-        return replace(self, device=device or self.device, dtype=dtype or self.dtype)
+        device = device or self.device
+        if device is not None and dtype == torch.float64 and not has_float64(torch.device(device)):
+            device = "cpu"
+        return replace(self, device=device, dtype=dtype or self.dtype)
 
 
 @dataclass(frozen=True)

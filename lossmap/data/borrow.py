@@ -47,6 +47,7 @@ from lossmap.module_walks import modules_of, named_tensors
 from lossmap.numerics import numerics
 from lossmap.rebound import rebind
 from lossmap.shortcuts import shortcuts_off
+from lossmap.sums import float64_device, has_float64
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
@@ -508,6 +509,8 @@ def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | st
     """
 
     def moved(t: Tensor) -> Tensor:
+        if device is None and dtype == torch.float64:
+            t = t.to(float64_device(t.device))
         if t.is_complex():
             return t.to(device, dtype.to_complex())
         return t.to(device, dtype if t.is_floating_point() else None)
@@ -532,10 +535,12 @@ def entries_of(value: Any) -> Iterable[Any]:
 
 def _copied_tensor(t: Tensor, dtype: torch.dtype | None) -> dict[int, Tensor]:
     """The copy of a kept tensor by the identity of the original; empty where it can be left to `deepcopy`."""
+    leaves = dtype == torch.float64 and not has_float64(t.device)
     converted = dtype is not None and t.is_floating_point() and t.dtype != dtype
-    if t.is_leaf and not converted and t.layout in COPIED_BY_PYTORCH:
+    if t.is_leaf and not (converted or leaves) and t.layout in COPIED_BY_PYTORCH:
         return {}
-    return {id(t): _copy(t).to(dtype) if converted else _copy(t)}
+    copied = _copy(t.cpu() if leaves else t)
+    return {id(t): copied.to(dtype) if converted else copied}
 
 
 def evaluate_in_training(model: nn.Module, names: Iterable[str]) -> None:

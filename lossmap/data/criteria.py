@@ -23,6 +23,7 @@ from lossmap.data.batch_parts import targets_of, with_targets
 from lossmap.data.batches import Batch, Batches, FixedBatches, MappedFetch, Resident, Streamed
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.sample_count import samples_in
+from lossmap.sums import in_float64
 
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
@@ -378,7 +379,7 @@ def as_class_targets(targets: Any) -> Any:
     if not targets.is_floating_point():
         return targets.long()
     if targets.dim() > 1:
-        sums = targets.double().sum(1)
+        sums = in_float64(targets).sum(1)
         if bool((targets >= 0).all()) and bool(((sums - 1.0).abs() <= 1e-3).all()):
             return targets
     if bool((targets == targets.round()).all()):
@@ -513,7 +514,7 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> f
             counts.append((targets != ignored).sum())  # on the device: the host waits for no batch
         else:
             counted = targets[targets != ignored]
-            total += float(weight.detach().cpu().double()[counted.cpu()].sum())
+            total += float(in_float64(weight.detach().cpu())[counted.cpu()].sum())
         count += targets.numel()
     if counts:
         total = float(torch.stack(counts).sum())

@@ -70,6 +70,7 @@ from lossmap.device_errors import loses_gpu, out_of_memory, raise_if_of_device
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.memory import return_freed_memory
 from lossmap.seeding import generator, random_states, same_random_state
+from lossmap.sums import for_float64
 from lossmap.trees import rebuilt
 
 logger = logging.getLogger("lossmap")
@@ -526,7 +527,7 @@ class _Probe:
         own = batch
         for problem, tolerance in ((self.original, OWN_TOLERANCE), (self.problem, self.tolerance)):
             if problem is not self.original:
-                batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+                batch = map_tensors(for_float64, batch)
             try:
                 whole, *parts = [_total_of(problem, batch, rows) for rows in (slice(size), *_thirds(size))]
             except (ValueError, RuntimeError, IndexError) as error:
@@ -576,7 +577,7 @@ class _Probe:
 
     def _within(self, batch: Batch, dim: int) -> tuple[float, list[list[tuple[float, float]]]]:
         if self.problem is not self.original:
-            batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+            batch = map_tensors(for_float64, batch)
         n = min(samples_in(batch), self.most)
         if n < 2:
             return 0.0, []
@@ -742,7 +743,7 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch, float] 
         return None
     try:
         twin = replace(problem, model=copy_of(problem.model, torch.float64))
-        wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+        wide = map_tensors(for_float64, batch)
         look = first_look(twin, problem.model, wide)
     except Exception:  # somebody's own forward may raise anything
         return None

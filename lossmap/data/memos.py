@@ -64,6 +64,7 @@ from lossmap.data.problem import Problem
 from lossmap.data.skipped_checks import skip
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
+from lossmap.sums import for_float64
 
 MAX_MEMOS = 32
 MAX_DEPTH = 3  # of containers and plain objects within each other
@@ -400,7 +401,8 @@ def _differ(here: Sequence[Tensor], there: Sequence[Tensor], tolerance: float) -
         if a.shape != b.shape or a.dtype != b.dtype:
             return True
         if a.layout == torch.strided and a.numel():
-            a, b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+            wide = torch.complex128 if a.is_complex() else torch.float64
+            a, b = (for_float64(t.detach()).to(wide) for t in (a, b))
             gap, size = float((a - b).abs().max()), float(torch.maximum(a.abs(), b.abs()).max())
             if np.isfinite(gap) and gap > tolerance * size:
                 return True

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lossmap.data.borrow import on_own_tensors, temporary_parameters
 from lossmap.data.stored_tensors import StoredTensors
 from lossmap.seeding import generator
+from lossmap.sums import in_float64
 
 SHARE = 0.5
 BLOCK = 1 << 18  # numbers that are in float64, or drawn, at a time
@@ -111,7 +112,7 @@ def _write_moved(name: str, t: Tensor, result: Tensor) -> None:
 
 def _size(t: Tensor) -> float:
     """How far a tensor's entries may be moved: their root mean square, 1/sqrt(fan in) at least."""
-    squares = sum(float(part.double().square().sum()) for part in torch.split(t.reshape(-1), BLOCK))
+    squares = sum(float(in_float64(part).square().sum()) for part in torch.split(t.reshape(-1), BLOCK))
     return max(sqrt(squares / t.numel()), 1 / sqrt(max(t[0].numel(), 1)) if t.dim() else 0.0)
 
 

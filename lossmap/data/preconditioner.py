@@ -14,6 +14,8 @@ from math import nan
 import torch
 from torch import Tensor
 
+from lossmap.sums import in_float64
+
 
 @dataclass(frozen=True, eq=False)
 class Preconditioner:
@@ -63,7 +65,7 @@ class Preconditioner:
                 raise ValueError(
                     f"the preconditioner of {name} must be > 0 everywhere, inf where a weight stands still"
                 )
-        return cls({name: diagonal[name].detach().double().rsqrt() for name in shapes})
+        return cls({name: in_float64(diagonal[name].detach()).rsqrt() for name in shapes})
 
     def vectors(self, names: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """(n,) P^-1/2 and (n,) W over these parameters, in order. Raises ValueError for one that is missing."""

@@ -215,8 +215,6 @@ class Problem:
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        for device in {p.device.type for p in self.model.parameters()}:
-            refuse_without_float64(device)
         functions = (self.forward, self.loss, *(metric.total for metric in self.metrics.values()))
         object.__setattr__(self, "_company", accompany(self.model, functions))
 
@@ -490,15 +488,6 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
     if not isinstance(outputs, Tensor):
         open_batch(outputs)  # of a class that is not known yet, such as a dataclass
     return outputs
-
-
-def refuse_without_float64(device: str) -> None:
-    """Raise ValueError for a kind of device, as torch names it, on which sums cannot be made in float64."""
-    if device == "mps":
-        raise ValueError(
-            "the model is on an Apple GPU (mps), which has no float64, in which sums are made and error bars measured: "
-            "move it to the CPU, with model.cpu()"
-        )
 
 
 def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lossmap.sums import sums_in
+
 # of finite arguments these are never 0; products and powers only of an argument that is 0
 NEVER_ZERO = frozenset(("exp", "exp2", "sigmoid", "softplus", "erfc"))
 PRODUCTS = frozenset(("mul", "div", "square", "pow"))
@@ -47,7 +49,7 @@ def _underflows(name: str, args: Sequence[Any], result: Tensor) -> bool:
     lost = result == 0
     for t in args:
         if isinstance(t, (int, float)):  # such as the 0 of `0 * x`, which loses nothing
-            t = torch.tensor(float(t), dtype=torch.float64, device=result.device)
+            t = torch.tensor(float(t), dtype=sums_in(result.device), device=result.device)
         if isinstance(t, Tensor):
             lost = lost & t.isfinite()
             if name in PRODUCTS:

@@ -39,6 +39,7 @@ from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.data.stable_losses import is_wrapped
+from lossmap.sums import in_float64
 
 Array = np.ndarray
 
@@ -116,8 +117,9 @@ class _Units:
     def add(self, values: Tensor, samples: int) -> None:
         """Adds outputs, (positions, units)."""
         # on the device until all data have passed, so that the host waits for no batch
-        self.fired = self.fired.to(values.device) + (values > 0).sum(0)
-        self.size = self.size.to(values.device) + values.double().abs().sum(0)
+        sizes, fired = in_float64(values).abs().sum(0), (values > 0).sum(0)
+        self.fired = self.fired.to(sizes.device) + fired.to(sizes.device)
+        self.size = self.size.to(sizes.device) + sizes
         if self.kind in BOUNDED:
             low, high = BOUNDED[self.kind]
             self.ends = self.ends + ((values < low + 0.01) | (values > high - 0.01)).sum()
@@ -337,7 +339,7 @@ def _is_signal(value: Any) -> bool:
 
 def _mean_square(signal: Tensor) -> Tensor:
     """(B,) the mean square of each sample's signal, in float64."""
-    return signal.detach().flatten(1).double().square().mean(1)
+    return in_float64(signal.detach().flatten(1)).square().mean(1)
 
 
 def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from lossmap.data.criteria import are_classes
 from lossmap.data.problem import Problem, ignored_by, targets_of, temporary_parameters
 from lossmap.report.text import percent_with_error
+from lossmap.sums import in_float64
 
 Array = np.ndarray
 CHANCE_ERRORS = 2.0  # standard errors by which a network must be better than chance
@@ -138,7 +139,7 @@ def label_noise(problem: Problem) -> LabelNoise:
 def _read(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Outputs and targets of some batches on the host, for which it waits once each."""
     outputs, targets = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
-    return outputs.double(), targets.long()
+    return in_float64(outputs), targets.long()
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

@@ -28,6 +28,7 @@ from lossmap.data.stable_losses import is_wrapped
 from lossmap.diagnostics.activations import Activation, recording
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.report.signals import SignalSummary, signal_text
+from lossmap.sums import in_float64
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ class _Tally:
             return
         for x in inputs:
             if isinstance(x, Tensor) and x.is_floating_point():
-                self.squares_in = _plus(self.squares_in, (x.detach().double() ** 2).sum())
+                self.squares_in = _plus(self.squares_in, (in_float64(x.detach()) ** 2).sum())
                 self.entries_in += x.numel()
         if isinstance(output, tuple) and output:
             output = output[0]
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return
         z = output.detach()
-        self.squares = _plus(self.squares, (z.double() ** 2).sum())
+        self.squares = _plus(self.squares, (in_float64(z) ** 2).sum())
         self.entries += z.numel()
         self.above = _plus(self.above, (z > 0).sum())
         if output.requires_grad:
@@ -106,7 +107,7 @@ class _Tally:
         if not self.is_final:  # a physics-informed loss differentiates by its inputs on the way
             return
         slope = slope.detach()
-        self.slopes = _plus(self.slopes, (slope.double() ** 2).sum())
+        self.slopes = _plus(self.slopes, (in_float64(slope) ** 2).sum())
         self.derivatives += slope.numel()
         self.nonzero = _plus(self.nonzero, (slope != 0).sum())
 

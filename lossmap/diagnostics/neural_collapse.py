@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lossmap.data.criteria import are_classes
 from lossmap.data.problem import Problem, ignored_by, targets_of, temporary_parameters
 from lossmap.diagnostics.activations import first_argument
+from lossmap.sums import in_float64
 
 Array = np.ndarray
 
@@ -118,7 +119,7 @@ def _rank_alike(outputs: Tensor, scores: Tensor) -> bool:
     """
     if outputs.dim() != 2 or scores.shape != outputs.shape:
         return True
-    outputs, scores = outputs.detach().double(), scores.detach().double()
+    outputs, scores = in_float64(outputs.detach()), in_float64(scores.detach())
     rises = outputs.gather(1, scores.argsort(1)).diff(dim=1)
     beside = outputs - scores
     slack = 1e-5 * outputs.abs().amax()
@@ -183,10 +184,11 @@ def features_of(problem: Problem, layer: str) -> Iterator[Labelled]:
                     f"the input of the layer {layer!r} has no row for each sample: its shape is "
                     f"{tuple(inputs[-1].shape)}, for {len(targets)} samples; name another layer"
                 )
-            features = inputs[-1].flatten(1).double()
+            features = in_float64(inputs[-1].flatten(1))
             finite.append(features.isfinite().all())
             known = are_classes(targets, ignored_by(problem))
-            yield Labelled(features, targets.long(), outputs.detach().argmax(1), known)
+            others = (t.to(features.device) for t in (targets.long(), outputs.detach().argmax(1), known))
+            yield Labelled(features, *others)
     finally:
         handle.remove()
     if finite and not bool(torch.stack(finite).all()):
@@ -318,7 +320,7 @@ def _first_pass(problem: Problem, name: str, groups: int) -> tuple[Array, Tensor
             own = weight_of(problem.model.get_submodule(name), batch.h)
             if own is None or own.dim() != 2 or own.shape[1] != batch.h.shape[1]:
                 raise ValueError(f"the layer {name!r} must have a weight (C, {batch.h.shape[1]}) for its features")
-            weight, totals = own.double(), batch.h.new_zeros(groups, *own.shape)
+            weight, totals = in_float64(own), batch.h.new_zeros(groups, *own.shape)
             counts, counted = batch.h.new_zeros(groups, len(own)), batch.y.new_zeros(len(own))
         labels.append(batch.y)
         known.append(batch.known)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lossmap.data.batches import Batch
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
+from lossmap.sums import in_float64
 
 NO_NUMBERS = "a regression has numbers as targets, of the outputs' shape"
 BETTER_ERRORS = 2.0  # standard errors by which a network must be better than the targets' mean
@@ -67,8 +68,9 @@ def regression_fit(problem: Problem) -> RegressionFit:
             found, y = problem.forward(problem.model, batch), _targets(batch)
             if not isinstance(found, Tensor) or y.shape != found.shape:
                 raise ValueError(NO_NUMBERS)
+            found = in_float64(found.detach())
             y = y.to(found.device)
-            differences = (found.detach().double() - y, y - mean.to(y.device))
+            differences = (found - y, y - mean.to(y.device))
             by_batch.append(torch.stack([d.square().reshape(len(y), -1).mean(1) for d in differences]))
     errors, spread = torch.cat(by_batch, 1).cpu()
     if count < 2 or not bool(torch.isfinite(errors + spread).all()):
@@ -81,7 +83,7 @@ def _targets(batch: Batch) -> Tensor:
     y = targets_of(batch)
     if not isinstance(y, Tensor) or not y.is_floating_point() or not y.dim():
         raise ValueError(NO_NUMBERS)
-    return y.detach().double()
+    return in_float64(y.detach())
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

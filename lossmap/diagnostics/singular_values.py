@@ -40,6 +40,7 @@ from lossmap.report.singular_values import (
 )
 from lossmap.report.stored import REPORT_VERSION, StoredReport, names_in_file
 from lossmap.report.text import number
+from lossmap.sums import in_float64
 from lossmap.values import Result
 
 NEAR = 1e-3
@@ -237,7 +238,7 @@ def _parametrized(module: nn.Module, name: str) -> Tensor:
 
 def as_blocks(module: nn.Module, weight: Tensor) -> Tensor:
     """A layer's weight as its diagonal blocks (blocks, outputs of one, what enters one of these), float64."""
-    w = weight.detach().double()
+    w = in_float64(weight.detach())
     groups = 1
     if isinstance(module, _ConvNd) and w.dim() > 2:
         groups = module.groups

@@ -34,6 +34,7 @@ from lossmap.data.problem import Problem
 from lossmap.diagnostics.parameter_groups import parameters_of_groups
 from lossmap.diagnostics.stability import adam_stability_limit, stability_limit
 from lossmap.geometry.parameter_vector import selected
+from lossmap.sums import float64_device, in_float64
 
 RATE_IS_0 = "the learning rate is 0"  # as at both ends of many schedules: no step diverges
 ROUNDING = 16.0  # roundings of the largest gradient, up to which a parameter has none
@@ -178,16 +179,16 @@ def _root(optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any], sha
         return sqrt(share)
     state = optimizer.state.get(parameter, {})
     if "square_avg" in state:
-        mean_square = state["square_avg"].detach().double()
+        mean_square = in_float64(state["square_avg"].detach())
         if group["centered"]:
-            mean_square = (mean_square - state["grad_avg"].detach().double().square()).clamp(min=0.0)
+            mean_square = (mean_square - in_float64(state["grad_avg"].detach()).square()).clamp(min=0.0)
         scale: Tensor = (mean_square.sqrt() + float(group["eps"])).rsqrt()
         return _where_moved(scale * sqrt(share), state["square_avg"])
     steps = float(state.get("step", 0.0))
     if "exp_avg_sq" not in state or steps <= 0.0:
         return 0.0
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    mean_square = state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach().double()
+    mean_square = in_float64(state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach())
     root_mean_square = (mean_square / (1.0 - beta2**steps)).sqrt()
     root: Tensor = ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
     return _where_moved(root * sqrt(share), mean_square)
@@ -231,7 +232,7 @@ def _vectors(named: Mapping[str, nn.Parameter], parts: list[Any]) -> Iterator[Te
         if isinstance(part, Tensor):
             yield part.reshape(-1)
         else:
-            yield torch.full((p.numel(),), part, dtype=torch.float64, device=p.device)
+            yield torch.full((p.numel(),), part, dtype=torch.float64, device=float64_device(p.device))
 
 
 def preconditioner_of(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Preconditioner:

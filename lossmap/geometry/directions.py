@@ -46,7 +46,7 @@ from lossmap.geometry.wrappers import plain_names, within_ddp
 from lossmap.keywords import checked_init, checked_keywords
 from lossmap.memory import LARGE_MODEL, trim_heap
 from lossmap.seeding import generator, normal
-from lossmap.sums import ENTRIES_AT_ONCE, dot, norm
+from lossmap.sums import ENTRIES_AT_ONCE, dot, float64_device, in_float64, norm
 from lossmap.values import Result
 
 Named = Mapping[str, Tensor]
@@ -500,8 +500,9 @@ def _with_scaled_filters(d: Tensor, w: Tensor, how: str, result: Tensor) -> Tens
     for part, like, out in zip(torch.split(d, count), torch.split(w, count), torch.split(result, count), strict=True):
         target: Tensor | float = 1.0
         if how == "filter":  # before `rows` are there, so that there is one block in float64 at a time
-            target = like.reshape(like.shape[0], -1).double().norm(dim=1)
-        rows = part.reshape(part.shape[0], -1).to(torch.float64, copy=True)
+            target = in_float64(like.reshape(like.shape[0], -1)).norm(dim=1)
+        rows = part.reshape(part.shape[0], -1).to(float64_device(part.device))
+        rows = rows.to(torch.float64, copy=True)
         lengths = rows.norm(dim=1) + 1e-10
         out.copy_(rows.mul_((target / lengths)[:, None]).view(part.shape))
     return result
@@ -523,8 +524,8 @@ def projected(plane: Plane, tensors: Named) -> tuple[tuple[float, ...], float]:
     Axes need be neither orthogonal nor of length one.
     """
     layout = Layout.of(plane.origin)
-    offset = layout.flatten(difference(plane.origin, tensors)).double()  # (n,)
-    axes = torch.stack([layout.flatten(axis).double() for axis in plane.axes], 1)  # (n, k)
+    offset = in_float64(layout.flatten(difference(plane.origin, tensors)))  # (n,)
+    axes = torch.stack([in_float64(layout.flatten(axis)) for axis in plane.axes], 1)  # (n, k)
     coordinates = torch.linalg.lstsq(axes.T @ axes, axes.T @ offset[:, None]).solution[:, 0]
     return tuple(coordinates.tolist()), float((offset - axes @ coordinates).norm())
 

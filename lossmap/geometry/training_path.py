@@ -29,7 +29,7 @@ from lossmap.geometry.directions import (
 from lossmap.geometry.parameter_vector import state_tensors, warn_of_frozen
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
-from lossmap.sums import norm
+from lossmap.sums import in_float64, norm
 
 AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
 
@@ -64,7 +64,7 @@ def principal_axes(
     gram = torch.zeros(len(offsets), len(offsets), dtype=torch.float64)
     rounded = 0.0  # what the checkpoints' own rounding spans is about as long: each has a direction of its own
     for name, w in origin.items():
-        rows = torch.stack([d[name].reshape(-1).double().cpu() for d in offsets])
+        rows = torch.stack([in_float64(d[name].reshape(-1)).cpu() for d in offsets])
         gram += rows @ rows.T
         moved = rows.any(dim=0)  # the entries that stand still have no part in it
         if moved.any():
@@ -175,8 +175,8 @@ def _combination(weights: Sequence[float], tensors: Sequence[Named], like: Named
     """sum_t weights[t] * tensors[t], added in float64; (T,) weights, shapes and dtypes as in `like`."""
     combination = {}
     for name, w in like.items():
-        terms = (c * t[name].double() for c, t in zip(weights, tensors, strict=True))
-        combination[name] = sum(terms, torch.zeros(())).to(w.dtype).view(w.shape)
+        terms = (c * in_float64(t[name]) for c, t in zip(weights, tensors, strict=True))
+        combination[name] = sum(terms, torch.zeros(())).to(w.device, w.dtype).view(w.shape)
     return combination
 
 

@@ -33,6 +33,7 @@ from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.permutation_groups import OUTPUT, PermutationGroups, Use, permutation_groups, spread
 from lossmap.report.text import count
+from lossmap.sums import in_float64
 
 NONE, WEIGHTS, ACTIVATIONS = ALIGNMENTS = ("none", "weights", "activations")
 METHODS = {WEIGHTS: "weight matching", ACTIVATIONS: "activation matching"}
@@ -127,12 +128,12 @@ def align(
     model = problem.model
     groups = permutation_groups(problem)
     tensors = other.state_dict() if isinstance(other, nn.Module) else other
-    own = {name: p.detach().double().cpu() for name, p in model.named_parameters()}
+    own = {name: in_float64(p.detach()).cpu() for name, p in model.named_parameters()}
     missing = [u.name for uses in groups.uses.values() for u in uses if u.name not in tensors]
     if missing:
         raise ValueError(f"no tensor named {missing[0]} in the network to be aligned")
     # in the model's precision, in which the line leads to them: distances are its length
-    theirs = {n: t.detach().double().cpu() for n, t in _in_precision_of(model, tensors).items() if n in own}
+    theirs = {n: in_float64(t.detach()).cpu() for n, t in _in_precision_of(model, tensors).items() if n in own}
     unlike = next((n for n, t in theirs.items() if t.shape != own[n].shape), None)
     if unlike is not None:
         raise ValueError(f"{unlike} has the shape {tuple(theirs[unlike].shape)}, not {tuple(own[unlike].shape)}")
@@ -142,7 +143,7 @@ def align(
         found = _matched_weights(groups, own, theirs, starts, seed)
     state = groups.permuted(tensors, found)
     _check_function(problem, tensors, state)
-    moved = {n: t.detach().double().cpu() for n, t in _in_precision_of(model, state).items() if n in theirs}
+    moved = {n: in_float64(t.detach()).cpu() for n, t in _in_precision_of(model, state).items() if n in theirs}
     return Alignment(state, found, groups.fixed, _distance(own, theirs), _distance(own, moved), method)
 
 
@@ -193,7 +194,7 @@ def _outputs_of(
 
     def keep(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        outputs[name] = output.detach().movedim(dim, 0).flatten(1).double().cpu()
+        outputs[name] = in_float64(output.detach().movedim(dim, 0).flatten(1)).cpu()
 
     with ExitStack() as stack:
         stack.enter_context(temporary_parameters(problem.model, tensors))
@@ -285,7 +286,7 @@ def _check_function(problem: Problem, state: Mapping[str, Tensor], moved: Mappin
     if not all(isinstance(o, Tensor) for o in outputs):
         values = [problem.loss(o, batch) for o in outputs]
         outputs = [torch.as_tensor(v) for v in values]
-    first, second = (o.detach().double() for o in outputs)
+    first, second = (in_float64(o.detach()) for o in outputs)
     rounding = torch.finfo(outputs[0].dtype).eps * AGREEMENT if outputs[0].is_floating_point() else 0.0
     if not float((first - second).abs().max()) <= rounding * max(1.0, float(first.abs().max())):
         raise ValueError(

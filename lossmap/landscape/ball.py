@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.sums import norm
+from lossmap.sums import in_float64, norm
 
 KINDS = ("filter", "adaptive", "absolute")
 DEFAULT_RADII = {"filter": 0.5, "adaptive": 0.5, "absolute": 0.05}
@@ -59,7 +59,7 @@ class Ball:
         The radius of a point uniform in a ball of m dimensions is u^(1/m) of the ball's, u uniform in [0, 1].
         """
         n = len(self.scale)
-        z = seeding.normal(n, "ball", purpose, seed, index).double().to(self.scale.device)
+        z = in_float64(seeding.normal(n, "ball", purpose, seed, index)).to(self.scale.device)
         z = z * (self.scale > 0)
         share = float(torch.rand((), generator=seeding.generator("ball radius", purpose, seed, index)))
         length = norm(z)
@@ -86,7 +86,7 @@ def check_ball(kind: str, radius: float) -> None:
 
 def _scale_of(kind: str, p: Tensor) -> Tensor:
     """The diagonal of T at one tensor, in float64."""
-    values = p.double()
+    values = in_float64(p)
     if kind == "absolute":
         return torch.ones_like(values)
     if kind == "adaptive" or p.dim() <= 1:

@@ -19,8 +19,6 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-import torch
-
 from lossmap.curvature.rounding import SAFETY
 from lossmap.io.field_errors import ROUNDING, SPACINGS
 from lossmap.landscape.connection import Connection
@@ -46,9 +44,9 @@ def seconds_of_rounding(measure: ConnectionMap) -> float:
         return 0.0
     places, seconds = 2 + len(PLACES) + len(measure.problems), 0.0
     try:
-        for dtype in (None, torch.float64):
+        for wide in (False, True):
             began = time.perf_counter()
-            few = measure.of_few(dtype)
+            few = measure.of_few(in_double=wide)
             made = time.perf_counter()
             few.alone(0.5)
             seconds += made - began + places * (time.perf_counter() - made)
@@ -85,7 +83,7 @@ def _largest(line: Connection, split: str) -> float:
 
 def _measured(measure: ConnectionMap, places: list[float]) -> dict[str, float]:
     """By split, the largest finite difference of the rises between the measure's precision and float64."""
-    single, double = (_rises(measure.of_few(dtype), places) for dtype in (None, torch.float64))
+    single, double = (_rises(measure.of_few(in_double=wide), places) for wide in (False, True))
     apart = {split: [abs(a - b) for a, b in zip(single[split], double[split], strict=True)] for split in single}
     return {split: max((x for x in differences if isfinite(x)), default=0.0) for split, differences in apart.items()}
 

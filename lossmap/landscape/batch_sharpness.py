@@ -25,6 +25,7 @@ from lossmap.data.batches import Batches, FixedBatches, Resident, Streamed, map_
 from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem
 from lossmap.seeding import generator
+from lossmap.sums import in_float64
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def batch_sharpness(
             continue
         operator = build_operator(replace(own, checked=True), "hessian", parameters, check=check)
         v = (gradient / length).to(operator.dtype)
-        quotients.append(float((v.double() * (operator @ v).double()).sum() / v.double().square().sum()))
+        quotients.append(float((in_float64(v) * in_float64(operator @ v)).sum() / in_float64(v).square().sum()))
     values = np.array(quotients)
     if isinstance(problem.data, FixedBatches):
         size = problem.data.batch_size

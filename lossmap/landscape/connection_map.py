@@ -49,6 +49,7 @@ from lossmap.landscape.loss import ForwardPlan, LossMap
 from lossmap.landscape.sample_losses import has_weighted_sample_losses, weighted_sample_losses
 from lossmap.module_walks import named_tensors
 from lossmap.report.connection import BESIDE
+from lossmap.sums import in_float64
 
 RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")
 NONE = "none"  # what is stored where no batch norm keeps statistics
@@ -90,14 +91,13 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class _Converted(Mapping[str, Tensor]):
-    """Tensors by name in another precision, each converted when it is read: none is held beside the model's."""
+class _InFloat64(Mapping[str, Tensor]):
+    """Tensors by name in float64, each converted when it is read: none is held beside the model's."""
 
     tensors: Mapping[str, Tensor]
-    dtype: torch.dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name].to(self.dtype)
+        return in_float64(self.tensors[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -178,21 +178,22 @@ class ConnectionMap(LossMap):
         own = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         return str(self.autocast or own).removeprefix("torch.")
 
-    def of_few(self, dtype: torch.dtype | None) -> ConnectionMap:
+    def of_few(self, *, in_double: bool) -> ConnectionMap:
         """The measure of this way alone over a few samples of each split, and statistics of a few; on this rank alone.
 
-        dtype  another precision; None: the measure's own
+        in_double  in float64, and not in the measure's own precision
         """
         problems, statistics, plane, autocast = {}, None, self.plane, self.autocast
+        dtype = torch.float64 if in_double else None
         for split, problem in self.problems.items():
             problems[split] = problem.over_part(_spread(problem.data))
         if self._statistics is not None:
             statistics = FixedBatches((move_batch(next(iter(self._statistics)), None, dtype),))
-        if dtype is not None:
-            origin, *axes = (_Converted(named, dtype) for named in (plane.origin, *plane.axes))
+        if in_double:
+            origin, *axes = (_InFloat64(named) for named in (plane.origin, *plane.axes))
             plane, autocast, model = Plane(origin, tuple(axes), plane.recipes), None, None
             for split, problem in problems.items():
-                twin = problem_in(problem, dtype)
+                twin = problem_in(problem, torch.float64)
                 model = model or twin.model  # all are over one
                 problems[split] = twin.over(model)
             own = {} if model is None else named_tensors(model)
@@ -283,7 +284,7 @@ class ConnectionMap(LossMap):
     def _fetched(self, sums: Tensor) -> Tensor:
         """As of the base, and in the same copy the numbers of the samples or batches."""
         rows, self._rows = self._rows, []
-        known = [row.reshape(-1).to(sums.device) for row in rows if row is not None]
+        known = [in_float64(row.reshape(-1)).to(sums.device) for row in rows if row is not None]
         if not known or len(known) < len(rows):
             return super()._fetched(sums)
         fetched = super()._fetched(torch.cat([sums, *known]))

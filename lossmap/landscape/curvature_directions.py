@@ -33,7 +33,7 @@ from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.preconditioned import PreconditionedOperator
-from lossmap.sums import norm
+from lossmap.sums import in_float64, norm
 
 logger = logging.getLogger("lossmap")
 
@@ -88,7 +88,8 @@ def curved_direction(
         v, facts = _eigenvector(operator, kind, SIDES[side], int(number or 1), seed, scale)
         layout: Layout = operator.layout
     if scale is not None:
-        v = (scale.to(v.device) * v.double()) / norm(scale.to(v.device) * v.double())
+        v = scale.to(v.device) * in_float64(v)
+        v = v / norm(v)
     v = v.to(next(problem.model.parameters()).dtype)
     return v / norm(v), layout, facts
 
@@ -155,7 +156,7 @@ def _search(
 
 def _stretch(scale: Tensor, v: Tensor) -> float:
     """By how much a small angle to v grows at most where every vector is multiplied with D entry by entry."""
-    moved = norm(scale.to(v.device) * v.double()) / norm(v.double())
+    moved = norm(scale.to(v.device) * in_float64(v)) / norm(in_float64(v))
     return float(scale.max()) / float(moved) if moved else inf
 
 
@@ -184,8 +185,8 @@ def _preconditioned_gradient(problem: Problem, parameters: str) -> tuple[Tensor,
         raise FloatingPointError(f"the loss is {loss} at these parameters: no direction can be made of its gradient")
     root, decay = problem.preconditioner.vectors(layout.names, gradient.device)
     named = selected(problem.model, parameters)
-    theta = torch.cat([named[name].detach().double().reshape(-1) for name in layout.names])
-    v = root.square() * (gradient.double() + decay * theta)
+    theta = torch.cat([in_float64(named[name].detach()).reshape(-1) for name in layout.names])
+    v = root.square() * (in_float64(gradient) + decay * theta)
     length = norm(v)
     if length == 0:
         raise ValueError("the optimizer's step is zero here: no direction can be made of it")
@@ -202,7 +203,7 @@ def _ascent(problem: Problem, parameters: str, kind: str) -> tuple[Tensor, Layou
         named = selected(problem.model, parameters)
         if any(p.is_complex() for p in named.values()):
             raise ValueError(f"the direction sam:{kind} is of real parameters; the model has complex ones")
-        gradient = gradient.double() * Ball.around(named, kind, 1.0).scale.square()
+        gradient = in_float64(gradient) * Ball.around(named, kind, 1.0).scale.square()
     v = gradient.to(next(problem.model.parameters()).dtype)
     length = norm(v)
     if length == 0:

@@ -47,6 +47,7 @@ from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator, noisy
 from lossmap.linalg.trace import Trace, trace
 from lossmap.report.eigenmap import MEASURED, ROUNDING
+from lossmap.sums import in_float64
 
 logger = logging.getLogger("lossmap")
 
@@ -445,7 +446,7 @@ class EigenvalueMap:
             matrix = factory.at(tensors)
             for i in np.flatnonzero(np.isfinite(pairs.values)):
                 x = pairs.vectors[:, i]
-                values[r, i] = float(x.double() @ (matrix @ x).double()) / float(x.double() @ x.double())
+                values[r, i] = float(in_float64(x) @ in_float64(matrix @ x)) / float(in_float64(x) @ in_float64(x))
         reading = reading_of(replace(pairs, values=mean_and_error(values)[1]), which)
         return {f"{name}_noise_error": value for name, value in reading.items() if name.endswith("_eig")}
 
@@ -713,7 +714,7 @@ class Neighbours:
 
 def continued(near: Tensor, far: Tensor) -> Tensor:
     """Vectors (n, m), each continued by the step from far to near where those two are nearly alike up to their sign."""
-    overlaps = (near.double() * far.double()).sum(0)
+    overlaps = (in_float64(near) * in_float64(far)).sum(0)
     ahead = 2.0 * near - overlaps.sign().to(near.dtype) * far
     ahead = ahead / torch.linalg.vector_norm(ahead, dim=0, dtype=torch.float64).to(ahead.dtype)
     return torch.where(overlaps.abs() > MIN_COSINE, ahead, near)

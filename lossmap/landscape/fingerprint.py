@@ -35,6 +35,7 @@ from lossmap.geometry.grid import Point
 from lossmap.installed import installed_folders, installed_prefixes
 from lossmap.io.provenance import checkout_of
 from lossmap.seeding import same_random_state
+from lossmap.sums import in_float64
 
 SAMPLES = 16
 MAX_DEPTH = 4  # of callables within callables
@@ -113,7 +114,7 @@ def _product(problem: Problem, batch: Any, state: Mapping[str, torch.Tensor]) ->
             if not along.requires_grad:  # a loss that is linear in theta
                 return 0.0
             product = torch.autograd.grad(along, parameters, materialize_grads=True)
-        return float(torch.stack([p.double().square().sum() for p in product]).sum().sqrt())
+        return float(torch.stack([in_float64(p).square().sum() for p in product]).sum().sqrt())
 
 
 # ---- sources

@@ -37,6 +37,7 @@ from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 from lossmap.landscape.rounding_remarks import RoundingRemarks
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.landscape.variance_remarks import VarianceRemarks
+from lossmap.sums import in_float64, sums_in
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ class LossMap:
         """(2 + metrics + counted,) float64: samples, loss sum, metric sums, and samples of metrics that are of some."""
         model = problem.model if self._graph is None else self._graph
         kept: list[Batch] = []
-        summed = self._fetched(torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0))
+        sums = torch.stack([self._read(problem, model, batch, kept) for batch in problem.data])
+        summed = self._fetched(in_float64(sums).sum(0))
         if kept:
             outputs, targets = join_batches(kept)
             for place, (name, metric) in enumerate(problem.metrics.items(), start=1):
@@ -297,11 +299,11 @@ class LossMap:
             loss = problem.loss(outputs, batch)
             zero = loss.detach().new_zeros(())
             metrics = [zero if m.whole else m.total(outputs, batch) for m in problem.metrics.values()]
-            metrics += [zero.double() + count(batch) for count in counted(problem).values()]
+            metrics += [zero.to(sums_in(zero.device)) + count(batch) for count in counted(problem).values()]
             self._look_at(problem, outputs, batch)
         if self._has_whole:
             kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch, outputs)))
-        return torch.stack([loss.detach().double(), *(m.to(loss.device).double() for m in metrics)])
+        return torch.stack([t.detach().to(loss.device, sums_in(loss.device)) for t in (loss, *metrics)])
 
 
 def counted(problem: Problem) -> dict[str, Callable[[Batch], int]]:

@@ -24,6 +24,7 @@ from torch import nn
 
 from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem
+from lossmap.sums import in_float64
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -117,7 +118,7 @@ def _value(value: Any, above: tuple[int, ...] = ()) -> str:
 def _digest(value: Any) -> str:
     """Shape and SHA-256 of an array's numbers; the shape alone of what holds no real numbers (text, sparse tensors)."""
     try:
-        array = torch.as_tensor(value).detach().to("cpu", torch.float64).numpy()
+        array = in_float64(torch.as_tensor(value).detach()).cpu().numpy()
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         return f"{type(value).__name__} {tuple(value.shape)}"
     return f"{tuple(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"

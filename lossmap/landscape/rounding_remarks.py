@@ -26,6 +26,7 @@ from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Point
 from lossmap.seeding import same_random_state
+from lossmap.sums import for_float64
 
 log = logging.getLogger("lossmap")
 
@@ -98,7 +99,7 @@ def _in_two_precisions(problem: Problem, state: Mapping[str, Tensor], lowered: L
         if not problem.separable:
             raise
         # a model that runs in its own precision alone: what the loss adds to its outputs
-        double, precise = map_tensors(_in_float64, batch), map_tensors(_in_float64, outputs)
+        double, precise = map_tensors(for_float64, batch), map_tensors(for_float64, outputs)
         with _as_read(grads):
             high = float(problem.loss(precise, double))
     return low / count, high / count, count
@@ -109,10 +110,6 @@ def _as_read(grads: bool) -> Iterator[None]:
     """Inside, losses are computed as a survey reads them, from the same random numbers at every call."""
     with torch.set_grad_enabled(grads), stable_forms("losses"), same_random_state(20):
         yield
-
-
-def _in_float64(t: Tensor) -> Tensor:
-    return t.double() if t.is_floating_point() else t
 
 
 __all__ = ["RoundingRemarks"]

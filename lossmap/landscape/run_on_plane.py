@@ -28,6 +28,7 @@ from lossmap.geometry.training_path import trajectory
 from lossmap.io.surface import Group
 from lossmap.landscape.checkpoint_steps import known_steps
 from lossmap.landscape.loss import losses, plain_forward
+from lossmap.sums import in_float64
 
 PASSES = 4  # over the data at a checkpoint: two of losses, and a gradient, which takes about two
 
@@ -96,7 +97,7 @@ def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters
             log.warning("no cosines of steps and gradients: at checkpoint %d there is no gradient: %s", t, reason)
             return np.full(len(states), nan)
         step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
-        s = torch.cat([step[name].reshape(-1).double() for name in found.layout.names])
+        s = torch.cat([in_float64(step[name].reshape(-1)) for name in found.layout.names])
         lengths = float(s.norm()) * float(found.gradient.norm())
         cosines[t] = -float(s @ found.gradient) / lengths if lengths else nan
     return cosines

@@ -29,6 +29,7 @@ from lossmap.data.criteria import (
 )
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.problem import Problem
+from lossmap.sums import in_float64
 
 MODULES = (
     nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss,
@@ -43,7 +44,7 @@ def sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tensor | None
         return None
     double = torch.float64 in floating_dtypes(outputs)
     each: Tensor = in_one_precision(criterion, double, outputs, targets_of(batch, outputs))
-    return each.detach().double().reshape(each.shape[0], -1).mean(1)
+    return in_float64(each.detach()).reshape(each.shape[0], -1).mean(1)
 
 
 def weighted_sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tensor | None:
@@ -64,13 +65,13 @@ def weighted_sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tens
     elementwise.reduction = "none"
     double = torch.float64 in floating_dtypes(outputs)
     each: Tensor = in_one_precision(elementwise, double, outputs, targets)
-    sums = each.detach().double().reshape(each.shape[0], -1).sum(1)
+    sums = in_float64(each.detach()).reshape(each.shape[0], -1).sum(1)
     if _is_sum(problem):
         return torch.stack([sums, torch.ones_like(sums)], 1)
     counts = targets != elementwise.ignore_index
-    weights = counts.double()
+    weights = in_float64(counts)
     if elementwise.weight is not None:
-        of_classes = elementwise.weight.double().to(targets.device)
+        of_classes = in_float64(elementwise.weight).to(targets.device)
         weights = weights * of_classes[torch.where(counts, targets, 0)]
     return scale * torch.stack([sums, weights.reshape(len(sums), -1).sum(1)], 1)
 
@@ -96,7 +97,7 @@ def sample_correct(metric: Metric, outputs: Any, batch: Batch) -> Tensor | None:
     if targets.dim() == outputs.dim():  # one-hot or probabilities
         targets = targets.argmax(-1)
     correct = (largest_outputs(outputs, 1) == targets) & are_classes(targets, metric.total.ignored)
-    return 100.0 * correct.double() if correct.dim() == 1 else None
+    return 100.0 * in_float64(correct) if correct.dim() == 1 else None
 
 
 def _criterion(problem: Problem) -> Any:

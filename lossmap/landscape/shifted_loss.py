@@ -23,6 +23,7 @@ from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.curvature.rounding import problem_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.sums import float64_device, in_float64
 
 logger = logging.getLogger("lossmap")
 
@@ -54,7 +55,7 @@ class ShiftedLoss:
     @property
     def zero(self) -> Tensor:
         """(n,) no displacement."""
-        device = next(iter(self.origin.values())).device
+        device = float64_device(next(iter(self.origin.values())).device)
         return torch.zeros(self.layout.size, dtype=torch.float64, device=device)
 
     @contextmanager
@@ -110,4 +111,4 @@ class ShiftedLoss:
     def _tensors(self, d: Tensor) -> dict[str, Tensor]:
         """The displaced parameters by name, in the model's precision."""
         parts = self.layout.unflatten(d)
-        return {name: (p.double() + parts[name]).to(p.dtype) for name, p in self.origin.items()}
+        return {name: (in_float64(p) + parts[name]).to(p.device, p.dtype) for name, p in self.origin.items()}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.sums import in_float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +67,11 @@ class PreconditionedOperator:
         """The product with v, (n,) -> (n,), or with the columns of (n, b), in v's precision; D and W in float64."""
         if v.dim() == 2:
             return torch.stack([self @ column for column in v.unbind(1)], 1)
-        scaled = self.scale.to(v.device) * v.double()
+        scaled = in_float64(v)
+        scale = self.scale.to(scaled.device)
+        scaled = scale * scaled
         # H is multiplied with a vector of length about one: in float32 a tiny one would lose digits to underflow
         length = float(scaled.norm()) or 1.0
-        image = (self.inner @ (scaled / length).to(self.inner.dtype)).double() * length
-        decay = self.decay.to(v.device) if isinstance(self.decay, Tensor) else self.decay
-        return (self.scale.to(v.device) * (image + decay * scaled)).to(v.dtype)
+        image = in_float64(self.inner @ (scaled / length).to(self.inner.dtype)) * length
+        decay = self.decay.to(scaled.device) if isinstance(self.decay, Tensor) else self.decay
+        return (scale * (image + decay * scaled)).to(v.dtype).to(v.device)

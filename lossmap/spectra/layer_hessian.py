@@ -38,6 +38,7 @@ from lossmap.diagnostics.activations import first_argument
 from lossmap.linalg.operator import Rounding
 from lossmap.report.definiteness import kind_of
 from lossmap.report.layer_hessian import LayerHessianSummary, layer_hessian_text
+from lossmap.sums import in_float64
 
 AT = ("inputs", "weights")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -231,7 +232,7 @@ def _layer_hessian(called: _CalledLayer, at: str, dense: int, samples: int) -> L
         activation = _plain(called.activation)
         if isinstance(activation, (nn.Softmax, nn.LogSoftmax)) and isinstance(layer, nn.Linear):
             activation.dim = -1  # of inputs in rows
-    x = called.inputs[:samples].double().cpu()
+    x = in_float64(called.inputs[:samples]).cpu()
     weight = cast(Tensor, layer.weight).detach()
     size = {"inputs": x[0].numel(), "weights": weight.numel()}[at]
     with torch.no_grad():

@@ -33,6 +33,7 @@ from lossmap.landscape.sharpness import sharpness
 from lossmap.linalg.extreme_eigenpairs import eigenpairs
 from lossmap.linalg.trace import trace
 from lossmap.parallel.world import World
+from lossmap.sums import in_float64
 from lossmap.topology.minima import find_minima
 from lossmap.training import Recipe, readings, train
 
@@ -107,7 +108,7 @@ class TrainedNet:
             if not isfinite(found["loss"]):
                 raise FloatingPointError(f"the {split} loss is {found['loss']} after the training")
             values |= {f"{split}_loss": found["loss"], f"{split}_acc": found["acc"]}
-        squares = [float(p.detach().double().square().sum()) for p in selected(self.model, PARAMETERS).values()]
+        squares = [float(in_float64(p.detach()).square().sum()) for p in selected(self.model, PARAMETERS).values()]
         return values | {"weight_norm": sqrt(sum(squares))}
 
 
@@ -183,9 +184,9 @@ def plane_curvature(operator: Any, axes: torch.Tensor) -> np.ndarray:
 
     Price: two products.
     """
-    basis = torch.linalg.qr(axes.double().T)[0].to(axes.dtype)  # (n, 2)
+    basis = torch.linalg.qr(in_float64(axes).T)[0].to(axes.dtype)  # (n, 2)
     images = torch.stack([operator @ column for column in basis.T], dim=1)
-    small = (basis.double().T @ images.double()).cpu().numpy()
+    small = (in_float64(basis).T @ in_float64(images)).cpu().numpy()
     values: np.ndarray = np.linalg.eigvalsh((small + small.T) / 2)
     return values
 

@@ -19,6 +19,7 @@ from torch import nn
 from lossmap.data.checkpoints import load_into
 from lossmap.geometry.parameter_vector import selected
 from lossmap.landscape.checkpoint_steps import find_checkpoints
+from lossmap.sums import in_float64
 
 Array = np.ndarray
 
@@ -65,7 +66,7 @@ def neuron_paths(checkpoints: Iterable[str | Path], model: nn.Module) -> list[Ne
     for file in files.values():
         load_into(model, file)
         for name, tensor in selected(model, "weights").items():
-            rows.setdefault(name, []).append(tensor.detach().double().cpu().numpy().reshape(len(tensor), -1))
+            rows.setdefault(name, []).append(in_float64(tensor.detach()).cpu().numpy().reshape(len(tensor), -1))
     return [projected(name, np.array(list(files)), np.stack(layer)) for name, layer in rows.items()]
 
 

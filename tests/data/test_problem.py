@@ -1,7 +1,6 @@
 """Problems: sums that do not depend on the batches, conventions of the losses, a model that is restored."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -636,15 +635,6 @@ def test_tensors_in_a_list_that_are_no_batches_are_refused(caplog):
     assert (
         problem.samples == 24 and "is read as two batches; one batch of inputs and targets is the tuple" in caplog.text
     )
-
-
-def test_a_model_on_a_device_without_float64_is_refused_by_name():
-    class Elsewhere(nn.Linear):
-        def parameters(self, recurse=True):
-            return iter([SimpleNamespace(device=torch.device("mps"))])
-
-    with pytest.raises(ValueError, match=r"Apple GPU \(mps\), which has no float64.*model.cpu\(\)"):
-        Problem(Elsewhere(2, 2), None, None, None, None, {})
 
 
 def test_single_samples_whose_targets_are_rows_are_put_together_or_named():

@@ -632,7 +632,7 @@ def test_a_difference_that_is_small_by_chance_at_one_place_is_no_small_rounding(
 def test_the_measure_in_float64_holds_no_second_model_beside_the_point():
     a, b = (nn.Sequential(nn.Linear(4, 600), nn.ReLU(), nn.Linear(600, 3)) for _ in "ab")
     measure = connection_map({"train": supervised(a), "test": supervised(a)}, line_between(a, b), ForwardPlan(8))
-    twin = measure.of_few(torch.float64)
+    twin = measure.of_few(in_double=True)
     held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in twin.model.parameters()}
     assert sum(held.values()) <= 8 * len(held)
     assert twin.plane.origin["0.weight"] is not twin.plane.origin["0.weight"]  # made when it is read

@@ -1,13 +1,22 @@
-"""Every measure over a small net, on the CPU and on the pretended device, as JSON: numbers with bars, and waits."""
+"""Every measure over a small net, on the CPU and on the pretended device, as JSON: numbers with bars, and waits.
+
+With the argument `without-float64` the device is one that has none.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
+import re
+import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -144,6 +153,14 @@ def checkpoints(p: lossmap.Problem) -> Bars:
     ]
 
 
+class Remarks(logging.Handler):
+    """What the log says on each device, but for numbers."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        remarks[where].append(re.sub(r"[\d.]+(e-?\d+)?", "#", record.getMessage()))
+
+
+remarks: dict[str, list[str]] = {CPU: [], PRETENDED: []}
 of_a_checkpoint: list[int] = []
 SEARCHES = (spectrum, layers, connection, sharpness, checkpoints)
 
@@ -157,11 +174,28 @@ def numbers() -> tuple[dict[str, Any], dict[str, int]]:
     p = dense()
     found |= {"ends, dense": ends(p), "ends, conv": ends(problem("conv"))}
     found["spectrum, dense matrix"] = of_spectrum(lossmap.spectrum(p, top=3, bottom=1, density_error=0.3))
+    for product in ("gauss-newton", "fisher", "mc-fisher"):
+        found[f"spectrum, {product}"] = of_spectrum(lossmap.spectrum(p, top=1, bottom=1, matrix=product))
     found["findings"] = len(lossmap.diagnose(p, samples=40, density_error=0.3).findings)
+    for measure in PASSES:
+        found[measure.__name__] = flat(measure(dense()))
     counts: dict[str, int] = {}
     for search in SEARCHES:
         counts[search.__name__] = waits_of(search, dense(), found)
     return found, counts
+
+
+def flat(value: Any) -> list[float]:
+    """All real numbers in a result, in order."""
+    if is_dataclass(value):
+        return [x for f in fields(value) for x in flat(getattr(value, f.name))]
+    if isinstance(value, Mapping):
+        return [x for v in value.values() for x in flat(v)]
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return [float(x) for x in value.reshape(-1).tolist()]
+    if isinstance(value, (list, tuple)):
+        return [x for v in value for x in flat(v)]
+    return [float(value)] if isinstance(value, (int, float)) else []
 
 
 def waits_of(measure: Any, p: lossmap.Problem, found: dict[str, Any]) -> int:
@@ -229,11 +263,16 @@ def waits_of_a_dense_matrix() -> float:
     return (waits() - before) / operator.products
 
 
+logging.getLogger("lossmap").addHandler(Remarks())
+logging.getLogger("lossmap").setLevel(logging.INFO)
 on_cpu, _ = numbers()
+if "without-float64" in sys.argv:
+    pretended_device.without_float64()
 where, of_a_checkpoint = PRETENDED, []
 on_device, once = numbers()
 twice: dict[str, Any] = {}
 print(json.dumps({
+    "remarks": remarks,
     "numbers": {CPU: on_cpu, PRETENDED: on_device},
     "waits": waits_of_each(),
     "passes": {m.__name__: [waits_of(m, dense(size), {}) for size in (8, 4)] for m in PASSES},
