@@ -9,7 +9,7 @@ Source: the documentation of CUDA's runtime: after such an error the process mus
 
 from __future__ import annotations
 
-import sys
+from lossmap import accelerators
 
 _lost_by: list[str] = []  # the error by which the GPU was lost, once it was
 
@@ -44,11 +44,9 @@ def loses_gpu(error: BaseException) -> bool:
 
 
 def _every_call_fails() -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return False
     try:
-        torch.cuda.synchronize()  # reports an error that lasts, and no other
+        for module in accelerators.started():
+            module.synchronize()  # reports an error that lasts, and no other
     except Exception:
         return True
     return False

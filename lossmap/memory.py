@@ -3,7 +3,7 @@
     free = min over the limits L of (L - used + inactive file caches)        bytes
 
 One function says how much is free, `free_memory`, and it alone divides by the ranks that share the memory; everything
-else in the package asks it. A GPU is asked by CUDA itself. A host is the smallest of
+else in the package asks it. A GPU is asked by its driver. A host is the smallest of
 
     the machine        MemAvailable of /proc/meminfo
     control group v2   memory.max and memory.high of the group in /proc/self/cgroup and of every group above it
@@ -30,6 +30,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from lossmap import accelerators
 
 SAMPLE_SHARE = 0.25  # of what is free, for the samples of one problem
 UNLIMITED = 1 << 62  # bytes; what is "free" under a limit that is not there
@@ -59,8 +61,9 @@ def trim_heap() -> None:
 def memory_now(model: torch.nn.Module) -> int:
     """Bytes that this process has taken at most so far: on the model's GPU, where it has one, else in main memory."""
     device = next(iter(model.parameters())).device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    peak = accelerators.peak_bytes(device)
+    if peak is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # of getrusage
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -79,7 +82,7 @@ def free_memory(
 ) -> int:
     """The bytes of free memory on a device, for each of the ranks that share it.
 
-    device         a CUDA device is asked by `torch.cuda.mem_get_info`; any other counts as the host
+    device         a GPU is asked by its driver; any other counts as the host, whose memory Apple's GPUs share
     ranks_sharing  ranks on this host (or this GPU) that are to divide what is free, this one included; by default those
                    that the launcher has started on this host, spread over its GPUs
     root           the folder that holds /proc and /sys, for tests
@@ -90,15 +93,15 @@ def free_memory(
     device = torch.device(device)
     variables = os.environ if environ is None else environ
     if ranks_sharing is None:
-        devices = torch.cuda.device_count() if device.type == "cuda" else 1
+        devices = accelerators.count(device.type)
         ranks_sharing = -(-ranks_on_host(variables) // max(devices, 1))
     if ranks_sharing < 1:
         raise ValueError(f"ranks_sharing must be >= 1; got {ranks_sharing}")
-    if device.type == "cuda":
-        free = int(torch.cuda.mem_get_info(device)[0])
-    else:
+    free = accelerators.free_bytes(device)
+    if free is None or device.type == "mps":
         slurm = _free_under_slurm(variables, _resident_size(root) * ranks_sharing)
-        free = min(_free_on_machine(root), _free_in_groups(root), slurm)
+        limits = (_free_on_machine(root), _free_in_groups(root), slurm)
+        free = min(limits if free is None else (free, *limits))
     return free // ranks_sharing
 
 

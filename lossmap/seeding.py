@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lossmap import accelerators
+
 SEPARATOR = "\x1f"  # between the parts of a purpose; no name contains it
 
 
@@ -37,22 +39,23 @@ def signs(n: int, *purpose: str | int) -> torch.Tensor:
 
 @contextmanager
 def preserved_random_state(devices: bool = True) -> Iterator[None]:
-    """The global generators of torch (also on CUDA `devices`), NumPy and Python are afterwards as they were before."""
+    """The global generators of torch (also on `devices`), NumPy and Python are afterwards as they were before."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    some = devices and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if some else ()):
+    on_devices = accelerators.random_states() if devices else []
+    with torch.random.fork_rng(devices=()):
         try:
             yield
         finally:
+            accelerators.set_random_states(on_devices)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
 
 def random_states() -> tuple[Any, ...]:
-    """What the global generators of torch (also on CUDA devices), NumPy and Python will draw next, to be compared."""
+    """What the global generators of torch (also on GPUs), NumPy and Python will draw next, to be compared."""
     states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
+    for _, each in accelerators.random_states():
+        states += each
     _, keys, *position = np.random.get_state(legacy=True)
     own = (keys.tobytes(), tuple(position))  # type: ignore[union-attr]
     return (*(state.numpy().tobytes() for state in states), own, random.getstate())
@@ -63,13 +66,13 @@ def same_random_state(seed: int = 0, devices: bool = True) -> Iterator[None]:
     """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as before.
 
     User code, such as a factory, then gives the same to every rank, and to every later run. Without `devices` those on
-    CUDA are left alone, which a process that only reads data must not touch.
+    GPUs are left alone, which a process that only reads data must not touch.
     """
     with preserved_random_state(devices):
         # not torch.manual_seed, which also queues a call, with a traceback, for each kind of device that is absent
         torch.default_generator.manual_seed(seed)
-        if devices and torch.cuda.is_available():
-            torch.cuda.manual_seed_all(seed)
+        if devices:
+            accelerators.seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # NumPy takes 32 bits
         yield

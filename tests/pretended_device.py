@@ -26,6 +26,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lossmap import accelerators
+
 NAME = "pretended"
 waits: Counter[str] = Counter()
 uploads: Counter[str] = Counter()
@@ -37,6 +39,11 @@ WAITING = {
     aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default,
     aten._unique2.default, aten.unique_dim.default, aten.is_nonzero.default, aten.repeat_interleave.Tensor,
 }  # fmt: skip
+VIEWS = {
+    "t", "view", "_unsafe_view", "slice", "select", "detach", "transpose", "permute", "expand", "unsqueeze", "squeeze",
+    "alias", "as_strided", "split", "split_with_sizes", "unbind", "_reshape_alias", "empty", "empty_strided",
+    "_local_scalar_dense", "unfold", "narrow", "diagonal", "lift_fresh", "empty_like", "new_empty",
+}  # fmt: skip  # by name: operations that read and write no numbers on the device
 MOVING = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
 INDEXING = {  # which take indices that lie on the CPU
     aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default,
@@ -86,6 +93,39 @@ class _Module:
 
     def set_rng_state(self, *_: Any) -> None:
         pass
+
+    def get_rng_state_all(self) -> list[torch.Tensor]:
+        return [torch.get_rng_state()]
+
+    def set_rng_state_all(self, *_: Any) -> None:
+        pass
+
+    def set_device(self, device: Any) -> None:
+        self.taken = torch.device(device)
+
+    def get_device_name(self, *_: Any) -> str:
+        return "Pretended GPU"
+
+    def synchronize(self, *_: Any) -> None:
+        pass
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    def empty_cache(self) -> None:
+        pass
+
+    def mem_get_info(self, *_: Any) -> tuple[int, int]:
+        return 1 << 30, 1 << 31
+
+    def max_memory_allocated(self, *_: Any) -> int:
+        return 1 << 20
+
+
+def as_a_kind_of_gpu() -> None:
+    """Let the commands know it as a kind of GPU, which `--device auto` takes."""
+    accelerators.KINDS += (NAME,)
+    accelerators.AUTOMATIC += (NAME,)
 
 
 class _Hooks(torch._C._acc.PrivateUse1Hooks):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import lossmap
+from lossmap import accelerators
 from lossmap.curvature.autotune import Probe, prepare
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.data.batches import FixedBatches, Resident
@@ -46,7 +47,7 @@ def problem(samples=SAMPLES, batch_size=32):
 def emptied(monkeypatch):
     """How often the allocator of a GPU was emptied."""
     calls = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
+    monkeypatch.setattr(accelerators, "release_cache", lambda: calls.append(1))
     return calls
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from lossmap import accelerators
 from lossmap.callbacks.history import History, known, now
 from lossmap.callbacks.loggers import logs_of
 from lossmap.callbacks.measurement import OTHER_PRODUCTS, Measurement, Reading
@@ -158,7 +159,7 @@ class CurvatureMonitor:
             "samples": problem.data.samples,
             "optimizer": step_rule(optimizer, {}).name if optimizer is not None else "none",
         }
-        origin = {**provenance(_name_of(self._device), 1), "start": now()}
+        origin = {**provenance(accelerators.name_of(self._device), 1), "start": now()}
         self.history = History(self.measurement.fields, settings, attributes=origin)
 
     @property
@@ -338,8 +339,7 @@ class CurvatureMonitor:
 
     def _wait(self) -> None:
         """Until the device has done what it was given, so that the clock counts it where it belongs."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        accelerators.synchronize(self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -356,12 +356,6 @@ def _step_of(path: Path) -> int:
     """The step of a checkpoint's name, `step_000100.pt`; 0 where it has another."""
     digits = path.stem.removeprefix("step_")
     return int(digits) if digits.isdecimal() else 0
-
-
-def _name_of(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type
 
 
 def _refuse_sharded(model: torch.nn.Module) -> None:

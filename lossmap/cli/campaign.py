@@ -56,7 +56,7 @@ class CampaignSettings:
     output: str | None = setting(
         None, "collect: .csv, or .nc for xarray; report: .html; by default in the campaign's folder", metavar="FILE"
     )
-    device: str = setting("auto", "run: auto, cpu, cuda or cuda:1", metavar="DEVICE")
+    device: str = setting("auto", "run: auto, cpu, cuda, xpu, mps or cuda:1", metavar="DEVICE")
     threads: int | None = setting(
         None, "run: number of threads of a rank; by default its own cores", metavar="COUNT", minimum=1
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lossmap import accelerators
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.settings import UsageError
 from lossmap.numerics import ask_for_determinism, is_tf32, use_tf32
@@ -18,6 +19,7 @@ from lossmap.parallel.crowding import measured_crowding
 from lossmap.parallel.process import keep_freed_memory, threads_of_rank
 from lossmap.parallel.world import World
 from lossmap.process_state import also
+from lossmap.sums import has_float64
 
 also("TF32", is_tf32, use_tf32)  # each problem of a process has the precision that was asked for it
 DTYPES = {"float64": torch.float64}  # by --precision, of parameters and data; float32 for all others
@@ -77,12 +79,12 @@ def _counted(number: int, noun: str) -> str:
 def prepare_machine(run: RunSettings, world: World) -> Machine:
     """Choose this process's device, threads and precision; no TF32 unless it is asked for. All ranks call it.
 
-    Raises UsageError for --precision tf32 on a CPU, and ValueError as `parallel.devices` does.
+    Raises UsageError for a precision that the device has not, and ValueError as `parallel.devices` does.
     """
     computes = world.computes(run.rank_0, run.team)
     ask_for_determinism()
-    # a rank that only dispatches needs no GPU, and leaves CUDA alone
-    seen = world.together(_visible_gpus if computes and run.device != "cpu" else dict)
+    # a rank that only dispatches needs no GPU, and leaves them alone
+    kind, seen = world.together(lambda: _visible_gpus(devices.kind_of(run.device) if computes else "cpu"))
     visible = world.gather((world.host, seen))
     neighbours = [gpus for host, gpus in visible if host == world.host]
     place = sum(host == world.host for host, _ in visible[: world.rank])
@@ -90,14 +92,20 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
 
     def taken() -> tuple[torch.device, str, str, str]:
         """The device of this rank, its identity, and what the log calls it and its kind."""
-        device = torch.device(device_of(masks, place, run) if computes else "cpu")
+        device = torch.device(device_of(masks, place, run, kind) if computes else "cpu")
         if computes and run.precision == "tf32" and device.type != "cuda":
-            raise UsageError("--precision tf32 is a mode of GPUs; use float32 on a CPU")
-        if device.type != "cuda":
+            raise UsageError(f"--precision tf32 is a mode of CUDA's GPUs; use float32 on {device.type}")
+        if device.type == "cpu":
             return device, "", "", "cpu"
-        torch.cuda.set_device(device)  # so that nothing that names no device starts another one of the node
-        identity = masks[place][device.index]
-        return device, identity, devices.shown_names(neighbours)[place][identity], torch.cuda.get_device_name(device)
+        _take(device)
+        name = accelerators.name_of(device)
+        if run.precision == "float64" and not has_float64(device):
+            raise UsageError(
+                f"--precision float64: {name} has no float64; take float32, whose sums and checks are made in float64 "
+                "on the CPU, or --device cpu"
+            )
+        identity = masks[place][device.index or 0]
+        return device, identity, devices.shown_names(neighbours)[place][identity], name
 
     device, identity, gpu, name = world.together(taken)
     threads = threads_of_rank(run.threads, len(neighbours))
@@ -120,15 +128,33 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     )
 
 
-def _visible_gpus() -> dict[str, str]:
-    """The GPUs that this process may use, by what tells them apart on its node: their names, in their order."""
-    count = torch.cuda.device_count()
-    names = devices.visible_devices(os.environ, count, rocm=torch.version.hip is not None)
-    each = [torch.cuda.get_device_properties(i) for i in range(len(names))]
+def _take(device: torch.device) -> None:
+    """Make a GPU the process's own, so that nothing that names no device starts another one of the node."""
+    module = accelerators.module_of(device.type)
+    if hasattr(module, "set_device"):  # Apple's is the only one
+        module.set_device(device)
+
+
+def _visible_gpus(kind: str) -> tuple[str, dict[str, str]]:
+    """The GPUs of a kind that this process may use, by what tells them apart on its node: their names, in their order.
+
+    kind  as `--device` names it: `auto` is whatever there is
+
+    Returns the kind too.
+    """
+    if kind == "auto":
+        kind = accelerators.automatic_kind() or "cpu"
+    if kind == "cpu":
+        return kind, {}
+    module = accelerators.module_of(kind)
+    rocm = kind == "cuda" and torch.version.hip is not None
+    names = devices.visible_devices(os.environ, accelerators.count(kind), rocm=rocm, kind=kind)
+    describe = getattr(module, "get_device_properties", lambda i: None)
+    each = [describe(i) for i in range(len(names))]
     uuids = [getattr(properties, "uuid", None) for properties in each]
     addresses = [devices.pci_address(properties) for properties in each]
     identities = devices.identities(names, [None if uuid is None else str(uuid) for uuid in uuids], addresses)
-    return dict(zip(identities, names, strict=True))
+    return kind, dict(zip(identities, names, strict=True))
 
 
 def seconds_of_work(device: torch.device) -> float:
@@ -148,6 +174,6 @@ def refuse_bfloat16(machine: Machine) -> None:
         raise UsageError("--precision bfloat16 is for losses; the precision of eigenvalues must be float32 or float64")
 
 
-def device_of(masks: Sequence[tuple[str, ...]], place: int, run: RunSettings) -> str:
-    """The device of the rank at this index among the ranks of its node."""
-    return devices.device_for(masks, place, run.ranks_per_gpu, run.device)
+def device_of(masks: Sequence[tuple[str, ...]], place: int, run: RunSettings, kind: str = "cuda") -> str:
+    """The device of the rank at this index among the ranks of its node, which sees GPUs of a kind."""
+    return devices.device_for(masks, place, run.ranks_per_gpu, run.device, kind)

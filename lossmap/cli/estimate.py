@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lossmap import accelerators
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.estimate_whole import estimate_examination, estimate_run
@@ -32,6 +33,7 @@ from lossmap.cli.wrapped_command import (
 )
 from lossmap.parallel import cost_model
 from lossmap.parallel.cost_model import Estimate
+from lossmap.parallel.devices import kind_of
 from lossmap.parallel.estimate_text import estimate_text
 from lossmap.parallel.process import available_cores, peak_memory
 from lossmap.parallel.slurm import minutes_of
@@ -126,12 +128,12 @@ def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int 
     """Run the command with a survey that measures a few points, into a result that is thrown away."""
     if work.measure == "health":
         return estimate_examination(settings, world, time.perf_counter)
-    gpus = _gpus() if settings.run.device == "auto" or settings.run.device.startswith("cuda") else 0
-    cuda = gpus > 0 or settings.run.device.startswith("cuda")
+    kind, gpus = _gpus(kind_of(settings.run.device))
+    on_gpu = kind != "cpu"
     cores = available_cores()
-    per_node = ranks_per_node or _ranks_that_fit(cuda, gpus, cores, settings.run.threads)
+    per_node = ranks_per_node or _ranks_that_fit(on_gpu, gpus, cores, settings.run.threads)
     if work.measure == "along":
-        if settings.run.threads is None and not cuda:
+        if settings.run.threads is None and not on_gpu:
             settings = settings.changed("run", threads=max(1, cores // per_node))
         return estimate_run(settings, world, per_node, time.perf_counter)
     team = settings.run.team
@@ -143,11 +145,11 @@ def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int 
             "shard": None,
             "budget": None,
         }
-        if settings.run.threads is None and not cuda:
+        if settings.run.threads is None and not on_gpu:
             changes["threads"] = max(1, cores // per_node)
         try:
             run = module_of(work.command).run
-            run(settings.changed("run", **changes), world, survey=trial_survey(settings, per_node, cuda))
+            run(settings.changed("run", **changes), world, survey=trial_survey(settings, per_node, kind))
         except Estimated as end:
             estimate = end.estimate
         else:
@@ -158,17 +160,17 @@ def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int 
     return estimate
 
 
-def _ranks_that_fit(cuda: bool, gpus: int, cores: int, threads: int | None) -> int:
-    if cuda:
+def _ranks_that_fit(on_gpu: bool, gpus: int, cores: int, threads: int | None) -> int:
+    if on_gpu:
         return max(1, gpus)
     return max(1, cores // (threads or 1))
 
 
-def trial_survey(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
+def trial_survey(settings: Settings, per_node: int, kind: str) -> Callable[..., Any]:
     """A function in place of `survey`: it measures a few points and raises Estimated.
 
     per_node  ranks on a node
-    cuda      whether GPU memory is measured
+    kind      of the device, whose memory is measured too where it is a GPU
     """
 
     def survey(measure: Any, grid: Any, *, store: Any, **_: Any) -> None:
@@ -186,7 +188,7 @@ def trial_survey(settings: Settings, per_node: int, cuda: bool) -> Callable[...,
         store.close()
         details = {
             "memory": peak_memory(),
-            "gpu_memory": _gpu_memory() if cuda else 0,
+            "gpu_memory": _gpu_memory(kind),
             "file_size": store.path.stat().st_size,
             "again": again,
             "again_cost": AUDIT_COST,
@@ -235,13 +237,15 @@ TASK_COSTS: dict[str, Callable[[Any], tuple[Sequence[Any], float]]] = {
 }
 
 
-def _gpus() -> int:
+def _gpus(kind: str) -> tuple[str, int]:
+    """The kind of device that `--device` takes here, and the number of its GPUs."""
+    if kind == "auto":
+        kind = accelerators.automatic_kind() or "cpu"
+    return kind, accelerators.count(kind)
+
+
+def _gpu_memory(kind: str) -> int:
+    """The most bytes that were taken on this process's GPU; 0 without one."""
     import torch
 
-    return torch.cuda.device_count()
-
-
-def _gpu_memory() -> int:
-    import torch
-
-    return torch.cuda.max_memory_allocated()
+    return accelerators.peak_bytes(torch.device(kind)) or 0

@@ -45,7 +45,7 @@ def estimate_run(settings: Settings, world: World, per_node: int, clock: Callabl
         start = clock()
         products.append(float(measure((step,))["products"]))
         seconds.append(clock() - start)
-    on_gpu = machine.device.type == "cuda"
+    on_gpu = machine.device.type != "cpu"
     return Estimate(
         points=len(files),
         seconds=sum(seconds) / len(seconds),
@@ -83,7 +83,7 @@ def estimate_examination(settings: Settings, world: World, clock: Callable[[], f
     setup = clock() - began
     price = examination.price()
     model = examination.problem.model
-    on_gpu = next(iter(model.parameters())).device.type == "cuda"
+    on_gpu = next(iter(model.parameters())).device.type != "cpu"
     return Estimate(
         points=1,
         seconds=price.seconds,

@@ -243,7 +243,7 @@ class HealthSettings:
     precision: str = setting(
         "float32", "floating-point format of all computing", choices=("float32", "tf32", "float64")
     )
-    device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
+    device: str = setting("auto", "auto, cpu, cuda, xpu, mps or cuda:1", metavar="DEVICE")
     dry_run: bool = setting(False, "a look at model and data, without an examination")
     threads: int | None = setting(
         None, "number of threads; by default the cores of this process", metavar="COUNT", minimum=1

@@ -221,7 +221,7 @@ class RunSettings:
     precision: str = setting(
         "float32", "floating-point format of all computing", choices=("float32", "tf32", "float64", "bfloat16")
     )
-    device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
+    device: str = setting("auto", "auto, cpu, cuda, xpu, mps or cuda:1", metavar="DEVICE")
     ranks_per_gpu: int = setting(1, "number of ranks that may share one GPU", metavar="RANKS", minimum=1)
     threads: int | None = setting(
         None, "number of threads of a rank; by default its own cores", metavar="COUNT", minimum=1

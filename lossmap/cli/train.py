@@ -51,7 +51,7 @@ class TrainSettings:
     augment: str = setting("none", "augmentation of images", choices=("none", "shift", "shift-flip"))
     seed: int = setting(0, "seed of the weights, of the order of the samples, of dropout", metavar="SEED")
     precision: str = setting("float32", "floating-point format of all computing", choices=("float32", "float64"))
-    device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
+    device: str = setting("auto", "auto, cpu, cuda, xpu, mps or cuda:1", metavar="DEVICE")
     threads: int | None = setting(
         None, "number of threads; by default the cores of this process", metavar="COUNT", minimum=1
     )

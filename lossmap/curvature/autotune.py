@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lossmap import accelerators
 from lossmap.curvature import plan_cache
 from lossmap.curvature.backends import LINEARIZATIONS, RetainedGraphProducts, differentiable_evaluation
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck, backend_of
@@ -578,7 +579,7 @@ class Probe:
                 raise
         if is_full:
             self.full_at = plan.batch_size
-            torch.cuda.empty_cache()  # outside of the handler, whose error holds what was computed; no CUDA: nothing
+            accelerators.release_cache()  # outside of the handler, whose error holds what was computed
         return None
 
     def first_that_fits(self, backend: str) -> Candidate | None:
@@ -640,8 +641,7 @@ def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds
         for i, candidate in enumerate(candidates):
             start = clock()
             candidate.work()
-            if candidate.place.type == "cuda":
-                torch.cuda.synchronize(candidate.place)
+            accelerators.synchronize(candidate.place)
             smallest[i] = min(smallest[i], (clock() - start) / candidate.samples)
     return tuple(smallest)
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap import accelerators
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
@@ -170,8 +171,8 @@ def _leaves(problem: Problem) -> list[str]:
 
 
 def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if accelerators.module_of(device.type) is not None:
+        return accelerators.name_of(device)
     return f"{platform.machine()} {_processor()}"
 
 

@@ -41,7 +41,7 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import return_freed_memory
 from lossmap.module_walks import kinds_of
 from lossmap.seeding import generator
-from lossmap.sums import in_float64, norm
+from lossmap.sums import alike, in_float64, norm
 from lossmap.weak import reference
 
 log = logging.getLogger("lossmap")
@@ -526,7 +526,7 @@ def toward(few: FewSamples, tensors: Mapping[str, Tensor]) -> FewSamples:
     for share in (1.0, 0.5, 0.25, 0.125):
 
         def change(_: int, name: str, t: Tensor, share: float = share) -> Tensor:
-            return t + share * (tensors[name].detach().to(t) - t)
+            return t + share * (alike(tensors[name].detach(), t) - t)
 
         there = few.moved(change, ends)
         if there.is_finite:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap import accelerators
 from lossmap.data.aliases import refuse_aliases
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
@@ -189,7 +190,7 @@ def _look_within_memory(problem: Problem) -> tuple[Problem, _Probe, int]:
 
 def _make_room(what: str, reason: str) -> None:
     """After memory ran out, outside of the handler, whose error holds what was computed; and say what follows."""
-    torch.cuda.empty_cache()  # without CUDA nothing
+    accelerators.release_cache()
     logger.warning("memory ran out (%s); %s", reason, what)
 
 

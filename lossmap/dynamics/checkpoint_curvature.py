@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from lossmap import accelerators
 from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient_rounding import measured_gradient
@@ -218,7 +218,7 @@ class CheckpointCurvature:
         samples = largest_to_cut([self.problem.data])
         largest = max(self.problem.data.batch_size, 0 if made is None else made.batch)
         now = self.limit or min(largest, samples)
-        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        accelerators.release_cache()  # held for batches of the former size
         fewer = None if made is None else made.smaller()
         if now <= 1 and fewer is None:
             return None

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossmap import accelerators
 from lossmap.curvature.autotune import prepare, realization_factories, with_check
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import OperatorFactory as CurvatureFactory
@@ -313,7 +314,7 @@ class EigenvalueMap:
         self.memory //= 2
         for solved in self._solved.values():
             solved.forget(self.memory // len(self._tasks))
-        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        accelerators.release_cache()  # held for batches of the former size
         smaller = {split: prepared.smaller() for split, prepared in self.prepared.items()}
         if all(factory is None for factory in smaller.values()):
             return None

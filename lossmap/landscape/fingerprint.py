@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from lossmap import accelerators
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import copied
@@ -208,8 +209,8 @@ def _own_file(item: Any) -> Iterator[Path]:
 def environment(device: torch.device) -> dict[str, str]:
     """Versions, and the processor or device that computes."""
     processor = _processor()
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
+    if accelerators.module_of(device.type) is not None:
+        processor = accelerators.name_of(device)
     return {
         "lossmap": str(sys.modules["lossmap"].__version__),
         "torch": str(torch.__version__),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lossmap import memory
+from lossmap import accelerators, memory
 from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.criteria import NoWeight
@@ -301,7 +301,7 @@ class _Trial:
             logger.info("batches of %d samples do not fit: %s", plan.batch_size, error)
         if is_full:
             self.full_at = plan.batch_size
-            torch.cuda.empty_cache()  # outside of the handler, whose error holds what was computed; no CUDA: nothing
+            accelerators.release_cache()  # outside of the handler, whose error holds what was computed
         return None
 
     def agrees(self, plan: ForwardPlan, other: ForwardPlan) -> bool:

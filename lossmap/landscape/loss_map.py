@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap import accelerators
 from lossmap.copies import lazy_copy
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, MappedFetch, Resident, Streamed, join_batches, largest_to_cut, map_tensors
@@ -140,7 +141,7 @@ class LossMap:
         if now <= 1:
             return None
         self._planned = {}  # before memory is taken for the same data in other batches
-        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        accelerators.release_cache()  # held for batches of the former size
         self._use(replace(self.plan, batch_size=now // 2))
         return f"batches of {self.plan.batch_size} samples from here on"
 
@@ -299,14 +300,17 @@ class LossMap:
             loss = problem.loss(outputs, batch)
             zero = loss.detach().new_zeros(())
             metrics = [zero if m.whole else m.total(outputs, batch) for m in problem.metrics.values()]
-            metrics += [zero.to(sums_in(zero.device)) + count(batch) for count in counted(problem).values()]
+            for count in counted(problem).values():
+                number = count(batch)
+                number = number.to(zero.device) if isinstance(number, Tensor) else number
+                metrics.append(zero.to(sums_in(zero.device)) + number)
             self._look_at(problem, outputs, batch)
         if self._has_whole:
             kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch, outputs)))
         return torch.stack([t.detach().to(loss.device, sums_in(loss.device)) for t in (loss, *metrics)])
 
 
-def counted(problem: Problem) -> dict[str, Callable[[Batch], int]]:
+def counted(problem: Problem) -> dict[str, Callable[[Batch], int | Tensor]]:
     """How the samples of those metrics are counted that are not means over all."""
     return {name: m.count for name, m in problem.metrics.items() if m.count is not None and m.whole is None}
 

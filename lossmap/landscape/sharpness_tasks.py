@@ -24,8 +24,8 @@ from math import nan
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
+from lossmap import accelerators
 from lossmap.curvature.build import build_matrix, build_operator
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.gradient_rounding import measured_gradient
@@ -149,7 +149,7 @@ class SharpnessTasks:
         largest = min(max(d.batch_size for d in data), largest_to_cut(data))
         now = self.limits[-1] if self.limits else largest
         self.made.clear()
-        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        accelerators.release_cache()  # held for batches of the former size
         if now <= 1:
             return None
         self.limits.append(now // 2)

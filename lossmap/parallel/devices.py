@@ -1,4 +1,4 @@
-"""Which GPU a rank uses, decided before CUDA starts. Pure functions, which need neither a GPU nor torch.
+"""Which GPU a rank uses, decided before it starts. Pure functions, which need neither a GPU nor torch.
 
 A rank's number on its node comes from MPI's shared-memory split (`World.node_rank`), or from the launcher's
 variables where there is no MPI. CUDA_VISIBLE_DEVICES is respected: a launcher that hands one GPU to each task shows
@@ -9,18 +9,29 @@ number 0, and "0" and "GPU-..." may be one card; AMD's cards without a serial nu
 AMD's GPUs, which are `cuda` to torch, have two masks: the driver leaves those of ROCR_VISIBLE_DEVICES, and of these, by
 their numbers among them, HIP those of HIP_VISIBLE_DEVICES, or of CUDA_VISIBLE_DEVICES where that is not set.
 
-Source: "GPU isolation techniques" in the documentation of ROCm.
+Intel's GPUs, `xpu` to torch, are shown by ZE_AFFINITY_MASK: numbers of cards, or of tiles as `0.1`; in their own order,
+whatever the mask's. A card of which several tiles are shown may count as one. What SYCL leaves of them is that of
+ONEAPI_DEVICE_SELECTOR, as far as that lists numbers. Apple's, `mps`, are one to a machine.
+
+Sources: "GPU isolation techniques" in the documentation of ROCm; "Affinity Mask" in the specification of Level Zero;
+"Environment Variables" of oneAPI's DPC++ compiler.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-# kinds of GPU, as torch names them, that nothing is computed on, and why; ROCm's are `cuda` to torch
-NOT_COMPUTED_ON = {
-    "mps": "Apple's GPUs have no float64, in which sums are made and error bars measured",
-    "xpu": "Intel's GPUs have not been tried",
+from lossmap import accelerators
+
+# kind of GPU, as torch names it: where to look if a rank sees none; ROCm's are `cuda` to torch
+_UNSEEN = {
+    "cuda": "look at CUDA_VISIBLE_DEVICES (AMD's: ROCR_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES), and whether torch has "
+    "CUDA or ROCm",
+    "xpu": "look at ZE_AFFINITY_MASK and ONEAPI_DEVICE_SELECTOR, and whether torch has XPU",
+    "mps": "it is for Apple's, where torch has MPS",
 }
+_SELECTED = re.compile(r"(?:level_zero|\*):(\d+(?:,\d+)*)")  # of ONEAPI_DEVICE_SELECTOR
 # (rank on the node, ranks on the node), the most trustworthy first: SLURM's last, since under mpirun inside a job they
 # are those of the daemon, 0 for all
 _NODE_VARIABLES = (
@@ -46,13 +57,18 @@ def node_rank(environ: Mapping[str, str]) -> tuple[int, int]:
     return 0, 1
 
 
-def visible_devices(environ: Mapping[str, str], count: int, *, rocm: bool = False) -> tuple[str, ...]:
+def visible_devices(
+    environ: Mapping[str, str], count: int, *, rocm: bool = False, kind: str = "cuda"
+) -> tuple[str, ...]:
     """The names of the devices that this rank may use, in the order of their numbers within it.
 
     environ  the process's variables
     count    how many torch says there are, with the masks taken into account (torch.cuda.device_count())
     rocm     whether they are AMD's, which have masks of their own
+    kind     as torch names them
     """
+    if kind != "cuda":
+        return _shown_by_level_zero(environ, count) if kind == "xpu" else tuple(str(i) for i in range(count))
     shown = _listed(environ, "CUDA_VISIBLE_DEVICES")
     if rocm:
         below, above = _listed(environ, "ROCR_VISIBLE_DEVICES"), _listed(environ, "HIP_VISIBLE_DEVICES")
@@ -63,6 +79,28 @@ def visible_devices(environ: Mapping[str, str], count: int, *, rocm: bool = Fals
     if shown is None:
         return tuple(str(i) for i in range(count))
     return tuple(shown[:count])
+
+
+def _shown_by_level_zero(environ: Mapping[str, str], count: int) -> tuple[str, ...]:
+    """The names of Intel's GPUs: as the mask has them, of a card of which several tiles are one device `0.0+0.1`."""
+    shown = _listed(environ, "ZE_AFFINITY_MASK")
+    if not shown or not all(re.fullmatch(r"\d+(\.\d+)?", name) for name in shown):
+        shown = [str(i) for i in range(count)] if _selected(environ) is None else None
+    else:
+        shown = sorted(set(shown), key=lambda name: tuple(map(int, name.split("."))))
+        cards = list(dict.fromkeys(name.partition(".")[0] for name in shown))
+        if len(shown) > count >= len(cards):
+            shown = ["+".join(n for n in shown if n.partition(".")[0] == card) for card in cards]
+    chosen = _selected(environ)
+    if chosen is not None:
+        shown = [str(i) if shown is None else shown[i] for i in chosen if shown is None or i < len(shown)]
+    return tuple((shown or [])[:count])
+
+
+def _selected(environ: Mapping[str, str]) -> list[int] | None:
+    """The numbers of the devices that SYCL leaves, in their order; None where it leaves all, or does not list them."""
+    listed = _SELECTED.fullmatch(environ.get("ONEAPI_DEVICE_SELECTOR", "").strip().lower())
+    return None if listed is None else sorted({int(number) for number in listed.group(1).split(",")})
 
 
 def _listed(environ: Mapping[str, str], name: str) -> list[str] | None:
@@ -169,37 +207,43 @@ def assign_devices(masks: Sequence[tuple[str, ...]], per_gpu: int = 1) -> list[i
     return [chosen.get(rank, -1) for rank in range(len(masks))]
 
 
-def device_for(masks: Sequence[tuple[str, ...]], rank: int, per_gpu: int = 1, device: str = "auto") -> str:
+def kind_of(device: str) -> str:
+    """The kind of GPU that `--device` names; `auto` and `cpu` name none, and are returned as they are.
+
+    Raises ValueError for what is no device.
+    """
+    kind, _, number = device.partition(":")
+    if device in ("auto", "cpu") or (kind in accelerators.KINDS and (device == kind or number.isdigit())):
+        return kind
+    raise ValueError(f"--device must be auto, cpu, cuda, xpu, mps, or cuda:0, cuda:1 and so on; got {device!r}")
+
+
+def device_for(
+    masks: Sequence[tuple[str, ...]], rank: int, per_gpu: int = 1, device: str = "auto", kind: str = "cuda"
+) -> str:
     """The device of one rank of a node, as torch names it: `cpu`, `cuda:0`, ...
 
     masks, per_gpu  as for `assign_devices`
     rank            the rank's number on its node
-    device          `auto`, `cpu`, `cuda`, or `cuda:1` for one device that all ranks of the node use
+    device          `auto`, `cpu`, `cuda` or another kind, or `cuda:1` for one device that all ranks of the node use
+    kind            of the GPUs that the rank sees, which `auto` takes
 
-    Raises ValueError where `cuda` is requested and there is none, for a kind of `NOT_COMPUTED_ON`, and as
-    `assign_devices`.
+    Raises ValueError where a GPU is requested and there is none, for what is no device, and as `assign_devices`.
     """
-    kind, _, number = device.partition(":")
-    if kind in NOT_COMPUTED_ON:
-        raise ValueError(f"--device {device}: {NOT_COMPUTED_ON[kind]}; take cpu")
-    if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdigit()):
-        raise ValueError(f"--device must be auto, cpu, cuda, or cuda:0, cuda:1 and so on; got {device!r}")
+    asked, number = kind_of(device), device.partition(":")[2]
     mask = masks[rank]
     if device == "cpu" or (device == "auto" and not mask):
         return "cpu"
     if not mask:
-        raise ValueError(
-            f"--device {device}, but this rank sees no GPU: look at CUDA_VISIBLE_DEVICES (AMD's: "
-            "ROCR_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES), and whether torch has CUDA or ROCm"
-        )
+        raise ValueError(f"--device {device}, but this rank sees no GPU: {_UNSEEN.get(asked, 'look at its masks')}")
     if number == "":
-        return f"cuda:{assign_devices(masks, per_gpu)[rank]}"
+        return f"{kind if asked == 'auto' else asked}:{assign_devices(masks, per_gpu)[rank]}"
     if int(number) >= len(mask):
         raise ValueError(f"--device {device}, but this rank sees {_count(len(mask))}")
     same = [other for other, theirs in enumerate(masks) if theirs[int(number) :][:1] == (mask[int(number)],)]
     if len(same) > per_gpu:
         raise ValueError(
-            f"--device {device} puts {len(same)} ranks on one GPU: use --device cuda, or --ranks-per-gpu {len(same)}"
+            f"--device {device} puts {len(same)} ranks on one GPU: use --device {asked}, or --ranks-per-gpu {len(same)}"
         )
     return device
 

@@ -21,9 +21,11 @@ import torch
 from torch import overrides
 from torch.utils._device import DeviceContext
 
+from lossmap import accelerators
+
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 FOLDER = "current folder"
-DEVICES = ("cpu", "cuda")  # that `torch.autocast` is for
+DEVICES = ("cpu", *accelerators.KINDS)  # that `torch.autocast` is for
 Place = tuple[ModuleType | type, str]  # an attribute of a module or a class
 
 _inference: list[

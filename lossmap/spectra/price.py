@@ -33,6 +33,7 @@ from lossmap.spectra.blocks import block_matrix, exact_problem
 from lossmap.spectra.cost import Cost
 from lossmap.spectra.request import SpectrumRequest, Subject, Task
 from lossmap.spectra.tasks import SpectrumTasks
+from lossmap.sums import float64_device
 
 MAX_SEARCH_VECTORS = 200  # of the length of theta, that a search or a Lanczos run holds at most, about
 FIXED_SECONDS = 0.2  # of a command beside its tasks: opening the file, the first display, closing
@@ -76,7 +77,7 @@ class PriceList:
             kind = "density"
         steps = steps_of_basis(kind, products, values, request.density_steps)
         first = next(iter(self.tasks.subjects[task.subject].problem.model.parameters()))
-        return seconds_of_step(size, first.dtype, steps, first.device)
+        return seconds_of_step(size, first.dtype, steps, float64_device(first.device))
 
     def seconds_with_step(self, task: Task) -> float:
         """Of one product of this task, and of the solver's step that it is part of."""

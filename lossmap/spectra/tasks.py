@@ -14,8 +14,8 @@ from math import isfinite, nan
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
+from lossmap import accelerators
 from lossmap.curvature.build import build_matrix, notes_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
@@ -132,7 +132,7 @@ class SpectrumTasks:
         largest = min(max(batches), largest_to_cut(s.problem.data for s in self.subjects))
         now = self.limits[-1] if self.limits else largest
         self.made.clear()
-        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        accelerators.release_cache()  # held for batches of the former size
         if now <= 1:
             return None
         self.limits.append(now // 2)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lossmap import accelerators
 from lossmap.data.checkpoints import sorted_as_people_count
 from lossmap.training.recipe import Recipe
 
@@ -55,16 +56,14 @@ class RunFolder:
 
     def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
         """Write a checkpoint after as many steps as there are losses."""
-        rng_cuda = None
-        if next(model.parameters()).device.type == "cuda":
-            rng_cuda = torch.cuda.get_rng_state()
+        device = next(model.parameters()).device
         content = {
             "state_dict": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "step": len(losses),
             "losses": torch.tensor(losses, dtype=torch.float64),
             "rng": torch.random.get_rng_state(),
-            "rng_cuda": rng_cuda,
+            f"rng_{device.type}": accelerators.random_state_of(device),
             "recipe": json.dumps(asdict(self.recipe)),
             "data": self.data,
         }
@@ -103,8 +102,9 @@ class RunFolder:
             raise ValueError(f"{self.folder} holds a run of another model; name another folder") from None
         optimizer.load_state_dict(content["optimizer"])
         torch.random.set_rng_state(content["rng"])
-        if content["rng_cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(content["rng_cuda"])
+        device = next(model.parameters()).device
+        if content.get(f"rng_{device.type}") is not None:
+            accelerators.set_random_state_of(device, content[f"rng_{device.type}"])
         log.info("resuming after step %d of %s", content["step"], checkpoints[-1])
         losses: list[float] = content["losses"].tolist()
         return losses

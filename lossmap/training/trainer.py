@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossmap import accelerators
 from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
@@ -65,7 +66,7 @@ def train(
     run: RunFolder | None = None
     if folder is not None:
         run = RunFolder(Path(folder), recipe, digest(problem.data))
-    with _own_chance(recipe.seed, parameters[0].device):
+    with _own_chance(recipe.seed):
         losses: list[float] = []
         if run:
             losses = run.restore(problem.model, optimizer, resume)
@@ -105,7 +106,7 @@ def readings(problem: Problem) -> dict[str, float]:
             sums["loss"] += float(problem.loss(outputs, batch).detach())
             for name, metric in problem.metrics.items():
                 sums[name] += float(metric.total(outputs, batch))
-                samples[name] += (metric.count or problem.count)(batch)
+                samples[name] += float((metric.count or problem.count)(batch))
             samples["loss"] += problem.count(batch)
     return {name: total / samples[name] if samples[name] else nan for name, total in sums.items()}
 
@@ -166,9 +167,12 @@ def _augmented(batch: Batch, recipe: Recipe, step: int) -> Batch:
 
 
 @contextmanager
-def _own_chance(seed: int, device: torch.device) -> Iterator[None]:
+def _own_chance(seed: int) -> Iterator[None]:
     """The global generator, of which dropout draws, seeded for a run and given back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+    on_devices = accelerators.random_states()
+    with torch.random.fork_rng(devices=()):
+        try:
+            torch.manual_seed(seed)
+            yield
+        finally:
+            accelerators.set_random_states(on_devices)

@@ -177,7 +177,7 @@ def test_the_device_is_named_as_torch_names_it():
     [
         ([()], "cuda", "--device cuda, but this rank sees no GPU"),
         ([("0",)], "cuda:1", "--device cuda:1, but this rank sees 1 GPU$"),
-        ([("0",)], "gpu", "--device must be auto, cpu, cuda, or cuda:0, cuda:1 and so on; got 'gpu'"),
+        ([("0",)], "gpu", "--device must be auto, cpu, cuda, xpu, mps, or cuda:0, cuda:1 and so on; got 'gpu'"),
         ([("0",)], "cuda:x", "--device must be auto"),
         ([("0", "1")] * 2, "cuda:1", "--device cuda:1 puts 2 ranks on one GPU: .* --ranks-per-gpu 2"),
     ],
@@ -198,7 +198,7 @@ class Ranks:
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.current.__setitem__(self.here.rank, device))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[self.seen()[device.index]])
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=self.seen()[i]))
-        monkeypatch.setattr(device.devices, "visible_devices", lambda _, count, rocm: tuple(map(str, range(count))))
+        monkeypatch.setattr(device.devices, "visible_devices", lambda _, count, **kind: tuple(map(str, range(count))))
         monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
     def seen(self):
@@ -269,7 +269,33 @@ def test_a_driver_that_fails_on_one_rank_ends_all_of_them(monkeypatch):
     assert told[0] == told[2] == "rank 1 on node: RuntimeError: CUDA unknown error"
 
 
-@pytest.mark.parametrize(("device", "reason"), [("mps", "Apple's GPUs have no float64"), ("xpu:1", "Intel's GPUs")])
-def test_gpus_that_nothing_is_computed_on_are_refused_by_name(device, reason):
-    with pytest.raises(ValueError, match=f"--device {device}: {reason}.*take cpu"):
+@pytest.mark.parametrize(
+    ("device", "reason"), [("mps", "it is for Apple's"), ("xpu:1", "look at ZE_AFFINITY_MASK and")]
+)
+def test_gpus_of_every_kind_that_are_not_there_are_missed_by_name(device, reason):
+    with pytest.raises(ValueError, match=f"--device {device}, but this rank sees no GPU: {reason}"):
         device_for([()], 0, 1, device)
+
+
+def test_the_kind_of_gpu_that_is_there_is_taken():
+    masks = [("GPU-a", "GPU-b")] * 2
+    assert [device_for(masks, rank, kind="xpu") for rank in (0, 1)] == ["xpu:0", "xpu:1"]
+    assert device_for(masks, 1, device="xpu", kind="xpu") == "xpu:1"
+    assert device_for([("0",)], 0, device="mps", kind="mps") == "mps:0"
+
+
+@pytest.mark.parametrize(
+    ("environ", "count", "names"),
+    [
+        ({}, 2, ("0", "1")),
+        ({"ZE_AFFINITY_MASK": "3,1"}, 2, ("1", "3")),  # devices keep their own order
+        ({"ZE_AFFINITY_MASK": "1.0, 1.1"}, 2, ("1.0", "1.1")),  # each tile is a device
+        ({"ZE_AFFINITY_MASK": "0.0,0.1,2.1"}, 2, ("0.0+0.1", "2.1")),  # each card is one
+        ({"ZE_AFFINITY_MASK": "2,5,7", "ONEAPI_DEVICE_SELECTOR": "level_zero:0,2"}, 2, ("2", "7")),
+        ({"ONEAPI_DEVICE_SELECTOR": "*:1"}, 1, ("1",)),
+        ({"ONEAPI_DEVICE_SELECTOR": "opencl:cpu", "ZE_AFFINITY_MASK": "4"}, 1, ("4",)),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, 1, ("0",)),
+    ],
+)
+def test_the_masks_of_intels_gpus_are_read(environ, count, names):
+    assert visible_devices(environ, count, kind="xpu") == names
