@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 pytestmark = pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this PyTorch has no backends in Python")
 
 PROGRAM = Path(__file__).parent / "programs" / "on_the_pretended_device.py"
+COMMANDS = PROGRAM.with_name("commands_on_the_pretended_device.py")
 
 
 def said(program, *arguments):
@@ -80,6 +82,51 @@ def test_a_device_without_float64_waits_no_oftener_for_points_and_products(witho
     assert without_float64["refusal"].startswith("the weights are on several devices")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["with-float64", "without-float64"])
+def test_every_command_gives_the_cpus_numbers_there_or_says_what_the_device_has_not(device):
+    commands = said(COMMANDS, device)
+    refused = commands.pop("float64")["auto"]
+    assert (refused["code"] == 2) == (device == "without-float64")
+    if refused["code"]:
+        assert "--precision float64: Pretended GPU has no float64; take float32" in refused["text"]
+    for command, on in commands.items():
+        assert on["cpu"]["code"] == on["auto"]["code"] == 0, (command, on["auto"])
+        here, there = on["cpu"]["numbers"], on["auto"]["numbers"]
+        assert here.keys() == there.keys(), command
+        if command not in ("train", "estimate"):
+            assert here and on["auto"]["launches"] > 500 and not on["cpu"]["launches"], command
+        for name in here:
+            compare_arrays(command, name, there, here)
+
+
+def compare_arrays(command, name, there, here):
+    """Equal but for float32's rounding, or within both bars; how long things took and bars themselves differ."""
+    if any(part in name for part in ("seconds", "memory", "rank", "error", "rounding", "residual", "limit", "bytes")):
+        return
+    ours, theirs = np.array(there[name]), np.array(here[name])
+    assert ours.shape == theirs.shape, (command, name)
+    bars = [np.array(numbers.get(f"{name}_error", [0.0])) for numbers in (there, here)]
+    bars = [bar if bar.shape == ours.shape else np.zeros_like(ours) for bar in bars]
+    finite = np.isfinite(theirs)
+    assert (finite == np.isfinite(ours)).all(), (command, name)
+    size = np.abs(theirs[finite]).max(initial=0.0)
+    apart = np.abs(ours[finite] - theirs[finite])
+    within = np.nan_to_num(bars[0][finite] + bars[1][finite])
+    assert (apart <= 2e-5 * size + within).all(), (command, name, apart.max(initial=0.0), size)
+
+
+def test_launches_of_a_point_and_of_a_product_are_held(told):
+    # of a net of two layers: a point reads two batches, a product one; the bare passes of a point are 12 launches
+    most = {
+        "a point": 70, "its bare passes": 12, "a product, linearized": 30, "a product, retained-graph": 103,
+        "a product, double-backward": 172,
+    }  # fmt: skip
+    assert told["launches"].keys() == most.keys()
+    for name, number in told["launches"].items():
+        assert 0 < number <= most[name], (name, number)
+
+
 def test_products_of_a_model_on_two_devices_are_refused_by_name(told):
     assert told["refusal"].startswith("the weights are on several devices (cpu, pretended:0): ")
 
@@ -91,6 +138,10 @@ def test_the_host_waits_once_for_a_point_of_each_split_and_once_for_a_product(to
 def test_no_measure_waits_for_a_batch(told):
     for measure, (of_5, of_10) in told["passes"].items():
         assert 0 < of_5 == of_10 <= 12, (measure, of_5, of_10)
+
+
+def test_a_point_of_streamed_samples_waits_as_often_for_twice_the_batches(told):
+    assert told["streamed"] == [told["streamed"][0]] * 2 and told["streamed"][0] <= 1
 
 
 def test_searches_wait_as_often_for_twice_the_batches(told):

@@ -347,9 +347,9 @@ def vectorized_product(program: LinearizedProgram, values: Any, block: tuple[Ten
 
 def add_parts(targets: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:
     """Adds each part of a product in place; None is zero."""
-    for target, part in zip(targets, parts, strict=True):
-        if part is not None:
-            target.add_(part)
+    added = [(target, part) for target, part in zip(targets, parts, strict=True) if part is not None]
+    if added:  # one launch on a GPU
+        torch._foreach_add_([target for target, _ in added], [part for _, part in added])
 
 
 def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -417,10 +417,8 @@ def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
     """Adds b products, each given tensor by tensor, to (b, n)."""
     with torch.no_grad():  # rows are views of the sums, which PyTorch 2.6 does not let change where gradients are on
         for row, parts in zip(sums, products, strict=True):
-            start = 0
-            for part in parts:
-                row[start : start + part.numel()].add_(part.reshape(-1))
-                start += part.numel()
+            flat = [part.reshape(-1) for part in parts]
+            torch._foreach_add_(row.split([part.numel() for part in flat]), flat)  # one launch on a GPU
 
 
 class RowSums:
@@ -446,8 +444,9 @@ class RowSums:
                 parts, start = list(products.pop(0))[::-1], 0
                 while parts:
                     part = parts.pop().reshape(-1)
-                    row[start : start + part.numel()].copy_(part).add_(0.0)  # a sum with 0, in which -0 is 0
+                    row[start : start + part.numel()].copy_(part)
                     start += part.numel()
+            self._sums.add_(0.0)  # a sum with 0, in which -0 is 0
 
     def value(self) -> Tensor:
         """(b, n); zeros without any batch."""
@@ -525,33 +524,16 @@ def mean_product(
         rows = _rows_of(v, layout.size, dtype)
         if not has_float64(device):
             rows = rows.to(device)
-        sums: list[Tensor] = []
-        failure: Exception | None = None
-        try:
-            sums.append(local_sum(rows))  # before there is a message, which of a large model takes as much memory again
-        except Exception as error:
-            failure = error
-
-        def add_local_sums(message: Tensor) -> None:
-            if failure is not None:
-                raise failure
-            if sums:
-                message[:-3] = sums.pop().reshape(-1)
-            with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
-                count = samples()
-            message[-3], message[-2] = count // 4096, count % 4096  # whole numbers are so exact in float32
-
-        # one rank sends nothing: the sum is divided in its own place, and of a large model no copy is made
-        alone = [sums.pop().to(wide)] if total is single_rank and sums else []
-        message = torch.zeros(3 + (0 if alone else rows.numel()), dtype=wide, device=rows.device)
-        message = total_or_raise(total, message, add_local_sums, "product")
-        whole = alone.pop() if alone else message[:-3].view(rows.shape)
-        # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not. All in one
-        # reading, for which the host waits once.
-        many, rest, _, entries = torch.cat([message[-3:], whole.sum().reshape(1)]).tolist()
-        if not many and not rest:
+        if (
+            total is single_rank
+        ):  # nothing is sent: the sum is divided in its own place, and of a large model not copied
+            whole, weight = local_sum(rows).to(wide), _weight(samples)
+            entries = float(whole.sum())  # for which the host waits once
+        else:
+            whole, weight, entries = _of_team(rows, wide, local_sum, samples, total)
+        if not weight:
             raise NoWeight
-        result: Tensor = whole.div_(4096.0 * many + rest)
+        result: Tensor = whole.div_(weight)
         if not isfinite(entries) and not bool(result.isfinite().all()):
             raise FloatingPointError(
                 "the product is not finite: look at the loss here first; where that is finite, look for a power, a "
@@ -561,6 +543,42 @@ def mean_product(
         if not has_float64(device):
             result = result.to(v.device)
         return result.T.contiguous() if v.dim() == 2 else result[0]
+
+
+def _weight(samples: Callable[[], float]) -> float:
+    with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
+        return float(samples())
+
+
+def _of_team(
+    rows: Tensor,
+    wide: torch.dtype,
+    local_sum: Callable[[Tensor], Tensor],
+    samples: Callable[[], float],
+    total: Total,
+) -> tuple[Tensor, float, float]:
+    """The products summed over all ranks of a team, their samples, and the sum of all entries; see `mean_product`."""
+    sums: list[Tensor] = []
+    failure: Exception | None = None
+    try:
+        sums.append(local_sum(rows))  # before there is a message, which of a large model takes as much memory again
+    except Exception as error:
+        failure = error
+
+    def add_local_sums(message: Tensor) -> None:
+        if failure is not None:
+            raise failure
+        message[:-3] = sums.pop().reshape(-1)
+        count = _weight(samples)
+        message[-3], message[-2] = count // 4096, count % 4096  # whole numbers are so exact in float32
+
+    message = torch.zeros(3 + rows.numel(), dtype=wide, device=rows.device)
+    message = total_or_raise(total, message, add_local_sums, "product")
+    whole = message[:-3].view(rows.shape)
+    # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not. All in one
+    # reading, for which the host waits once.
+    many, rest, _, entries = torch.cat([message[-3:], whole.sum().reshape(1)]).tolist()
+    return whole, 4096.0 * many + rest, entries
 
 
 def _rows_of(v: Tensor, size: int, dtype: torch.dtype) -> Tensor:

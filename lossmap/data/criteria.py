@@ -47,7 +47,7 @@ class Metric:
     unit: str
     long_name: str
     whole: Criterion | None = None
-    count: Callable[[Batch], int] | None = None
+    count: Callable[[Batch], int | Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class WithClass:
 
     ignored: int | None
 
-    def __call__(self, batch: Batch) -> int:
-        """Their number."""
+    def __call__(self, batch: Batch) -> int | Tensor:
+        """Their number, which the host does not wait for."""
         targets = targets_of(batch)
-        return int(are_classes(targets, self.ignored).sum()) if targets.dim() == 1 else samples_in(batch)
+        return are_classes(targets, self.ignored).sum() if targets.dim() == 1 else samples_in(batch)
 
 
 ACCURACY = Metric(CorrectClasses(), "percent", "accuracy")

@@ -23,8 +23,10 @@ from torch import nn
 from tests import pretended_device  # first, since it changes PyTorch for the whole process
 
 import lossmap  # isort: skip
+from lossmap.callbacks import CurvatureMonitor
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import loss_and_gradient, mean_loss
+from lossmap.data.batches import Streamed
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
 from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.layer_signals import signals
@@ -64,6 +66,14 @@ def small(seed: int = 2) -> nn.Module:
 def dense(batch_size: int = 20) -> lossmap.Problem:
     data = torch.randn(40, 3, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 3
     return lossmap.Problem.supervised(there(small()), "crossentropy", there(data), batch_size=batch_size)
+
+
+def streamed(batch_size: int) -> lossmap.Problem:
+    """Over samples that are read as they are needed, some of which have no class."""
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 4 - 1
+    device = CPU if where == CPU else pretended_device.DEVICE
+    data = Streamed(lambda indices: (x[list(indices)], y[list(indices)]), range(40), batch_size, device)
+    return lossmap.Problem.supervised(there(small()), nn.CrossEntropyLoss(ignore_index=-1), data)
 
 
 class Spread(nn.Module):
@@ -161,6 +171,23 @@ class Remarks(logging.Handler):
 
 
 remarks: dict[str, list[str]] = {CPU: [], PRETENDED: []}
+
+
+def training(p: lossmap.Problem) -> Bars:
+    """What the monitor of a training of six steps of Adam reads."""
+    optimizer = torch.optim.Adam(p.model.parameters(), lr=0.01, foreach=False)
+    monitor = CurvatureMonitor(p, optimizer, every=3, max_overhead=None)
+    for _ in range(6):
+        optimizer.zero_grad()
+        (p.total(next(iter(p.data))) / 20).backward()
+        optimizer.step()
+        monitor.step()
+    monitor.close()
+    assert not monitor.history.reasons, monitor.history.reasons
+    barred = [f.name for f in monitor.history.fields if f"{f.name}_error" in monitor.history.readings[0]]
+    return [(float(r[name]), float(r[f"{name}_error"])) for r in monitor.history.readings for name in barred]
+
+
 of_a_checkpoint: list[int] = []
 SEARCHES = (spectrum, layers, connection, sharpness, checkpoints)
 
@@ -170,12 +197,14 @@ def numbers() -> tuple[dict[str, Any], dict[str, int]]:
     found: dict[str, Any] = {}
     for name in NETWORKS:
         found[f"losses, {name}"] = surface(problem(name), 2)
+    found["losses, streamed"] = surface(streamed(8), 2)
     found["losses, spread over two devices"] = surface(spread())
     p = dense()
     found |= {"ends, dense": ends(p), "ends, conv": ends(problem("conv"))}
     found["spectrum, dense matrix"] = of_spectrum(lossmap.spectrum(p, top=3, bottom=1, density_error=0.3))
     for product in ("gauss-newton", "fisher", "mc-fisher"):
         found[f"spectrum, {product}"] = of_spectrum(lossmap.spectrum(p, top=1, bottom=1, matrix=product))
+    found["training"] = training(dense())
     found["findings"] = len(lossmap.diagnose(p, samples=40, density_error=0.3).findings)
     for measure in PASSES:
         found[measure.__name__] = flat(measure(dense()))
@@ -202,6 +231,16 @@ def waits_of(measure: Any, p: lossmap.Problem, found: dict[str, Any]) -> int:
     """Waits of a measure, whose result goes to `found`."""
     before = waits()
     found[measure.__name__] = measure(p)
+    return waits() - before
+
+
+def waits_of_a_streamed_point(batch_size: int) -> int:
+    """Waits of a point whose samples are read as they are needed."""
+    p = streamed(batch_size)
+    measure = lossmap.losses(p, lossmap.random_plane(p.model, seed=1), plan={"batch_size": batch_size})
+    measure((0.0, 0.0))
+    before = waits()
+    measure((0.5, 0.5))
     return waits() - before
 
 
@@ -232,6 +271,37 @@ def waits_of_each() -> dict[str, float]:
         "a point of a connection, of two splits": of_connection,
         "a product": (waits() - before) / 10,
     }
+
+
+def launches() -> int:
+    """The operations that the device has been given so far, views of tensors aside, which are no work of its own."""
+    return sum(n for name, n in pretended_device.launches.items() if name.split(".")[1] not in pretended_device.VIEWS)
+
+
+def launches_of_each() -> dict[str, float]:
+    """Launches of one more point of a surface, of a pass with the loss alone, and of a product in each way."""
+    p = dense()
+    surface(p, 2)
+    counts = []
+    for ticks in (2, 4):
+        before = launches()
+        surface(p, ticks)
+        counts.append(launches() - before)
+    each = {"a point": (counts[1] - counts[0]) / 12}
+    before = launches()
+    with torch.no_grad():
+        for batch in p.data:
+            p.loss(p.forward(p.model, batch), batch)
+    each["its bare passes"] = launches() - before
+    for backend in ("linearized", "retained-graph", "double-backward"):
+        operator = prepare(p, "weights", backend=backend).at()
+        v = there(torch.ones(operator.size)) if operator.device.type != CPU else torch.ones(operator.size)
+        operator @ v
+        before = launches()
+        for _ in range(10):
+            operator @ v
+        each[f"a product, {backend}"] = (launches() - before) / 10
+    return each
 
 
 class Counting:
@@ -281,5 +351,7 @@ print(json.dumps({
     "checkpoint": of_a_checkpoint,
     "dense": waits_of_a_dense_matrix(),
     "search": waits_of_a_search(),
+    "streamed": [waits_of_a_streamed_point(size) for size in (8, 4)],
+    "launches": launches_of_each(),
     "refusal": refusal_of_products(spread()),
 }))  # fmt: skip
