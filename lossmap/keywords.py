@@ -24,10 +24,11 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
+def checked_keywords(function: Callable[P, R], instead: str = "") -> Callable[P, R]:
     """The function, with a TypeError that suggests the nearest keyword where a call has one that it does not know.
 
     function  with real keywords: one that takes `**keywords` is returned as it is
+    instead   what to call in its place, said where it is called with too few arguments or too many
     """
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -48,13 +49,18 @@ def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
             if not (in_notebook() and _is_our_sentence(error)):
                 raise
             raise error.with_traceback(None) from None
+        except TypeError as error:
+            began = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+            if began or not instead:  # it is an error of what the function does
+                raise
+            raise TypeError(f"{error}; {instead}") from None
 
     return checked
 
 
-def checked_init(cls: type[T]) -> type[T]:
-    """The class, its constructor with the same TypeError for a keyword that it does not know."""
-    cls.__init__ = checked_keywords(cls.__init__)  # type: ignore[method-assign]
+def checked_init(cls: type[T], instead: str = "") -> type[T]:
+    """The class, its constructor with the same TypeErrors."""
+    cls.__init__ = checked_keywords(cls.__init__, instead)  # type: ignore[method-assign]
     return cls
 
 

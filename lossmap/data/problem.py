@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -167,15 +167,14 @@ class CustomCount:
             return _value_and_weight(self.loss, self.model, batch)[1]
 
 
-@checked_init
+@partial(checked_init, instead="make it by Problem.supervised(model, loss, data) or Problem.custom(model, loss, data)")
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A model, a loss and the data over which the loss is a mean. Make one by `Problem.supervised` or `Problem.custom`.
 
     The model is borrowed: after any call its parameters, buffers, mode and gradients are as before. A problem can be
-    pickled where its model, loss and data can: with `pickle` where the loss is a name, a module of PyTorch, or a
-        function
-    that stands in a module; with `cloudpickle` also where it is a lambda or a function within a function.
+    pickled where its model, loss and data can: with `pickle` where the loss is a name, a module of PyTorch, or
+    a function that stands in a module; with `cloudpickle` also where it is a lambda or a function within a function.
 
     Attributes:
         model: the network; the data follow to its device when the problem is made.

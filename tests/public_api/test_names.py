@@ -130,3 +130,12 @@ def test_mypy_strict_passes_on_a_users_script_and_sees_what_is_wrong_in_it():
         command.append("--follow-imports=silent")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_problem_made_by_its_class_says_what_makes_one():
+    model, data = torch.nn.Linear(2, 1), (torch.ones(3, 2), torch.ones(3, 1))
+    for arguments in ((model, "mse", data), (model,), (*range(20),)):
+        with pytest.raises(
+            TypeError, match=r"argument.*; make it by Problem.supervised\(model, loss, data\) or Problem"
+        ):
+            lossmap.Problem(*arguments)
