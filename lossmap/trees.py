@@ -78,8 +78,7 @@ def clones(tensors: Sequence[Tensor]) -> dict[int, Tensor]:
             made[id(group[0])] = group[0].detach().clone()
             continue
         offsets = [t.storage_offset() for t in group]
-        ends = [t.storage_offset() + _extent(t) for t in group]
-        whole = group[0].detach().as_strided((max(ends) - min(offsets),), (1,), min(offsets)).clone()
+        whole = group[0].detach().as_strided((max(map(_end, group)) - min(offsets),), (1,), min(offsets)).clone()
         for t, offset in zip(group, offsets, strict=True):
             made[id(t)] = whole.as_strided(t.size(), t.stride(), offset - min(offsets))
     return made
@@ -93,10 +92,11 @@ def has_views(tree: Any) -> bool:
 
 def _overlap(group: Sequence[Tensor]) -> bool:
     """Whether a number belongs to two tensors of one memory."""
-    numbers = arange(int(max(t.storage_offset() + _extent(t) for t in group)))
+    first = min(t.storage_offset() for t in group)
+    numbers = arange(int(max(map(_end, group)) - first))
     taken = numbers < 0
     for t in group:
-        own = numbers.as_strided(t.size(), t.stride(), t.storage_offset()).flatten()
+        own = numbers.as_strided(t.size(), t.stride(), t.storage_offset() - first).flatten()
         if bool(taken[own].any()):
             return True
         taken[own] = True
@@ -104,11 +104,28 @@ def _overlap(group: Sequence[Tensor]) -> bool:
 
 
 def _of_one_memory(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors, each once, those of one memory and one type together."""
+    """The tensors, each once, those of one type that lie in one stretch of memory together.
+
+    Two that lie apart in a large memory, as rows of a data set's table do, have nothing in common.
+    """
     groups: dict[Any, dict[int, Tensor]] = {}
     for t in tensors:
         groups.setdefault((_memory_of(t), t.dtype), {})[id(t)] = t
-    return [list(group.values()) for group in groups.values()]
+    return [stretch for group in groups.values() for stretch in _stretches(list(group.values()))]
+
+
+def _stretches(group: list[Tensor]) -> list[list[Tensor]]:
+    """Tensors of one memory, those together from whose first to whose last number the memory has no gap."""
+    if len(group) == 1:
+        return [group]
+    made: list[list[Tensor]] = []
+    end = 0
+    for t in sorted(group, key=Tensor.storage_offset):
+        if not made or t.storage_offset() >= end:
+            made.append([])
+        made[-1].append(t)
+        end = max(end, _end(t))
+    return made
 
 
 def _memory_of(t: Tensor) -> int:
@@ -121,6 +138,7 @@ def _memory_of(t: Tensor) -> int:
         return id(t)
 
 
-def _extent(t: Tensor) -> int:
-    """How many numbers lie from the first to the last of a tensor."""
-    return 1 + sum((n - 1) * step for n, step in zip(t.size(), t.stride(), strict=True))
+def _end(t: Tensor) -> int:
+    """One past the place in memory of a tensor's last number."""
+    extent = sum((n - 1) * step for n, step in zip(t.size(), t.stride(), strict=True))
+    return int(t.storage_offset() + extent) + 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from lossmap import trees
 from lossmap.trees import NotJoined, clones, first_places, has_views, rebuilt
 
 Pair = namedtuple("Pair", "a b")
@@ -59,6 +60,18 @@ def test_views_are_those_that_share_numbers():
     assert has_views((whole[:, :3], whole[:, 2:])) and has_views([whole, {"row": whole[1]}])
     assert not has_views((whole[:, :3], whole[:, 3:])) and not has_views((whole, whole, whole.clone(), B))
     assert not has_views((whole.to_sparse(), whole[:0], whole))
+
+
+def test_only_the_stretches_that_views_take_are_copied_and_compared(monkeypatch):
+    memory = torch.zeros(1_000_000)  # as of a table of all samples, of which a batch has some rows
+    near, far = memory[:8].view(2, 4), memory[-6:]
+    copies = clones([near, far, memory[-6:-3]])
+    assert [copies[id(t)].untyped_storage().nbytes() for t in (near, far)] == [8 * 4, 6 * 4]
+    copies[id(far)][0] = 1.0
+    asked = []
+    monkeypatch.setattr(trees, "arange", lambda n: asked.append(n) or torch.arange(n))
+    assert has_views((near, far, memory[-3:])) and not has_views((near, far, memory[8:12]))
+    assert max(asked) <= 8
 
 
 def test_clones_are_made_within_vmap_too():

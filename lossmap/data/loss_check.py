@@ -41,6 +41,7 @@ from lossmap import accelerators
 from lossmap.data.aliases import refuse_aliases
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
+from lossmap.data.batch_structure import open_batch
 from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, is_even, listed_counts, map_tensors
 from lossmap.data.borrow import borrowed_once, copy_of
@@ -688,7 +689,7 @@ def rows_within(batch: Batch, first: int, last: int, dim: int = 0) -> Batch:
     dim  along which they stand where two dimensions of a tensor are as long: 1 where the time is the first
     """
     if hasattr(batch, "to_data_list"):  # of torch_geometric
-        return type(batch).from_data_list(batch.to_data_list()[first:last])
+        return open_batch(type(batch).from_data_list(batch.to_data_list()[first:last]))
     n = samples_in(batch)
     if are_entries(batch):
         return some_entries(batch, first, last)
