@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from lossmap import accelerators
 
+P = ParamSpec("P")
+T = TypeVar("T")
 SEPARATOR = "\x1f"  # between the parts of a purpose; no name contains it
 
 
@@ -49,6 +52,50 @@ def preserved_random_state(devices: bool = True) -> Iterator[None]:
             accelerators.set_random_states(on_devices)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def leaves_own_generators(function: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """The function, after which the generators that its first argument holds, such as a loader, are as before.
+
+    A loader shuffles by its own `generator=`, and a data set may augment by one: the training that reads it next would
+    see its samples in another order.
+    """
+
+    @wraps(function)
+    def called(data: Any, /, *args: P.args, **keywords: P.kwargs) -> T:
+        states = [(each, _state_of(each)) for each in _generators_in(data)]
+        try:
+            return function(data, *args, **keywords)
+        finally:
+            for each, state in states:
+                _set_state(each, state)
+
+    return called
+
+
+def _generators_in(data: Any, depth: int = 3) -> Iterator[Any]:
+    """The generators among the attributes of a loader, its data set and its samplers."""
+    held = getattr(data, "__dict__", {})
+    for name, value in held.items():
+        if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+            yield value
+        elif depth and name in ("dataset", "sampler", "batch_sampler", "collate_fn"):
+            yield from _generators_in(value, depth - 1)
+
+
+def _state_of(each: Any) -> Any:
+    if isinstance(each, np.random.Generator):
+        return each.bit_generator.state
+    return each.getstate() if isinstance(each, random.Random) else each.get_state()
+
+
+def _set_state(each: Any, state: Any) -> None:
+    if isinstance(each, np.random.Generator):
+        each.bit_generator.state = state
+    elif isinstance(each, random.Random):
+        each.setstate(state)
+    else:
+        each.set_state(state)
 
 
 def random_states() -> tuple[Any, ...]:

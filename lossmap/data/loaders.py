@@ -48,7 +48,7 @@ from lossmap.data.batches import (
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
 from lossmap.data.sample_count import Collated, CountedCollate, samples_in, with_entries
-from lossmap.seeding import preserved_random_state
+from lossmap.seeding import leaves_own_generators, preserved_random_state
 from lossmap.trees import rebuilt
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class Source:
 
 
 @preserved_random_state()
+@leaves_own_generators
 @_faults_named()
 def as_batches(
     data: Any,
@@ -115,7 +116,7 @@ def as_batches(
                    the launcher started here, if left out
     prepare        a function of every batch, such as one that leaves out what the model does not take
 
-    Global generators are left as they were, so that a training goes on as if nothing had been read.
+    Generators, global ones and the loader's, are left as they were: a training goes on as if nothing had been read.
     Raises ValueError where the batches do not fit together, or are too many for memory and cannot be streamed.
     """
     if isinstance(data, (tuple, dict)) and any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(data)):

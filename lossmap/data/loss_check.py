@@ -688,19 +688,23 @@ def rows_within(batch: Batch, first: int, last: int, dim: int = 0) -> Batch:
 
     dim  along which they stand where two dimensions of a tensor are as long: 1 where the time is the first
     """
-    if hasattr(batch, "to_data_list"):  # of torch_geometric
-        return open_batch(type(batch).from_data_list(batch.to_data_list()[first:last]))
     n = samples_in(batch)
+
+    def is_graphs(part: Any) -> bool:  # of torch_geometric
+        return hasattr(part, "to_data_list") and samples_in(part) == n
+
     if are_entries(batch):
         return some_entries(batch, first, last)
 
     def is_list_of_samples(part: Any) -> bool:
-        if are_entries(part):
+        if are_entries(part) or is_graphs(part):
             return True
         is_as_long = part is not batch and isinstance(part, (tuple, list)) and len(part) == n
         return is_as_long and n not in lengths_of(part)  # else each tensor in it has a row for each sample
 
     def cut(part: Any) -> Any:
+        if is_graphs(part):
+            return open_batch(type(part).from_data_list(part.to_data_list()[first:last]))
         if isinstance(part, (tuple, list)):
             return some_entries(part, first, last) if are_entries(part) else part[first:last]
         dims = [i for i, size in enumerate(part.shape[:2]) if size == n] if isinstance(part, Tensor) else []

@@ -922,22 +922,29 @@ def test_graphs_of_several_kinds_of_nodes_are_one_batch_each_and_count_by_their_
         assert lossmap.losses(problem, line)((0.0,))["train_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("held", ["alone", "dict", "tuple", "pair"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_a_sum_over_graphs_of_a_loader_of_torch_geometric_is_told_from_a_mean(reduction):
-    data, loader = pytest.importorskip("torch_geometric.data"), pytest.importorskip("torch_geometric.loader")
+def test_a_sum_over_graphs_of_a_loader_of_torch_geometric_is_told_from_a_mean(reduction, held):
+    data = pytest.importorskip("torch_geometric.data")
     g, model = torch.Generator().manual_seed(6), nn.Linear(3, 2)
     graphs = [
         data.Data(x=torch.randn(n, 3, generator=g), y=torch.tensor([n % 2]), name=f"graph {n}") for n in (4, 5, 7, 6, 4)
     ]
 
-    def outputs(model, batch):
-        h = torch.tanh(model(batch.x))
-        return h.new_zeros(batch.num_graphs, 2).index_add(0, batch.batch, h)
+    def together(graphs):
+        made = data.Batch.from_data_list(graphs)
+        forms = {"alone": made, "dict": {"graph": made, "y": made.y}, "tuple": (made, made.y)}
+        return forms[held] if held in forms else (made, data.Batch.from_data_list(graphs), made.y)
 
     def loss(model, batch):
-        return F.cross_entropy(outputs(model, batch), batch.y, reduction=reduction)
+        graph = batch if held == "alone" else batch["graph"] if held == "dict" else batch[0]
+        y = graph.y if held == "alone" else batch["y"] if held == "dict" else batch[-1]
+        h = torch.tanh(model(graph.x))
+        outputs = h.new_zeros(graph.num_graphs, 2).index_add(0, graph.batch, h)
+        return F.cross_entropy(outputs, y, reduction=reduction)
 
-    problem = check_loss(Problem.custom(model, loss, loader.DataLoader(graphs, 2)), report=False)
+    batches = torch.utils.data.DataLoader(graphs, 2, collate_fn=together)
+    problem = check_loss(Problem.custom(model, loss, batches), report=False)
     truth = [F.cross_entropy(model(each.x).tanh().sum(0), each.y[0]).item() for each in graphs]
     assert loss_at_origin(problem) == pytest.approx(sum(truth) / 5, rel=1e-5)
     assert any("returns the sum over the batch" in note for note in problem.notes) == (reduction == "sum")

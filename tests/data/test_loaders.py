@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -39,6 +42,42 @@ def test_what_fits_is_kept_and_what_does_not_is_streamed_in_its_order(data):
     assert rows(there) == rows(there.rebatched(7)) == list(range(12))
     assert torch.equal(torch.cat([x for x, _ in there]), X)
     assert as_batches(data, 4).batch_size == as_batches(data, 4, budget=100).batch_size == 4
+
+
+class AugmentedByItsOwn(Dataset):
+    def __init__(self, chance):
+        self.chance = chance
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        draws = self.chance.standard_normal if hasattr(self.chance, "standard_normal") else self.chance.random
+        return X[index] + draws(), Y[index]
+
+
+def made_by(name):
+    chance = torch.Generator().manual_seed(3)
+    if name == "loader":
+        return DataLoader(TensorDataset(X, Y), 5, shuffle=True, generator=chance)
+    if name == "sampler":
+        return DataLoader(TensorDataset(X, Y), 5, sampler=SubsetRandomSampler(range(9), generator=chance))
+    if name == "batch sampler":
+        order = BatchSampler(RandomSampler(Y, generator=chance), 5, True)
+        return DataLoader(TensorDataset(X, Y), batch_sampler=order)
+    own = {"NumPy": np.random.default_rng(3), "old NumPy": np.random.RandomState(3), "Python": random.Random(3)}
+    data = AugmentedByItsOwn(own[name])
+    return DataLoader(Subset(data, range(8)), 5) if name == "Python" else data
+
+
+@pytest.mark.parametrize("name", ["loader", "sampler", "batch sampler", "NumPy", "old NumPy", "Python"])
+def test_a_training_reads_after_it_what_it_would_have_read_from_generators_of_its_own(name):
+    data, other = made_by(name), made_by(name)
+    as_batches(data)
+    read = [each if isinstance(each, DataLoader) else DataLoader(each, 5) for each in (data, other)]
+    for _ in range(2):
+        for batch, expected in zip(*read, strict=True):
+            assert all(map(torch.equal, batch, expected))
 
 
 def test_arrays_are_taken_as_tensors_are():
