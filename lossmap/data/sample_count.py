@@ -183,12 +183,15 @@ def samples_in(batch: Any) -> int:
     number. Where the tensors' lengths differ, it is an object's `batch_size`, or the length of the targets with a usual
     name, or of classes at the end of a tuple, or of any beside sequences with the time first, or an object's
     `num_graphs`, or the length of the tensors that stand directly in the batch; where these differ too, as the parts of
-    a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together;
-    for lists of images and of their boxes, and lists of samples, see `_in_lists` and `with_entries`. A number or word
-    by itself within an entry, such as a label, says that the entry's tensors are of one sample, whatever their length.
+    a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together,
+    but batches of as many graphs each, which pairs of graphs are put together to, as one of them; for lists of images
+    and of their boxes, and lists of samples, see `_in_lists` and `with_entries`. A number or word by itself within an
+    entry, such as a label, says that the entry's tensors are of one sample, whatever their length.
     """
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
-        return sum(map(samples_in, batch))
+        graphs = {getattr(each, "num_graphs", None) for each in batch}  # of a single graph there is none
+        counts = [samples_in(each) for each in batch]
+        return counts[0] if graphs == {counts[0]} and not are_entries(batch) else sum(counts)
     listed = _listed_samples(batch)
     if listed is not None:
         return listed

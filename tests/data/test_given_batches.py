@@ -950,6 +950,31 @@ def test_a_sum_over_graphs_of_a_loader_of_torch_geometric_is_told_from_a_mean(re
     assert any("returns the sum over the batch" in note for note in problem.notes) == (reduction == "sum")
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("declared", [{}, {"reduction": "sum"}])
+def test_pairs_of_graphs_in_two_batches_of_torch_geometric_count_once(size, declared):
+    data, loader = pytest.importorskip("torch_geometric.data"), pytest.importorskip("torch_geometric.loader")
+    g, model = torch.Generator().manual_seed(7), nn.Linear(3, 2)
+    pairs = [
+        tuple(data.Data(x=torch.randn(n, 3, generator=g)) for n in sizes)
+        for sizes in ((4, 5), (3, 6), (7, 2), (4, 4), (5, 5))
+    ]
+
+    def outputs(model, graph):
+        h = torch.tanh(model(graph.x))
+        return h.new_zeros(graph.num_graphs, 2).index_add(0, graph.batch, h)
+
+    def loss(model, pair):
+        one, other = pair
+        return F.mse_loss(outputs(model, one), outputs(model, other), reduction="sum")
+
+    batches = loader.DataLoader(pairs, size)
+    assert [samples_in(batch) for batch in as_batches(batches)] == [size] * (5 // size) + [5 % size] * (5 % size > 0)
+    problem = check_loss(Problem.custom(model, loss, batches, **declared), report=False)
+    truth = [(model(a.x).tanh().sum(0) - model(b.x).tanh().sum(0)).square().sum().item() for a, b in pairs]
+    assert loss_at_origin(problem) == pytest.approx(sum(truth) / 5, rel=1e-5)
+
+
 def points_of_sets(ends):
     """All points of several sets, and the number of its set for each: (points, sets) in batches of several sets."""
     lengths = [3, 2, 5, 4, 2, 6, 3, 1, 7, 2, 4]
