@@ -295,6 +295,7 @@ class FixedBatches:
 
     batches: tuple[Batch, ...]
     first: int = 0  # number of the first sample in the data of which these are a share
+    doubt: str = ""  # a sentence, where they may count otherwise than they should
 
     def __post_init__(self) -> None:
         if not self.batches:
@@ -415,20 +416,22 @@ def read_into_memory(
     of_loader = [each.samples or 0 for each in told]
     sizes = tuple(samples_in(batch) for batch in collected)
     _report_dropped(batches, sum(of_loader or sizes))
+    doubt = ""
     if of_loader and len(set(of_loader)) > len(set(sizes)) == 1:
-        log.warning(
-            "each batch counts the same where the loss gives no weight of its own, though the loader's hold %s "
-            "samples: the first dimension of their tensors is another, such as time; return (mean, weight) from the "
-            "loss, or give tensors whose first dimension is that of the samples",
-            ", ".join(map(str, sorted(set(of_loader), reverse=True))),
+        doubt = (
+            "each batch counts the same where the loss gives no weight of its own, though the loader's hold "
+            f"{', '.join(map(str, sorted(set(of_loader), reverse=True)))} samples: the first dimension of their "
+            "tensors is another, such as time; return (mean, weight) from the loss, or give tensors whose first "
+            "dimension is that of the samples"
         )
+        log.warning(doubt)
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
     if not all(map(is_even, collected)):
-        return _as_given(collected, _why_uneven(collected))
+        return _as_given(collected, _why_uneven(collected), doubt)
     try:
         joined = join_batches(collected)
     except NotJoined as reason:
-        return _as_given(collected, str(reason))
+        return _as_given(collected, str(reason), doubt)
     own = () if equal or batch_size else sizes
     return Resident(joined, batch_size or sizes[0], own, had_views=any(map(has_views, collected)))
 
@@ -539,7 +542,7 @@ def listed_counts(batches: Sequence[Batch]) -> str:
     return ", ".join(str(samples_in(batch)) for batch in batches[:6]) + (", ..." if len(batches) > 6 else "")
 
 
-def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
+def _as_given(batches: Sequence[Batch], reason: str, doubt: str = "") -> FixedBatches:
     """The batches as they are, never cut, which the log says."""
     counts = [samples_in(batch) for batch in batches]
     weight = "once" if set(counts) == {1} else f"by its samples ({listed_counts(batches)})"
@@ -553,9 +556,9 @@ def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
     by_chance = [n for n, is_known in zip(counts, known, strict=True) if is_known and n > 1]
     once = [n == 1 and n not in rows for n, rows in zip(counts, lengths, strict=True)]
     if by_chance and any(is_one and not is_known for is_one, is_known in zip(once, known, strict=True)):
-        log.warning(
-            "%d of these batches count by their samples, since all their parts have one length, perhaps by chance, and "
-            "others once, since theirs differ: return (mean, weight) from the loss",
-            len(by_chance),
+        doubt = (
+            f"{len(by_chance)} of these batches count by their samples, since all their parts have one length, perhaps "
+            "by chance, and others once, since theirs differ: return (mean, weight) from the loss"
         )
-    return FixedBatches(tuple(batches))
+        log.warning(doubt)
+    return FixedBatches(tuple(batches), doubt=doubt)

@@ -219,7 +219,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
         problem, probe = _with_what_passes_leave(problem, probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
-    problem = _with_means_told(problem, probe, kind)
+    problem = _with_doubts_told(_with_means_told(problem, probe, kind))
     fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
     reported = _with_rounding_told(fitting, probe, kind)
     if (kind == COUPLED or reported.notes != fitting.notes) and not probe.is_repeatable(REPEATS):
@@ -343,6 +343,14 @@ def _with_means_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
             )
             return replace(problem, notes=(*problem.notes, note))
     return problem if cuts else _with_counts_told(problem)
+
+
+def _with_doubts_told(problem: Problem) -> Problem:
+    """With a note where batches may count otherwise than they should, and the loss gives no weight."""
+    doubt = problem.data.doubt if isinstance(problem.data, FixedBatches) else ""
+    if not doubt or not isinstance(problem.forward, CustomLoss) or _gives_weight(problem):
+        return problem
+    return replace(problem, notes=(*problem.notes, doubt))
 
 
 def _with_counts_told(problem: Problem) -> Problem:

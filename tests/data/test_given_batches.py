@@ -1610,3 +1610,29 @@ def test_a_result_says_by_what_its_batches_count_where_nothing_but_their_structu
     (note,) = check_loss(lossmap.Problem.custom(model, whole_batches_alone, batches), report=False).notes
     assert "counts by its samples as its structure shows them (4, 6, 5)" in note and "return (mean, weight)" in note
     assert not check_loss(lossmap.Problem.custom(model, whole_batches_alone, batches[1:2] * 3), report=False).notes
+
+
+@pytest.mark.parametrize(
+    ("first", "sentence"), [(5, "though the loader's hold 4, 3 samples"), (2, "one length, perhaps by chance")]
+)
+def test_a_report_says_that_batches_may_count_otherwise_than_they_should(first, sentence):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = nn.GRU(3, 4), nn.Linear(4, 3)
+
+        def forward(self, batch):
+            return self.head(self.cells(batch["seq"])[1][-1])
+
+    def padded(samples):  # the time first
+        return {"seq": pad_sequence([s for s, _ in samples]), "cls": torch.tensor([c for _, c in samples])}
+
+    def mean(model, batch):
+        return F.cross_entropy(model(batch), batch["cls"])
+
+    torch.manual_seed(0)
+    samples = [(torch.randn(first + i % 3, 3), i % 3) for i in range(11)]
+    loader = torch.utils.data.DataLoader(samples, batch_size=4, collate_fn=padded)
+    for loss, is_told in ((mean, True), (lambda m, b: (mean(m, b), len(b["cls"])), False)):
+        text = " ".join(str(lossmap.spectrum(lossmap.Problem.custom(Last(), loss, loader), top=1)).split())
+        assert (sentence in text) == is_told
