@@ -33,7 +33,7 @@ def rehearsed(member: Member) -> dict[str, float]:
     finally:
         os.chdir(before)
     return {
-        "seconds": estimate.rank_seconds + estimate.setup,
+        "seconds": estimate.rank_seconds + estimate.setup + estimate.beside,
         "points": estimate.points,
         "point": estimate.seconds,
     }

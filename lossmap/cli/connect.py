@@ -199,13 +199,15 @@ def price_of_line(
     from lossmap.landscape.connection_map import ConnectionMap
     from lossmap.landscape.price import price_of_losses
 
-    passes = ((2 if statistics is not None else 1) + (repeats or 1) - 1) * ways  # a point's own, and its statistics'
+    passes = (repeats or 1) * ways
     losses = price_of_losses(problems, plane, plan, points, workers=workers, autocast=autocast, repeats=passes)
     if not points:
         return losses
     measure = ConnectionMap(problems, plane, plan, statistics=statistics, autocast=autocast)
+    each = losses.longest + ways * measure.seconds_of_statistics()
     # each rank, or team of ranks, reads both ends first
-    return replace(losses, fixed=2.0 * losses.longest + ways * seconds_of_rounding(measure))
+    fixed = 2.0 * each + ways * seconds_of_rounding(measure)
+    return replace(losses, seconds=points * each, longest=each, fixed=fixed)
 
 
 def fitted(

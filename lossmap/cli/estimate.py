@@ -194,12 +194,28 @@ def trial_survey(settings: Settings, per_node: int, kind: str) -> Callable[..., 
             "again_cost": AUDIT_COST,
             "per_node": per_node,
             "choice": json.dumps(chosen) if chosen else "",
+            "beside": _seconds_beside(measure),
         }
         if by_task is not None:
             raise Estimated(of_tasks(*by_task(measure), details))
         raise Estimated(cost_model.fit_estimate(samples, grid.shape, **details))
 
     return survey
+
+
+def _seconds_beside(measure: Any) -> float:
+    """Seconds before and after the points: of a connection, its curve's training and the rounding of its barriers."""
+    from lossmap.landscape.barrier_rounding import seconds_of_rounding
+    from lossmap.landscape.connection_map import ConnectionMap
+    from lossmap.landscape.curves import CurveRecipe, price_of_bend
+
+    if not isinstance(measure, ConnectionMap):
+        return 0.0
+    seconds = (1 + len(measure.ways)) * seconds_of_rounding(measure)
+    if (curve := measure.settings.get("curve")) is not None:
+        first = next(iter(measure.problems.values()))
+        seconds += price_of_bend(first, measure.plane, CurveRecipe(**curve)).seconds
+    return seconds
 
 
 def of_tasks(costs: Sequence[Any], setup: float, details: dict[str, Any]) -> Estimate:

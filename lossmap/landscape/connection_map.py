@@ -25,6 +25,7 @@ both ends, and one pass for the weights of batches; all that for each way.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -34,9 +35,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap import accelerators
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.curvature.rounding import problem_in
 from lossmap.data.batches import Batch, Batches, FixedBatches, move_batch
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.data.random_batches import rows_of
@@ -115,7 +118,7 @@ class ConnectionMap(LossMap):
         plane: Plane,
         plan: ForwardPlan,
         *,
-        statistics: Batches | None = None,
+        statistics: Batches | Sequence[Batch] | None = None,
         beside: Mapping[str, Way] | None = None,
         curve: str | None = None,
         total: Total = single_rank,
@@ -201,6 +204,22 @@ class ConnectionMap(LossMap):
                 own[name].data = own[name].new_zeros(()).expand(own[name].shape)
         plan = ForwardPlan(FEW_SAMPLES)
         return ConnectionMap(problems, plane, plan, statistics=statistics, curve=self._curve, autocast=autocast)
+
+    def seconds_of_statistics(self) -> float:
+        """Seconds that the statistics of a point take, from two passes over their first batch."""
+        data = self._statistics
+        if data is None:
+            return 0.0
+        few = copy.copy(self)
+        few._statistics = (next(iter(data)),)
+        device = next(self.model.parameters()).device
+        with temporary_parameters(self.model, {}), self._mode():
+            few._arrive()
+            accelerators.synchronize(device)
+            began = time.perf_counter()
+            few._arrive()
+            accelerators.synchronize(device)
+            return (time.perf_counter() - began) * number_of_batches(data)
 
     def _place(self, t: float) -> Point:
         """Where theta(t) lies on the plane."""
@@ -414,6 +433,13 @@ def fixed_batches(data: Batches, samples: int | None = None) -> Batches | tuple[
         return data.rebatched(statistics_batch(data.samples))
     count = -(-samples // STATISTICS_BATCH)  # batches of one size, together as many samples, or up to `count` fewer
     return tuple(islice(data.rebatched(samples // count), count))
+
+
+def number_of_batches(data: Batches | Sequence[Batch]) -> int:
+    """As of `fixed_batches`."""
+    if isinstance(data, FixedBatches):
+        return len(data.batches)
+    return len(data) if isinstance(data, Sequence) else -(-data.samples // data.batch_size)
 
 
 def statistics_batch(samples: int) -> int:

@@ -118,6 +118,7 @@ class Estimate:
     per_node    ranks on a node while `seconds` were measured
     looked_at   number of samples
     choice      the backend that a probe has chosen, if any
+    beside      seconds before the first point and after the last that one rank works, and the others wait
     """
 
     points: int
@@ -135,6 +136,7 @@ class Estimate:
     per_node: int = 1
     looked_at: int = 0
     choice: str = ""
+    beside: float = 0.0
 
     @property
     def rank_seconds(self) -> float:
@@ -142,12 +144,14 @@ class Estimate:
         return self.points * self.seconds + self.again * self.again_cost * self.first
 
     def wall(self, ranks: int) -> float:
-        """Seconds from the first point to the last with so many ranks, set-up included.
+        """Seconds from the first point to the last with so many ranks, set-up and what is beside them included.
 
         Each rank's first point is cold, and the last point may come late.
         """
         extra = max(0.0, self.first - self.seconds)
-        return self.setup + extra + max(self.rank_seconds / ranks, self.most) + self.most * (ranks > 1) / 2
+        return (
+            self.beside + self.setup + extra + max(self.rank_seconds / ranks, self.most) + self.most * (ranks > 1) / 2
+        )
 
     def node_hours(self, ranks: int) -> float:
         """Nodes times hours of such a job."""
@@ -204,7 +208,7 @@ def fit_estimate(samples: Sequence[Sample], shape: tuple[int, ...], **known: Any
 
     samples  of `sample_points`: the first point comes twice, first and last
     shape    of the grid
-    known    memory, gpu_memory, file_size, again, per_node, choice: see `Estimate`
+    known    memory, gpu_memory, file_size, again, per_node, choice, beside: see `Estimate`
     """
     first_sample, *others, repeated = samples
     # Set-up is what the first point took beyond its cost: that of its products elsewhere, or its own at the end.

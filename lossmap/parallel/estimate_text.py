@@ -50,6 +50,8 @@ def _seconds_line(estimate: Estimate, unit: str) -> str:
         line += f", without a near neighbour {estimate.first:.3g} s"
     if estimate.setup > estimate.seconds:
         line += f"; a rank's set-up {estimate.setup:.2g} s"
+    if estimate.beside > estimate.seconds:
+        line += f"; beside the points {span_text(estimate.beside)}, on one rank"
     return line
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import lossmap
 from lossmap import zoo
 from lossmap.cli.__main__ import main as command_line
-from lossmap.cli.connect import main
+from lossmap.cli.connect import main, price_of_line
 from lossmap.io.read import read
+from lossmap.landscape.connection_map import connection_map, fixed_batches
+from lossmap.landscape.loss import ForwardPlan
+from lossmap.report.price import Price
 
 QUICK = ["--model", "mlp", "--samples", "64", "--device", "cpu", "--threads", "1", "--no-probe"]
 NET = """
@@ -96,6 +102,50 @@ def test_what_it_takes_is_estimated_and_a_dry_run_writes_nothing(here, capsys):
     assert not list(here.glob("*.h5"))
     assert command_line(["estimate", "--json", "--", "connect", "a.pt", "b.pt", *QUICK]) == 0
     assert '"points": 25' in capsys.readouterr().out
+
+
+def test_an_estimate_counts_the_training_of_the_curve_and_the_rounding_of_barriers(here, capsys, monkeypatch):
+    monkeypatch.setattr("lossmap.landscape.curves.price_of_bend", lambda *_: Price(50, 400.0, 0, "step"))
+    monkeypatch.setattr("lossmap.landscape.barrier_rounding.seconds_of_rounding", lambda _: 30.0)
+    words = ["connect", "a.pt", "b.pt", *QUICK, "--align", "weights"]
+    for further, beside in (([], 60.0), (["--curve", "polygon", "--curve-steps", "3"], 490.0)):
+        assert command_line(["estimate", "--json", "--", *words, *further]) == 0
+        assert json.loads(capsys.readouterr().out)["beside"] == beside
+    assert command_line(["estimate", "--", *words]) == 0
+    assert "; beside the points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("samples", [None, 100])
+def test_the_price_of_a_point_holds_the_statistics_of_the_training_samples(monkeypatch, samples):
+    """Not of the measured split's samples, and not a pass of the same speed."""
+
+    class Clock(nn.Module):
+        now = 0.0
+
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            Clock.now += len(x) * (3.0 if self.norm.training else 1.0)
+            return self.norm(self.linear(x))
+
+    monkeypatch.setattr("time.perf_counter", lambda: Clock.now)
+    torch.manual_seed(0)
+    a, b = Clock().double(), Clock().double()
+    x, y = torch.randn(256, 4).double(), torch.arange(256) % 3
+    train, test = (lossmap.Problem.supervised(a, "crossentropy", (x[:n], y[:n])) for n in (256, 20))
+    plane, plan = lossmap.line_between(a, b), ForwardPlan(64)
+    statistics = fixed_batches(train.data, samples)
+    price = price_of_line(
+        {"test": test}, plane, plan, 7, statistics=statistics, ways=1, workers=1, autocast=None, repeats=None
+    )  # fmt: skip
+    measure = connection_map({"test": test}, plane, plan, statistics=statistics)
+    measure((0.5,))  # and both ends
+    began = Clock.now
+    measure((0.5,))
+    assert price.longest == Clock.now - began == 20 + 3 * (256 if samples is None else samples)
+    assert (price.seconds, price.fixed) == (7 * price.longest, 2 * price.longest)
 
 
 def test_b_is_aligned_reported_and_saved_and_the_file_resumes_as_such_alone(here, capsys):

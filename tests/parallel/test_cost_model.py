@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -132,6 +133,7 @@ def test_more_ranks_end_sooner_and_never_before_their_slowest_point():
     assert walls == sorted(walls, reverse=True)
     assert walls[0] == pytest.approx(5 + 1 + 2000)
     assert walls[-1] >= WHOLE.setup + WHOLE.most
+    assert [replace(WHOLE, beside=7.0).wall(n) for n in (1, 8)] == pytest.approx([walls[0] + 7.0, walls[3] + 7.0])
 
 
 def test_the_fitting_number_of_ranks_ends_in_time_and_a_smaller_one_does_not():
