@@ -42,6 +42,7 @@ from lossmap.parallel.world import World
 # An audit solves this share of the points again, at least so many; a cold start with limits costs a third more products
 # than a solve that only converges.
 AUDIT_SHARE, MIN_AUDIT_POINTS, AUDIT_COST = 0.02, 20, 4 / 3
+TRIED_STEPS = 2  # of the training of a curve, the first of which warms up
 MEASURING = (*SURVEYS, "spectrum", "sharpness", "connect", "dynamics", "health")
 EXAMPLE = "lossmap estimate -- surface --model resnet20-w8 --x=-1:1:51 --y=-1:1:51"
 
@@ -148,8 +149,11 @@ def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int 
         if settings.run.threads is None and not on_gpu:
             changes["threads"] = max(1, cores // per_node)
         try:
+            trial = settings.changed("run", **changes)
+            if work.command == "connect":
+                trial = trial.changed("connect", curve_steps=TRIED_STEPS)  # a point takes as long on any curve
             run = module_of(work.command).run
-            run(settings.changed("run", **changes), world, survey=trial_survey(settings, per_node, kind))
+            run(trial, world, survey=trial_survey(settings, per_node, kind))
         except Estimated as end:
             estimate = end.estimate
         else:
@@ -194,7 +198,7 @@ def trial_survey(settings: Settings, per_node: int, kind: str) -> Callable[..., 
             "again_cost": AUDIT_COST,
             "per_node": per_node,
             "choice": json.dumps(chosen) if chosen else "",
-            "beside": _seconds_beside(measure),
+            "beside": _seconds_beside(measure, settings),
         }
         if by_task is not None:
             raise Estimated(of_tasks(*by_task(measure), details))
@@ -203,7 +207,7 @@ def trial_survey(settings: Settings, per_node: int, kind: str) -> Callable[..., 
     return survey
 
 
-def _seconds_beside(measure: Any) -> float:
+def _seconds_beside(measure: Any, settings: Settings) -> float:
     """Seconds before and after the points: of a connection, its curve's training and the rounding of its barriers."""
     from lossmap.landscape.barrier_rounding import seconds_of_rounding
     from lossmap.landscape.connection_map import ConnectionMap
@@ -213,8 +217,9 @@ def _seconds_beside(measure: Any) -> float:
         return 0.0
     seconds = (1 + len(measure.ways)) * seconds_of_rounding(measure)
     if (curve := measure.settings.get("curve")) is not None:
-        first = next(iter(measure.problems.values()))
-        seconds += price_of_bend(first, measure.plane, CurveRecipe(**curve)).seconds
+        first, recipe = next(iter(measure.problems.values())), CurveRecipe(**curve)
+        recipe = replace(recipe, steps=settings.connect.curve_steps)
+        seconds += price_of_bend(first, measure.plane, recipe).seconds
     return seconds
 
 

@@ -15,6 +15,7 @@ from lossmap.cli.__main__ import main as command_line
 from lossmap.cli.connect import main, price_of_line
 from lossmap.io.read import read
 from lossmap.landscape.connection_map import connection_map, fixed_batches
+from lossmap.landscape.curves import train_bend
 from lossmap.landscape.loss import ForwardPlan
 from lossmap.report.price import Price
 
@@ -105,12 +106,23 @@ def test_what_it_takes_is_estimated_and_a_dry_run_writes_nothing(here, capsys):
 
 
 def test_an_estimate_counts_the_training_of_the_curve_and_the_rounding_of_barriers(here, capsys, monkeypatch):
-    monkeypatch.setattr("lossmap.landscape.curves.price_of_bend", lambda *_: Price(50, 400.0, 0, "step"))
+    trained, train = [], train_bend
+
+    def price_of_bend(problem, line, recipe):
+        return Price(recipe.steps, 0.4 * recipe.steps, 0, "step")
+
+    def counted(problem, line, recipe, **how):
+        trained.append(recipe.steps)
+        return train(problem, line, recipe, **how)
+
+    monkeypatch.setattr("lossmap.landscape.curves.price_of_bend", price_of_bend)
+    monkeypatch.setattr("lossmap.landscape.curves.train_bend", counted)
     monkeypatch.setattr("lossmap.landscape.barrier_rounding.seconds_of_rounding", lambda _: 30.0)
     words = ["connect", "a.pt", "b.pt", *QUICK, "--align", "weights"]
-    for further, beside in (([], 60.0), (["--curve", "polygon", "--curve-steps", "3"], 490.0)):
+    for further, beside in (([], 60.0), (["--curve", "polygon"], 490.0)):
         assert command_line(["estimate", "--json", "--", *words, *further]) == 0
         assert json.loads(capsys.readouterr().out)["beside"] == beside
+    assert trained == [2]
     assert command_line(["estimate", "--", *words]) == 0
     assert "; beside the points" in capsys.readouterr().out
 
