@@ -82,8 +82,8 @@ def principal_axes(
     rank = int((values > least).sum())
     if rank < count:
         raise ValueError(
-            f"the path has {len(offsets)} checkpoints that span {rank} dimensions beyond rounding; "
-            f"count must not exceed that; got {count}"
+            f"the path has {len(offsets)} checkpoints that span {rank} dimension{'s' * (rank != 1)} beyond rounding; "
+            f"it has no more principal axes than that; got {count}"
         )
     axes = []
     for i in range(count):

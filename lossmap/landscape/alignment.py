@@ -73,8 +73,9 @@ class Alignment:
 
     def describe(self) -> str:
         """What was done, in one sentence."""
+        groups = count(len(self.permutations), "group")
         text = (
-            f"aligned by {METHODS[self.method]}: {self.moved} of {self.units} units in {len(self.permutations)} groups "
+            f"aligned by {METHODS[self.method]}: {self.moved} of {count(self.units, 'unit')} in {groups} "
             f"moved, distance {self.before:.4g} before, {self.after:.4g} after"
         )
         held = {name: why for name, why in self.fixed.items() if why != OUTPUT}  # which never move in any network

@@ -52,7 +52,8 @@ def test_the_shadow_of_the_path_ends_at_zero_and_keeps_true_lengths():
 def test_a_path_with_too_few_dimensions_is_refused_with_its_number():
     origin, states = walk(2)
     with pytest.raises(
-        ValueError, match="2 checkpoints that span 1 dimensions beyond rounding; count must not exceed that; got 2"
+        ValueError,
+        match="2 checkpoints that span 1 dimension beyond rounding; it has no more principal axes than that; got 2",
     ):
         principal_axes(origin, states, 2)
 
@@ -105,7 +106,7 @@ def test_a_path_on_a_line_spans_no_plane_of_rounding(dtype):
     weights = {name: p.detach().double() for name, p in model.named_parameters()}
     step = {name: 1e3 * torch.finfo(dtype).eps * torch.randn_like(p) for name, p in weights.items()}
     line = [{name: (p + t * step[name]).to(dtype) for name, p in weights.items()} for t in (-3.0, -2.0, -1.0, -0.5)]
-    with pytest.raises(ValueError, match="4 checkpoints that span 1 dimensions beyond rounding"):
+    with pytest.raises(ValueError, match="4 checkpoints that span 1 dimension beyond rounding"):
         pca_plane(model, line)
     beside = {name: (p + 0.1 * step[name].flip(-1)).to(dtype) for name, p in weights.items()}
     assert pca_plane(model, [*line, beside]).recipes[1]["explained_variance_ratio"] > 1e-5
