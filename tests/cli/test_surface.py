@@ -415,7 +415,7 @@ MISTAKES = [
     ("--model mlp --xnorm filters", "norm must be one of filter, layer, weight, dfilter, dlayer, none; got 'filters'"),
     ("--model mlp --xignore bn", "ignore must be one of biasbn, none; got 'bn'"),
     ("--model mlp --loss foo", "unknown loss 'foo'"),
-    ("--model mlp --precision tf32", "--precision tf32 is a mode of GPUs"),
+    ("--model mlp --precision tf32", "--precision tf32 is a mode of CUDA's GPUs"),
     ("--model mlp --shard 4/3", "--shard must be I/N"),
     ("--model mlp --x 0:1:2 --shard 3/3", "--shard 3/3 holds no point"),
     ("--model mlp --trainloader loader.pkl", "--unsafe-load if you trust it"),
