@@ -48,7 +48,7 @@ class StoredEnd:
     values, errors  (m,) an eigenvalue lies within the error of each
     tolerance       requested, relative to `scale`, the largest absolute eigenvalue
     limit           with probability `confidence` no eigenvalue lies beyond; NaN where not computed
-    others          with that probability no eigenvalue but these lies beyond; NaN where not computed
+    others          with that probability no eigenvalue but these lies beyond, at most `limit`; NaN where not computed
     rounding        the part of the errors that allows for rounding; NaN in files of version 0.1
     """
 
@@ -73,7 +73,10 @@ def end_of(stored: StoredReport, name: str) -> StoredEnd | None:
     """The end `top` or `bottom`; None where it was not computed."""
     if name not in stored:
         return None
-    limit = {"top": "upper_limit", "bottom": "lower_limit"}[name]
+    limit = stored.number({"top": "upper_limit", "bottom": "lower_limit"}[name])
+    others = stored.number(f"{name}_others")
+    if isfinite(limit) and (others > limit if name == "top" else others < limit):
+        others = limit  # of a second search cut short, looser than what holds for all
     return StoredEnd(
         values=stored.arrays[name],
         errors=stored.arrays[f"{name}_error"],
@@ -81,8 +84,8 @@ def end_of(stored: StoredReport, name: str) -> StoredEnd | None:
         tolerance=stored.number(f"{name}_tolerance"),
         scale=stored.number(f"{name}_scale"),
         products=int(stored.number(f"{name}_products")),
-        limit=stored.number(limit),
-        others=stored.number(f"{name}_others"),
+        limit=limit,
+        others=others,
         confidence=stored.number(f"{name}_confidence"),
         rounding=stored.number(f"{name}_rounding"),
     )
@@ -330,7 +333,7 @@ def _limits(top: StoredEnd | None, bottom: StoredEnd | None) -> str:
         if end is None or not isfinite(end.limit):
             continue
         part = f"none {word} {rounded(end.limit, side)}"
-        if len(end.values) > 1 and isfinite(end.others):
+        if len(end.values) > 1 and isfinite(end.others) and end.others != end.limit:
             part += f", no other {word} {rounded(end.others, side)}"
         parts.append(part)
         confidence = end.confidence

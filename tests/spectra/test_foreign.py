@@ -1,5 +1,6 @@
 """The spectrum of anybody's symmetric matrix, against NumPy's eigenvalues."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,6 +241,18 @@ def test_an_eigenvalue_far_below_the_tolerance_is_said_to_lie_perhaps_further_ou
             assert sign * true <= sign * end.others
             assert f"+- {error:.1g} (may lie as {word} as {sign * np.ceil(sign * end.others * 100) / 100:.4g}" in line
     assert f"(may lie as {word} as" in line
+
+
+@pytest.mark.parametrize(("end", "word", "direction"), [("top", "high", "above"), ("bottom", "low", "below")])
+def test_no_eigenvalue_is_said_to_lie_beyond_where_all_end(end, word, direction):
+    """A second search that was cut short knows less of the others than is known of all."""
+    found = lossmap.spectrum(np.diag([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]), top=3, bottom=3, density_error=None)
+    sign = 1.0 if end == "top" else -1.0
+    limits = (3.01, np.nan) if sign > 0 else (np.nan, -3.01)
+    pairs = replace(getattr(found, end), limits=limits, others=sign * 76.92, confidence=0.99, converged=False)
+    text = " ".join(str(replace(found, **{end: pairs})).split())
+    assert "76.92" not in text and f"none {direction} {sign * 3.01:g}" in text
+    assert text.count(f"(may lie as {word} as {sign * 3.01:g})") >= 2
 
 
 def test_a_matrix_of_fewer_rows_than_eigenvalues_by_default_is_read_whole():
