@@ -163,7 +163,8 @@ def _axis(
         recipe |= {"seed": plane.seed, "idx": plane.idx, "index": index}
     else:
         names = moving_names(origin, model, plane.moving)
-        computed, details = _computed_axis(kind, model, origin, files, curved, names)
+        is_whole = norm == ignore == "none" and plane.moving == "all"
+        computed, details = _computed_axis(kind, model, origin, files, curved, names, is_whole)
         axis, recipe = normalised(computed, origin, norm, ignore), recipe | details
     if plane.moving != "all":
         axis = axis_of_moving(axis, model, plane.moving)
@@ -175,11 +176,18 @@ def _axis(
 
 
 def _computed_axis(
-    kind: str, model: nn.Module, origin: Named, files: ModelSettings, curved: Curved | None, names: Sequence[str]
+    kind: str,
+    model: nn.Module,
+    origin: Named,
+    files: ModelSettings,
+    curved: Curved | None,
+    names: Sequence[str],
+    is_whole: bool,
 ) -> tuple[Named, dict[str, Any]]:
     """An axis that is not random, before its normalization, and what its recipe says of it.
 
-    names  of the tensors that move: the path of a run is that of these
+    names     of the tensors that move: the path of a run is that of these
+    is_whole  whether the axis stays as it is, so that one to a checkpoint has its weights at 1
     """
     what, _, rest = kind.partition(":")
     if what == "to" and rest:
@@ -191,10 +199,11 @@ def _computed_axis(
                 + ("; its running statistics differ: --dir-type states moves them" if has_left_out else "")
             )
         if has_left_out:
-            logger.warning(
-                "at 1 are the weights of %s, but the running statistics of the model; --dir-type states moves both",
-                rest,
-            )
+            if is_whole:
+                where, moved = f"at 1 are the weights of {rest}, but", "both"
+            else:
+                where, moved = f"all along the axis to {rest} are", "them"
+            logger.warning("%s the running statistics of the model; --dir-type states moves %s", where, moved)
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)

@@ -19,6 +19,7 @@ ACCURACIES = ("train_acc", "test_acc")  # what `accuracy` may mean, the first th
 MAX_UNIT = 20  # characters, that stand on one line with the name
 LINE_AXIS, FIXED_COORDINATE = "drawn_axis", "drawn_at"  # attributes of a line that `as_line` made of a plane
 PARTS = ("spectrum", "along", "sharpness")  # measures that are dispatched like points, but over no line or plane
+WHOLE = {"norm": ("none",), "ignore": ("none",), "parameters": ("all", "trainable")}  # of an axis that reaches a model
 
 
 @dataclass(frozen=True)
@@ -299,15 +300,20 @@ def _end(surface: Surface, direction: str) -> str | None:
     """The model at 1 of an axis that leads to one: its file's name, or `model 2` and `model 3`; else None."""
     attributes = surface.groups.get(f"directions/{direction}", Group({})).attributes
     kind, _, file = _kind(surface, direction).partition(":")
-    if kind != "to" or attributes.get("norm", "none") != "none":
+    if kind != "to" or any(attributes.get(name, whole[0]) not in whole for name, whole in WHOLE.items()):
         return None
     if not file:
-        return f"model {2 if direction == 'x' else 3}"
+        return _without_file(direction)
     own, other = (Path(f).parts for f in (file, _kind(surface, {"x": "y", "y": "x"}[direction]).partition(":")[2]))
     count = 1  # of its folders as many as tell it from a file of the same name at the end of the other axis
     while count < len(own) and own != other and own[-count:] == other[-count:]:
         count += 1
     return str(Path(*own[-count:]))
+
+
+def _without_file(direction: str) -> str:
+    """What a model at the end of an axis is called that was read from no file."""
+    return f"model {2 if direction == 'x' else 3}"
 
 
 def _axis(surface: Surface, direction: str, name: str) -> str:
@@ -323,6 +329,8 @@ def _axis(surface: Surface, direction: str, name: str) -> str:
     if kind.startswith("pca"):
         component = int("".join(c for c in kind if c.isdigit()) or 1)
         return f"{name}, principal component {component}{_explained(surface, component)}"
+    if kind == "to":
+        return f"{name}, to {_without_file(direction)}"
     return f"{name}, {kind.replace(':', ' ')}"
 
 

@@ -550,14 +550,25 @@ def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
 def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(here, caplog, capsys):
     torch.manual_seed(0)
     net = resolve_callable("net.py:Small")()
+    net.bn1.bias.data += 2.0
     torch.save(net.state_dict(), "a.pt")
     net.bn1.running_mean += 1.0
-    net.bn1.bias.data += 1.0
+    for weight in net.parameters():
+        weight.data += 1.0
     torch.save(net.state_dict(), "b.pt")
     line = "--model net.py:Small --model-file a.pt --xdir to:b.pt --samples 10 --x=0:1:2 --surf-file"
     assert run(f"{line} weights.h5") == 0
-    assert "the running statistics of the model; --dir-type states moves both" in caplog.text
+    assert "at 1 are the weights of b.pt, but the running statistics of the model; --dir-type states" in caplog.text
     caplog.clear()
+    where = "all along the axis to b.pt are the running statistics of the model; --dir-type states moves them"
+    for number, changed in enumerate(("--xnorm filter", "--xignore biasbn", "--parameters bn1")):  # leads elsewhere
+        assert run(f"{line} changed{number}.h5 {changed}") == 0
+        assert where in caplog.text
+        assert "at 1" not in caplog.text
+        drawn = lossmap.draw(f"changed{number}.h5").axes[0]
+        assert drawn.get_xlabel() == "x, to b.pt"
+        assert 1.0 not in {mark.get_xdata()[0] for mark in drawn.lines if mark.get_linestyle() == ":"}
+        caplog.clear()
     assert run(f"{line} states.h5 --dir-type states") == 0
     assert not caplog.text
     drawn = lossmap.draw("states.h5").axes[0]

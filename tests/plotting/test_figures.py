@@ -404,6 +404,9 @@ def test_a_training_path_lies_over_the_map():
     ("told", "label"),
     [
         ({"kind": "to:runs/b.pt"}, "x, 0: model, 1: b.pt"),
+        ({"kind": "to:runs/b.pt", "norm": "none", "ignore": "biasbn"}, "x, to runs/b.pt"),
+        ({"kind": "to", "norm": "none", "ignore": "none", "parameters": "weights"}, "x, to model 2"),
+        ({"kind": "to", "norm": "none", "ignore": "none", "parameters": "trainable"}, "x, 0: model, 1: model 2"),
         ({"kind": "pca:1"}, "x, principal component 1 (80 %)"),
         ({"kind": "hessian:max"}, "x, hessian max"),
         ({}, "x"),
