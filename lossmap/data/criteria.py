@@ -187,8 +187,17 @@ def refuse_class(function: Any, what: str) -> None:
 
 
 def refuse_no_module(model: Any) -> None:
-    """Raise ValueError where no network stands in a network's place, such as its class or a function that makes it."""
+    """Raise ValueError where no network stands in a network's place, such as its class or a function that makes it.
+
+    Nor may a program of `torch.export` be within it, whose mode is fixed.
+    """
     if isinstance(model, nn.Module):
+        fixed = (getattr(vars(module).get("eval"), "__func__", None) for module in model.modules())
+        if any((getattr(each, "__module__", None) or "").startswith("torch.export") for each in fixed):
+            raise ValueError(
+                "the model is a program of torch.export, which cannot be put into evaluation mode; give the module "
+                "that it was made from, with the program's state_dict()"
+            )
         return
     if isinstance(model, type):
         raise ValueError(f"the model {model.__name__} is a class; give an instance, such as {model.__name__}()")

@@ -28,7 +28,7 @@ def refined(surface: Surface, name: str, count: int) -> Surface:
     values = surface[name]
     if not np.isfinite(values).all():
         missing = int((~np.isfinite(values)).sum())
-        raise ValueError(f"{missing} points of {name} are missing or not finite; leave --interp out")
+        raise ValueError(f"of {name} {missing} of {values.size} points are missing or not finite; leave --interp out")
     rows, columns = np.argsort(grid.y), np.argsort(grid.x)
     spline = RectBivariateSpline(
         grid.y[rows],

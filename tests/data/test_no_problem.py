@@ -39,6 +39,13 @@ def test_what_is_no_model_or_no_loss_of_one(model, loss, words):
         Problem.custom(model, loss, [(X, Y)])
 
 
+def test_a_program_of_torch_export():
+    live = torch.export.export(net().eval(), (X,)).module()
+    for model in (live, nn.Sequential(live)):
+        with pytest.raises(ValueError, match=r"a program of torch\.export, .*; give the module that it was"):
+            Problem.supervised(model, "crossentropy", (X, Y))
+
+
 def test_a_loss_of_model_and_batch_among_outputs_and_targets():
     with pytest.raises(ValueError, match=r"called with outputs and targets; one of model and batch is for Problem\.c"):
         tried_on_samples(Problem.supervised(net(), by_batch, (X, Y)), "train")
