@@ -121,7 +121,7 @@ def test_a_refined_surface_goes_through_its_points_and_is_that_of_a_cubic():
     expected = fine.grid.x[None, :] ** 3 - 2 * fine.grid.x[None, :] * fine.grid.y[:, None] ** 2
     np.testing.assert_allclose(fine["train_loss"], expected, atol=1e-12)
     cubic[0, 0] = np.nan
-    with pytest.raises(ValueError, match="1 points of train_loss are missing"):
+    with pytest.raises(ValueError, match="of train_loss 1 of 30 points are missing"):
         refined(lossmap.Surface(lossmap.Grid(x, y), {"train_loss": cubic}), "train_loss", 11)
 
 
