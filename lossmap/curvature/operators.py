@@ -524,9 +524,7 @@ def mean_product(
         rows = _rows_of(v, layout.size, dtype)
         if not has_float64(device):
             rows = rows.to(device)
-        if (
-            total is single_rank
-        ):  # nothing is sent: the sum is divided in its own place, and of a large model not copied
+        if total is single_rank:  # nothing is sent: the sum is divided in its own place, without a copy of a large one
             whole, weight = local_sum(rows).to(wide), _weight(samples)
             entries = float(whole.sum())  # for which the host waits once
         else:

@@ -7,6 +7,7 @@ Whether the axes x and y of a plane through three models differ is judged by the
 once over the entries that move along y, and once over those that move along x. The right side is twice to four times
 what rounding alone makes of the left: tensors are rounded by u |w|, the differences between them again. Entries that do
 not move have no part in it, as where models differ in a few weights, or in one layer.
+
 The cosine would not do: it is 1 to six
 digits for axes whose ends lie a thousandth of their length apart.
 """
