@@ -27,6 +27,7 @@ from lossmap.geometry.directions import (
     Plane,
     axis_of_moving,
     difference,
+    end_of,
     from_vector,
     moving_names,
     normalised,
@@ -34,7 +35,7 @@ from lossmap.geometry.directions import (
     origin_of,
     random_or_drawn,
 )
-from lossmap.geometry.grid import Grid
+from lossmap.geometry.grid import ENDS_AT, PART, Grid
 from lossmap.geometry.parameter_vector import Layout, state_tensors, warn_of_frozen
 from lossmap.geometry.training_path import principal_axes
 from lossmap.geometry.wrappers import plain_names
@@ -151,7 +152,7 @@ def _axis(
     """The axis x or y, and the recipe that it is made by."""
     file = {"x": files.model_file2, "y": files.model_file3}[name]
     kind = getattr(plane, f"{name}dir") or (f"to:{file}" if file else "random")
-    is_random = kind == "random"
+    is_random, other = kind == "random", None
     default_norm, default_ignore = ("filter", "biasbn") if is_random else ("none", "none")
     norm = getattr(plane, f"{name}norm") or default_norm
     ignore = getattr(plane, f"{name}ignore") or default_ignore
@@ -162,9 +163,10 @@ def _axis(
         axis = random_or_drawn(origin, seed, index, norm, ignore, plain_names(model))
         recipe |= {"seed": plane.seed, "idx": plane.idx, "index": index}
     else:
+        if kind.startswith("to:") and kind != "to:":
+            other = state_of(model, kind.removeprefix("to:"), files)
         names = moving_names(origin, model, plane.moving)
-        is_whole = norm == ignore == "none" and plane.moving == "all"
-        computed, details = _computed_axis(kind, model, origin, files, curved, names, is_whole)
+        computed, details = _computed_axis(kind, model, origin, files, curved, names, other)
         axis, recipe = normalised(computed, origin, norm, ignore), recipe | details
     if plane.moving != "all":
         axis = axis_of_moving(axis, model, plane.moving)
@@ -172,7 +174,19 @@ def _axis(
         raise UsageError(nothing_moves(norm, ignore, "a random direction" if is_random else f"the direction {kind}"))
     if plane.parameters_of_directions:
         recipe["parameters"] = plane.moving
+    if other is not None:
+        recipe[ENDS_AT] = end_of(model, origin, axis, other)
+        if not recipe["states"] and _has_other_statistics(model, origin, other):
+            _warn_of_statistics(kind.removeprefix("to:"), recipe[ENDS_AT])
     return axis, recipe
+
+
+def _warn_of_statistics(file: str, end: str) -> None:
+    """Say that running statistics stand still along the axis to a checkpoint, of which this much stands at 1."""
+    where, moved = (f"at 1 are the weights of {file}, but", "both")
+    if end == PART:
+        where, moved = f"all along the axis to {file} are", "them"
+    logger.warning("%s the running statistics of the model; --dir-type states moves %s", where, moved)
 
 
 def _computed_axis(
@@ -182,28 +196,22 @@ def _computed_axis(
     files: ModelSettings,
     curved: Curved | None,
     names: Sequence[str],
-    is_whole: bool,
+    other: Named | None,
 ) -> tuple[Named, dict[str, Any]]:
     """An axis that is not random, before its normalization, and what its recipe says of it.
 
-    names     of the tensors that move: the path of a run is that of these
-    is_whole  whether the axis stays as it is, so that one to a checkpoint has its weights at 1
+    names  of the tensors that move: the path of a run is that of these
+    other  the tensors of the checkpoint that it leads to
     """
     what, _, rest = kind.partition(":")
-    if what == "to" and rest:
-        state = state_of(model, rest, files)
-        axis, has_left_out = difference(origin, state), _has_other_statistics(model, origin, state)
+    if other is not None:
+        axis = difference(origin, other)
         if leads_nowhere(axis):
+            has_left_out = _has_other_statistics(model, origin, other)
             raise UsageError(
                 f"{rest} has the weights of the model at the origin: there is no direction to it"
                 + ("; its running statistics differ: --dir-type states moves them" if has_left_out else "")
             )
-        if has_left_out:
-            if is_whole:
-                where, moved = f"at 1 are the weights of {rest}, but", "both"
-            else:
-                where, moved = f"all along the axis to {rest} are", "them"
-            logger.warning("%s the running statistics of the model; --dir-type states moves %s", where, moved)
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)

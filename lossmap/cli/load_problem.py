@@ -37,6 +37,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.model_entries import entries_of
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
+from lossmap.geometry.grid import ENDS_AT
 from lossmap.io.surface import EVALUATION, MADE_AS
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
@@ -364,7 +365,8 @@ def _as_problem(value: Any, name: str) -> Problem:
 def identity(model: ModelSettings, data: DataSettings, plane: Plane) -> dict[str, Any]:
     """What a result file belongs to: the model, its files by content, and the plane by its recipes."""
     files = {n: getattr(model, n) for n in ("model_file", "model_file2", "model_file3") if getattr(model, n)}
-    recipes = [{key: value for key, value in recipe.items() if key != MADE_AS} for recipe in plane.recipes]
+    of_words = (MADE_AS, ENDS_AT)  # which follow from the rest
+    recipes = [{key: value for key, value in recipe.items() if key not in of_words} for recipe in plane.recipes]
     return {
         "model": data.problem or model.model,
         "model_args": model.model_args,

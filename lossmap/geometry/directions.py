@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy
 from lossmap.geometry.degenerate import lead_one_way, leads_nowhere
-from lossmap.geometry.grid import Point
+from lossmap.geometry.grid import ENDS_AT, MODEL, PART, WEIGHTS, Point
 from lossmap.geometry.parameter_vector import (
     Layout,
     movable_parameters,
@@ -292,8 +292,7 @@ def line_to(
     model: nn.Module, other: Named | nn.Module, *, states: bool, ignore: str = "none", parameters: str = "all"
 ) -> Plane:
     """As `line_between`, also of length 0: to a permuted copy of the model, once its units are matched."""
-    model = within_ddp(model)
-    return moving_only(_through(model, (other,), states, ignore), model, parameters)
+    return _through(within_ddp(model), (other,), states, ignore, parameters)
 
 
 @checked_keywords
@@ -332,7 +331,7 @@ def plane_through(
 
     """
     model = within_ddp(model)
-    plane = moving_only(_through(model, (x, y), states, ignore), model, parameters)
+    plane = _through(model, (x, y), states, ignore, parameters)
     for name, axis in zip("xy", plane.axes, strict=True):
         if leads_nowhere(axis):
             raise ValueError(f"{name} has the weights of the model at the origin: there is no direction to it")
@@ -344,13 +343,44 @@ def plane_through(
     return plane
 
 
-def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str) -> Plane:
-    """The plane from a model to others, each the end of an axis."""
+def _through(
+    model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str, parameters: str
+) -> Plane:
+    """The plane from a model to others, each the end of an axis as far as the selected parameters move."""
     origin = origin_of(model, states)
     named = [state_tensors(within_ddp(other)) if isinstance(other, nn.Module) else other for other in others]
     axes = tuple(normalised(difference(origin, other), origin, "none", ignore) for other in named)
     recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
-    return Plane(origin, axes, (recipe,) * len(axes))
+    plane = moving_only(Plane(origin, axes, (recipe,) * len(axes)), model, parameters)
+    ends = [end_of(model, origin, axis, other) for axis, other in zip(plane.axes, named, strict=True)]
+    return Plane(origin, plane.axes, tuple({**plane.recipes[0], ENDS_AT: end} for end in ends))
+
+
+def end_of(model: nn.Module, origin: Named, axis: Named, other: Named) -> str:
+    """What of another model stands at 1 of an axis to it: the whole MODEL, its WEIGHTS without its buffers, or PART."""
+    parameters, buffers = left_behind(model, origin, axis, other)
+    return PART if parameters else WEIGHTS if buffers else MODEL
+
+
+def left_behind(model: nn.Module, origin: Named, axis: Named, other: Named) -> tuple[list[str], list[str]]:
+    """The names of parameters and of buffers that are not the other model's at 1 of an axis to it.
+
+    other  its tensors by name; what is not among them is no part of it, nor is the count of batch norm's batches
+    """
+    parts: tuple[Iterator[tuple[str, Tensor]], ...] = (model.named_parameters(), model.named_buffers())
+    names: tuple[list[str], list[str]] = ([], [])
+    for part, found in zip(parts, names, strict=True):
+        for name, own in part:
+            end = other.get(name)
+            if end is None or name.rpartition(".")[2] == "num_batches_tracked":
+                continue
+            if name not in origin:
+                reached = own.shape == end.shape and torch.equal(own, end.to(own.device, own.dtype))
+            else:
+                reached = torch.equal(axis[name], difference({name: origin[name]}, other)[name])
+            if not reached:
+                found.append(name)
+    return names
 
 
 def moving_only(plane: Plane, model: nn.Module, parameters: str) -> Plane:

@@ -17,6 +17,9 @@ from lossmap.keywords import checked_init, checked_keywords
 MAX_TICKS = 1 << 24  # of an axis
 MAX_POINTS = 1 << 31  # of a grid: one field alone would take 16 GB
 
+ENDS_AT = "ends_at"  # in the recipe of an axis that leads to a model: what of that model stands at 1
+MODEL, WEIGHTS, PART = "model", "weights", "part"  # all of it; its parameters, without its buffers; not even those
+
 Point = tuple[float, ...]  # (k,): the coordinates along x, and in 2-D y
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.io.surface import Surface
+from lossmap.geometry.grid import ENDS_AT, MODEL, PART, WEIGHTS
+from lossmap.io.surface import Group, Surface
 from lossmap.keywords import checked_init
 from lossmap.report.connection import BESIDE, connection_report
 from lossmap.report.stored import REPORT_VERSION, StoredReport
@@ -80,6 +81,7 @@ class Connection(DrawnResult):
         unit: of the loss.
         length: of the line, in units of theta.
         labels: of both networks.
+        end: what of the other network stands at 1, where that is not all of it; empty where it is.
         alignment: what permutations of the other network's units did before; empty where it stands as it was.
         unaligned: the line to the other network as it stood, where it was aligned.
         curve: the curve of low loss between both, where one was trained.
@@ -109,6 +111,7 @@ class Connection(DrawnResult):
     unit: str = "1"
     length: float = nan
     labels: tuple[str, str] = ("A", "B")
+    end: str = ""
     alignment: str = ""
     unaligned: Connection | None = None
     curve: Connection | None = None
@@ -214,10 +217,22 @@ def connection_in(surface: Surface, lengths: Mapping[str, float], **about: Any) 
     return replace(_line_in(surface, plain, **about), **beside)
 
 
+def _end_of(recipe: Mapping[str, Any], other: str, bn: str) -> str:
+    """What stands at 1 of a line of this recipe to another network; empty where that is the network."""
+    end, moving = recipe.get(ENDS_AT, MODEL), str(recipe.get("parameters", "all"))
+    if end == PART:
+        words = {"weights": "weights", "trainable": "trainable parameters"}.get(moving, f"parameters {moving!r}")
+        return f"{other} in its {words} alone"
+    # recomputed statistics are those of the weights, as they are at 0
+    return f"the weights of {other}" if end == WEIGHTS and bn != "recompute" else ""
+
+
 def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -> Connection:
     splits = [name.removesuffix("_loss") for name in fields if name.endswith("_loss")]
     beside = ("_loss", "_error", "_seconds", "_rank")
+    recipe = surface.groups.get("directions/x", Group({})).attributes
     return Connection(
+        end=_end_of(recipe, about["labels"][1], about["bn"]),
         t=surface.grid.x,
         losses={split: fields[f"{split}_loss"] for split in splits},
         metrics={name: v for name, v in fields.items() if not name.endswith(beside)},
@@ -253,6 +268,8 @@ def _report_of(c: Connection) -> StoredReport:
         attributes["evaluation"] = "; ".join(c.notes)
     if c.noise_repeats:
         attributes["noise_repeats"] = c.noise_repeats
+    if c.end:
+        attributes["end"] = c.end
     if c.alignment:
         attributes["alignment"] = c.alignment
     if c.curve_recipe:
@@ -262,7 +279,8 @@ def _report_of(c: Connection) -> StoredReport:
         if beside is None:
             continue
         other = _report_of(beside)
-        of_all = ("t", "bn", "unit", "first", "other", "alignment", "evaluation", "noise_repeats", "report_version")
+        ends = ("first", "other", "end")
+        of_all = ("t", "bn", "unit", *ends, "alignment", "evaluation", "noise_repeats", "report_version")
         arrays |= {f"{way}_{name}": v for name, v in other.arrays.items() if name not in of_all}
         attributes |= {f"{way}_{name}": v for name, v in other.attributes.items() if name not in of_all}
     for split, losses in c.losses.items():

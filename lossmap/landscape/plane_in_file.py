@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lossmap.data import checkpoints
 from lossmap.geometry.directions import Named, Plane, precision_of_step, random_or_drawn
+from lossmap.geometry.grid import ENDS_AT
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.geometry.wrappers import plain_names
 from lossmap.io import legacy
@@ -36,17 +37,33 @@ def plane_in_file(path: str, model: nn.Module, origin: Named, names: tuple[str, 
         axes.append(axis_in_file(path, name, model, origin))
         recipe = {"kind": f"file:{Path(path).name}:{name}", "norm": "none", "ignore": "none", "sha256": digest}
         recipes.append(recipe | _made_as(path, name))
-    return Plane(origin, tuple(axes), tuple(recipes))
+    plane = Plane(origin, tuple(axes), tuple(recipes))
+    if any(ENDS_AT in recipe for recipe in recipes) and not _is_plane_of(path, plane, model):
+        for recipe in recipes:  # from another origin it leads elsewhere
+            recipe.pop(ENDS_AT, None)
+    return plane
 
 
 def _made_as(path: str, name: str) -> dict[str, str]:
-    """What kind of direction it was where it was made, under MADE_AS: for the words at an axis."""
+    """What kind of direction it was where it was made, and what stood at its end: for the words at an axis."""
     with contextlib.suppress(KeyError, ValueError):
         attributes = read_group(path, f"directions/{name}").attributes
         kind = attributes.get(MADE_AS, attributes.get("kind"))
         if kind:
-            return {MADE_AS: str(kind)}
+            end = {ENDS_AT: str(attributes[ENDS_AT])} if ENDS_AT in attributes else {}
+            return {MADE_AS: str(kind), **end}
     return {}
+
+
+def _is_plane_of(path: str, plane: Plane, model: nn.Module) -> bool:
+    """Whether a plane, or line in one, along axes of a file begins at the model at which the file's plane began."""
+    stated = read_group(path, "directions/x").attributes.get("digest")
+    if len(plane.axes) == 1:
+        with contextlib.suppress(KeyError):
+            read_group(path, "directions/y")
+            along = axis_in_file(path, "y", model, plane.origin)
+            plane = Plane(plane.origin, (*plane.axes, along), (*plane.recipes, {}))
+    return plane.digest == stated
 
 
 def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named:

@@ -88,7 +88,7 @@ def _line_count(words: str) -> int:
 
 def _ends_of(stored: StoredReport) -> list[str]:
     """The lines of the label of the line's axis, which names both models."""
-    first, other = stored.text("first"), stored.text("other")
+    first, other = stored.text("first"), stored.text("end") or stored.text("other")
     words = [f"t, from {first} (0)", f"to {other} (1)"]
     return words if len(first) + len(other) > MAX_NAMES else [" ".join(words)]
 

@@ -9,7 +9,7 @@ from textwrap import fill
 
 import numpy as np
 
-from lossmap.geometry.grid import Field, Grid, shown_unit
+from lossmap.geometry.grid import ENDS_AT, MODEL, PART, WEIGHTS, Field, Grid, shown_unit
 from lossmap.io.printable import printable
 from lossmap.io.surface import MADE_AS, Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
@@ -19,7 +19,7 @@ ACCURACIES = ("train_acc", "test_acc")  # what `accuracy` may mean, the first th
 MAX_UNIT = 20  # characters, that stand on one line with the name
 LINE_AXIS, FIXED_COORDINATE = "drawn_axis", "drawn_at"  # attributes of a line that `as_line` made of a plane
 PARTS = ("spectrum", "along", "sharpness")  # measures that are dispatched like points, but over no line or plane
-WHOLE = {"norm": ("none",), "ignore": ("none",), "parameters": ("all", "trainable")}  # of an axis that reaches a model
+WHOLE = {"norm": "none", "ignore": "none", "parameters": "all"}  # of an axis whose recipe says not what it ends at
 
 
 @dataclass(frozen=True)
@@ -287,6 +287,7 @@ def line_ends(surface: Surface) -> tuple[str, str]:
     """What the models at 0 and at 1 of a line are called, for people to read."""
     names = surface.groups.get("connection", Group({})).attributes
     first, other = names.get("first", "model"), names.get("other", _end(surface, "x") or "model 2")
+    other = names.get("end", other)
     return printable(str(first)), printable(str(other))
 
 
@@ -297,13 +298,23 @@ def models_on_plane(surface: Surface) -> list[tuple[float, float, str]]:
 
 
 def _end(surface: Surface, direction: str) -> str | None:
-    """The model at 1 of an axis that leads to one: its file's name, or `model 2` and `model 3`; else None."""
+    """The model at 1 of an axis that leads to one: its file's name, or `model 2` and `model 3`; else None.
+
+    Where its buffers, such as running statistics of batch norm, do not stand there: `weights of` it.
+    """
     attributes = surface.groups.get(f"directions/{direction}", Group({})).attributes
     kind, _, file = _kind(surface, direction).partition(":")
-    if kind != "to" or any(attributes.get(name, whole[0]) not in whole for name, whole in WHOLE.items()):
+    end = attributes.get(ENDS_AT)
+    if end is None and MADE_AS not in attributes:
+        end = MODEL if all(attributes.get(name, whole) == whole for name, whole in WHOLE.items()) else PART
+    if kind != "to" or end not in (MODEL, WEIGHTS):
         return None
-    if not file:
-        return _without_file(direction)
+    own = _file_at_end(surface, direction, file) if file else _without_file(direction)
+    return own if end == MODEL else f"weights of {own}"
+
+
+def _file_at_end(surface: Surface, direction: str, file: str) -> str:
+    """The name of the file at the end of an axis, with as many of its folders as tell it from the other axis's."""
     own, other = (Path(f).parts for f in (file, _kind(surface, {"x": "y", "y": "x"}[direction]).partition(":")[2]))
     count = 1  # of its folders as many as tell it from a file of the same name at the end of the other axis
     while count < len(own) and own != other and own[-count:] == other[-count:]:

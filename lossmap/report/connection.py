@@ -51,7 +51,7 @@ def ways_beside(stored: StoredReport) -> list[str]:
 def connection_report(stored: StoredReport) -> str:
     """The report of one line."""
     points = len(stored.arrays["t"])
-    lines = [f"Line from {stored.text('first')} to {stored.text('other')}"]
+    lines = [f"Line from {stored.text('first')} to {stored.text('end') or stored.text('other')}"]
     about = f"{points} points, length {number(stored.number('length'))}; {STATISTICS[stored.text('bn', 'none')]}"
     lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
     if stored.text("alignment", ""):

@@ -574,8 +574,59 @@ def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(
     drawn = lossmap.draw("states.h5").axes[0]
     assert drawn.get_xlabel() == "x, 0: model, 1: b.pt"
     assert {0.0, 1.0} <= {mark.get_xdata()[0] for mark in drawn.lines if mark.get_linestyle() == ":"}
+    drawn = lossmap.draw("weights.h5").axes[0]
+    assert drawn.get_xlabel() == "x, 0: model, 1: weights of b.pt"
     assert run("--model net.py:Small --samples 10 --x=0:1:2 --dry-run") == 0
     assert "no --model-file: the weights are as net.py:Small initializes them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("made", "label"),
+    [
+        ("", "x, 0: model, 1: b.pt"),
+        ("--xnorm none --parameters .*", "x, 0: model, 1: b.pt"),
+        ("--xnorm filter", "x, to b.pt"),
+        ("--xignore biasbn", "x, to b.pt"),
+        ("--parameters weights", "x, to b.pt"),
+        ("--parameters trainable", "x, 0: model, 1: b.pt"),
+    ],
+)
+def test_an_axis_read_back_ends_where_it_did_and_from_another_origin_nowhere_known(here, made, label):
+    from lossmap.cli import plane
+
+    a, b, c = (zoo.build("mlp", seed=i).state_dict() for i in range(3))
+    for name, state in (("a", a), ("b", b), ("c", c)):
+        torch.save(state, f"{name}.pt")
+    assert plane.main(f"--model mlp --model-file a.pt --xdir to:b.pt {made} --dir-file p.h5 --y=0:1:2".split()) == 0
+    again = "--model mlp --dir-file p.h5 --samples 10 --x=0:1:2 --surf-file"
+    truth = "--model mlp --samples 10 --x=0:0:1 --model-file b.pt --surf-file"
+    assert run(f"{truth} b.h5") == 0
+    at_b = lossmap.read("b.h5")["train_loss"].item()
+    for origin, ticks, file in (("a", "", "line.h5"), ("a", "--y=0:1:2", "plane.h5"), ("c", "", "other.h5")):
+        assert run(f"{again} {file} --model-file {origin}.pt {ticks}") == 0
+        surface = lossmap.read(file)
+        stands = surface["train_loss"].reshape(-1)[1] == pytest.approx(at_b, rel=1e-5)
+        assert stands == (label.endswith("1: b.pt") and origin == "a")
+        assert axis_labels(surface)[0] == (label if stands else "x, to b.pt")
+        assert "ends_at" not in str(surface.settings)
+
+
+def test_a_frozen_layer_that_differs_is_left_behind_by_a_line_of_the_trainable_parameters(here):
+    Path("frozen.py").write_text(
+        "import torch\n\n\ndef net():\n    net = torch.nn.Sequential(torch.nn.Linear(64, 5), torch.nn.Linear(5, 10))\n"
+        "    net[0].requires_grad_(False)\n    return torch.nn.Sequential(torch.nn.Flatten(), *net)\n"
+    )
+    net = resolve_callable("frozen.py:net")()
+    for name, moved in (("a", ()), ("same", (2,)), ("other", (1, 2))):
+        for layer in moved:
+            net[layer].weight.data += 0.5
+        torch.save(net.state_dict(), f"{name}.pt")
+        if name == "same":
+            net[2].weight.data -= 0.5
+    line = "--model frozen.py:net --model-file a.pt --parameters trainable --samples 10 --x=0:1:2"
+    for name, label in (("same", "x, 0: model, 1: same.pt"), ("other", "x, to other.pt")):
+        assert run(f"{line} --xdir to:{name}.pt --surf-file {name}.h5") == 0
+        assert axis_labels(lossmap.read(f"{name}.h5"))[0] == label
 
 
 def test_a_direction_along_which_no_weight_moves_is_refused(here, capsys):

@@ -1,3 +1,4 @@
+import copy
 import math
 import pickle
 
@@ -352,3 +353,26 @@ def test_a_name_that_matches_outside_of_what_bears_it_is_reported(caplog):
     assert not caplog.records
     random_plane(nn.ParameterList([nn.Parameter(torch.ones(2, 2)) for _ in range(11)]), axes=1, parameters="1")
     assert "outside of 1 match it, too, and move with the plane: 10; '^1$'" in caplog.text
+
+
+def test_a_recipe_says_how_much_of_the_other_model_stands_at_its_end():
+    a, b = adapted(), adapted()
+    with_statistics, same_body = copy.deepcopy(b), copy.deepcopy(b)
+    with_statistics[3].running_mean += 1.0
+    with_statistics[3].num_batches_tracked += 1
+    same_body[0].load_state_dict(a[0].state_dict())
+    for other, how, end in (
+        (b, {}, "model"),
+        (b, {"parameters": ".*"}, "model"),
+        (b, {"ignore": "biasbn"}, "part"),
+        (b, {"parameters": "weights"}, "part"),
+        (b, {"parameters": "trainable"}, "part"),
+        (same_body, {"parameters": "trainable"}, "model"),
+        (with_statistics, {}, "weights"),
+        (with_statistics, {"states": True}, "model"),
+        (with_statistics, {"states": True, "parameters": "weights"}, "part"),
+        (dict(with_statistics.named_parameters()), {}, "model"),
+    ):
+        assert line_between(a, other, **how).recipes[0]["ends_at"] == end
+    ends = [recipe["ends_at"] for recipe in plane_through(a, same_body, with_statistics).recipes]
+    assert ends == ["model", "weights"]

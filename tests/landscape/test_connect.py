@@ -711,3 +711,22 @@ def test_points_whose_loss_is_no_number_are_reported_and_stand_for_no_middle(low
     where = "3 points at t = 0.375 to 0.625" if isnan(middle) else "1 point at t = 0.625"
     assert f"without a loss {where}: not a number, or failed; left out below" in words(line)
     assert ("the middle has no loss" in words(line)) == isnan(middle)
+
+
+def test_a_line_that_ends_beside_the_other_network_says_so(tmp_path):
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) for _ in "ab")
+    b[1].running_mean += 1.0
+    problem = Problem.supervised(a.eval(), "crossentropy", (torch.randn(30, 6), torch.arange(30) % 3))
+    for how, words in (
+        ({"parameters": "weights"}, "B in its weights alone"),
+        ({"parameters": "^2"}, "B in its parameters '^2' alone"),
+        ({"bn": "keep"}, "the weights of B"),
+        ({"bn": "interpolate"}, "B"),
+        ({}, "B"),
+    ):
+        line = lossmap.connect(problem, b, points=3, path=tmp_path / "line.h5", overwrite=True, **how)
+        assert repr(line).startswith(f"Line from A to {words}\n")
+        stored = lossmap.read(tmp_path / "line.h5")
+        for figure in (lossmap.draw(stored), lossmap.draw(stored, kind="line")):
+            assert figure.axes[0].get_xlabel().replace("\n", " ") == f"t, from A (0) to {words} (1)"
