@@ -209,7 +209,8 @@ def _batch_text(stored: StoredReport) -> str:
     value = value_with_error(stored.number("batch_sharpness"), stored.number("batch_sharpness_error"))
     return (
         f"sharpness {value}: mean curvature of a batch's loss along its own gradient, {number_of} batches of "
-        f"{count(size, 'sample')}, with standard error; stochastic gradient descent settles near 2 / learning rate"
+        f"{count(size, 'sample')}, with standard error and rounding; stochastic gradient descent settles near "
+        "2 / learning rate"
     )
 
 

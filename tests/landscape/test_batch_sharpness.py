@@ -43,7 +43,21 @@ def test_it_is_the_mean_of_the_batches_own_quotients():
     assert (found.batches, found.size) == (6, 5)
     everything = batch_sharpness(problem, 12, 2, parameters="all")  # each batch holds all samples
     assert everything.value == pytest.approx(quotient(problem, *problem.data.tensors), rel=1e-9)
-    assert everything.error < 1e-12
+    assert everything.error < 1e-9
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_the_error_holds_what_rounding_in_the_models_own_precision_does(offset):
+    torch.manual_seed(0)
+    x, y = 3.0 * torch.randn(40, 6), torch.randn(40, 2) + offset
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[2].bias += offset
+    found = batch_sharpness(Problem.supervised(model, "mse", (x, y)), 40, 2, parameters="all")  # twice the same batch
+    truth = quotient(
+        Problem.supervised(model.double(), nn.MSELoss(), (x.double(), y.double())), x.double(), y.double(), nn.MSELoss()
+    )
+    assert 0.0 < abs(found.value - truth) <= found.error < 0.01 * truth
 
 
 IGNORED = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 9.0], dtype=torch.float64), ignore_index=0)
