@@ -136,4 +136,4 @@ def _gain_text(gain: Gain) -> str:
     by = ", with no normalization after it,"
     if gain.norm:
         by = f" with its {gain.norm}"
-    return f"the output of {gain.name}{by} is {gain.gain:.3g} +- {gain.error:.1g} times its input (rms)"
+    return f"the output of {gain.name}{by} is {gain.gain:.3g} +- {gain.error:.2g} times its input (rms)"

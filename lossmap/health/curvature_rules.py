@@ -35,7 +35,7 @@ def edge_of_stability(measured: Measurements) -> Iterator[Finding]:
     limit = stability_limit(measured.rate, measured.momentum, measured.nesterov)
     share = value / limit
     evidence = (
-        f"largest eigenvalue {value:.4g} +- {error:.1g}, {share:.3g} times the stability limit, {limit:.4g}, of "
+        f"largest eigenvalue {value:.4g} +- {error:.2g}, {share:.3g} times the stability limit, {limit:.4g}, of "
         f"full-batch steps with {_optimizer_text(measured)}"
     )
     means = "such steps diverge along the leading eigenvector until curvature decreases"

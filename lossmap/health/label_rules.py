@@ -105,7 +105,7 @@ def chance_level(measured: Measurements) -> Iterator[Finding]:
         threshold=labels.entropy,
         sense="above",
         level=SERIOUS,
-        evidence=f"the mean negative log-likelihood of the labels is {loss:.3g} +- {error:.1g} nats; predicting their "
+        evidence=f"the mean negative log-likelihood of the labels is {loss:.3g} +- {error:.2g} nats; predicting their "
         f"frequencies alone gives {labels.entropy:.3g}",
         means="untrained, wrong checkpoint or preprocessing, or confidently wrong; no other finding means much",
         source="by definition",

@@ -203,7 +203,7 @@ def _cell(value: Any, error: Any) -> str:
         return "<td></td>"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"<td>{_text(_plain(value))}</td>"
-    bar = f' <span class="bar">&plusmn; {error:.1g}</span>' if error is not None else ""
+    bar = f' <span class="bar">&plusmn; {error:.2g}</span>' if error is not None else ""
     return f'<td class="number" data-value="{value!r}">{value:.5g}{bar}</td>'
 
 
@@ -443,7 +443,7 @@ def _strip(values: np.ndarray, errors: np.ndarray, low: float, high: float) -> s
         marks.append(
             f'<line x1="{left(value - error):.1f}" x2="{left(value + error):.1f}" y1="{top:.1f}" y2="{top:.1f}" '
             f'stroke="#3b5b92"/><circle cx="{left(value):.1f}" cy="{top:.1f}" r="2.4" fill="#3b5b92">'
-            f"<title>{value:.6g} &#177; {error:.1g}</title></circle>"
+            f"<title>{value:.6g} &#177; {error:.2g}</title></circle>"
         )
     ends = ", ".join(f"{value:.4g}" for value in values[order])
     return _svg("".join(marks), low, high, f"eigenvalues {ends}")

@@ -90,7 +90,7 @@ def block_text(b: BlockSummary, matrix: str = "hessian") -> str:
     flatness = "; no curvature by itself" * (matrix != GAUSS_NEWTON)
     high, low, floor = number(b.largest), number(b.smallest), f"{b.floor:.1e}"
     up, down, flat = (some(c, "eigenvalue") for c in (b.positive, b.negative, b.zero))
-    text = f"from {low} to {high}, each +- {b.error:.1g}; {counts(b.positive)} positive, {counts(b.negative)} negative "
+    text = f"from {low} to {high}, each +- {b.error:.2g}; {counts(b.positive)} positive, {counts(b.negative)} negative "
     text += f"beyond {floor}"
     if b.kind == "zero":
         text = f"all {b.size:,} eigenvalues are zero{flatness}"
@@ -115,7 +115,7 @@ def block_text(b: BlockSummary, matrix: str = "hessian") -> str:
     elif b.kind == "indefinite":
         smallest = f"smallest {low}, {_percent(b.smallest, b.largest)} of the largest"
         if b.smallest >= 0.0:
-            smallest = f"the smallest found, {low} +- {b.error:.1g}, is not resolved from them"
+            smallest = f"the smallest found, {low} +- {b.error:.2g}, is not resolved from them"
         text = (
             f"{up} positive (largest {high}), {down} negative ({smallest}); a saddle in these parameters where the "
             "gradient is zero"

@@ -151,7 +151,7 @@ def _barrier_text(stored: StoredReport, split: str) -> str:
     if height <= rounding:
         return (
             f"none beyond rounding: {number(height)}{in_unit} above the line between both ends, at t = {at:.3g}, where "
-            f"rounding of the losses may make {rounding:.1g}"
+            f"rounding of the losses may make {rounding:.2g}"
         )
     text = f"{value_with_error(height, error)}{in_unit} above the line between both ends, at t = {at:.3g}"
     if isnan(error):

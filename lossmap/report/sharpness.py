@@ -49,6 +49,13 @@ class SharpnessNumber:
             return "-"
         return value_with_error(self.value, self.error) if self.error else number(self.value)
 
+    @property
+    def short(self) -> str:
+        """As a table has room for it: six digits alone, where the error is at most one of the last."""
+        six = f"{self.value:.5e}"
+        last = 10.0 ** (int(six.partition("e")[2]) - 5) if isfinite(self.value) else 0.0
+        return f"{float(six):.6g}" if 0.0 < self.error <= last else str(self)
+
 
 def sharpness_numbers(stored: StoredReport) -> list[SharpnessNumber]:
     """All numbers of a checkpoint by name, in the order of the tables; NaN for those that were not measured."""
@@ -132,25 +139,26 @@ def sharpness_table(reports: Mapping[str, StoredReport]) -> str:
     for label, numbers in sharpness_rows(reports).items():
         stored = reports[label]
         head = ("", "n", "loss", *(n.name for n in numbers))
-        rows.append((label, f"{int(stored.number('size')):,}", number(stored.number("loss")), *map(str, numbers)))
+        rows.append(
+            (label, f"{int(stored.number('size')):,}", number(stored.number("loss")), *(n.short for n in numbers))
+        )
     return "\n".join(["Sharpness, side by side", *table([head, *rows]), f"  {LOWER_BOUND.split(':')[0]}."])
 
 
 def survival_table(before: StoredReport, after: StoredReport) -> str:
     """Which numbers survive a rescaling that leaves the function alone: before, after, and whether they agree."""
-    factor, rows = after.number("rescaled"), [("", "before", "after", "ratio", "survives")]
+    factor, rows = after.number("rescaled"), [("", "before", "after", "survives")]
     for one, two in zip(*sharpness_rows({"before": before, "after": after}).values(), strict=True):
         if isnan(one.value) and isnan(two.value):
             continue
         ratio = two.value / one.value if one.value else nan
-        shown = "-" if isnan(ratio) else f"{ratio:.4g}"
         is_known = not isnan(one.value) and not isnan(two.value)
         word = "-" if not is_known else "yes" if survives(one, two) else "no"
-        rows.append((one.name, str(one), str(two), shown, word))
+        rows.append((one.name, one.short, two.short, word if isnan(ratio) else f"{word}, {ratio:.4g}"))
     note = (
         f"One layer was multiplied by {factor:g} and the next divided by it; the loss was {before.number('loss'):.6g} "
         f"before and {after.number('loss'):.6g} after. A number survives where both agree within their bars, or within "
-        f"{100 * SURVIVAL:g} %."
+        f"{100 * SURVIVAL:g} %; behind it the ratio of after to before."
     )
     title = titled("Under a rescaling of the network", before.text("label"))
     return "\n".join([title, *table(rows), *(f"  {line}" for line in filled(note, WIDTH - 2))])

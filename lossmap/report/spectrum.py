@@ -311,7 +311,7 @@ def end_text(name: str, end: StoredEnd) -> str:
     if end.rounding > end.tolerance * end.scale:
         return (
             f"{text}  NOT within {end.tolerance:g} of the largest: rounding in this precision alone leaves "
-            f"+- {end.rounding:.1g}; use float64, or a larger tolerance"
+            f"+- {end.rounding:.2g}; use float64, or a larger tolerance"
         )
     return (
         f"{text}  NOT CONVERGED after {count(end.products, 'product')}: {what}; allow more products, or a larger "

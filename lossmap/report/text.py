@@ -16,6 +16,7 @@ INNER_GAPS = re.compile(r" (?=\+- |%)|(?<= \+-) ")
 INDENT = 16  # of the text beside its label
 MAX_GAP_IN_ERRORS = 1.01  # a limit further out than its value's error, and than this share of it, is printed beside it
 MAX_RELATIVE_GAP = 0.05
+DIGITS_OF_ERRORS, MAX_DIGITS = 2, 10  # that are printed of an error, and of its value at most
 MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not the number of products, sets it
 FISHER = "fisher"
 MC_FISHER = "mc-fisher"
@@ -46,17 +47,18 @@ def raised_error(traceback_text: str) -> str:
 
 
 def value_with_error(value: float, error: float) -> str:
-    """`12.345 +- 0.012`: as many digits as the error leaves meaningful."""
+    """`12.345 +- 0.012`: as many digits as the error leaves meaningful, of which it has two itself.
+
+    With one, an error of 0.0149 would be printed as 0.01, and its value be off by a third of it.
+    """
     if isnan(value):
         return "not found"
     if not isfinite(error) or error <= 0.0:
         return f"{value:.6g}"
     if not isfinite(value) or value == 0.0:
-        return f"{value:.6g} +- {_digits(error, 1)}"
-    digits = 1
-    while digits < 9 and abs(value) * 10.0 ** (1 - digits) > error:
-        digits += 1
-    return f"{_digits(value, max(digits, 2))} +- {_digits(error, 1)}"
+        return f"{value:.6g} +- {_digits(error, DIGITS_OF_ERRORS)}"
+    digits = floor(log10(abs(value))) - floor(log10(error)) + DIGITS_OF_ERRORS
+    return f"{_digits(value, min(max(digits, 2), MAX_DIGITS))} +- {_digits(error, DIGITS_OF_ERRORS)}"
 
 
 def value_with_limit(value: float, error: float, limit: float) -> str:

@@ -96,7 +96,7 @@ class Comparison:
             if isfinite(value):
                 text = f"{name} {value:+.4g}"
                 if error:
-                    text += f" +- {error:.1g}"
+                    text += f" +- {error:.2g}"
                 if name != "loss" and abs(value) <= error:
                     text += " (within the error)"
                 parts.append(text)
@@ -161,7 +161,7 @@ class L2Path:
         lines = ["L2 path: strength/2 ||theta||^2 added to the loss;", "  at fixed weights an exact shift", ""]
         lines += table(rows, right=range(len(rows[0])))
         text = (
-            f"(errors: largest +- {self.errors[0]:.1g}, smallest +- {self.errors[1]:.1g}; no eigenvalue is negative "
+            f"(errors: largest +- {self.errors[0]:.2g}, smallest +- {self.errors[1]:.2g}; no eigenvalue is negative "
             f"from strength {self.convex_from:.4g} on)"
         )
         lines += [f"  {line}" for line in filled(text, WIDTH - 2)]

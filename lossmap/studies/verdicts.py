@@ -223,7 +223,7 @@ def planes(nets: Nets) -> list[str]:
         error = float(net["trace_error"]) / float(net["parameters"])
         lines.append(
             f"{net['name']}: eigenvalues {number(net['smallest'])} to {number(net['largest'])}, their mean trace/n "
-            f"{number(mean)} +- {error:.1g}"
+            f"{number(mean)} +- {error:.2g}"
         )
         for kind in ("gaussian", "filter"):
             low, high = np.asarray(net[f"{kind}_low"]), np.asarray(net[f"{kind}_high"])

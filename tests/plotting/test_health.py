@@ -52,8 +52,8 @@ def test_more_findings_than_fit_are_counted():
     figure.canvas.draw()
     words = texts(figure)
     assert "(and 3 more)" in words and "9 findings, 6 undecided" in words
-    assert words.count("0.5 +- 0.01; threshold 0.3") == 6
-    assert words.count("0.5 +- 0.01 against 0.3: not resolved") == 4 and "undecided (and 2 more)" in words
+    assert words.count("0.5 +- 0.013; threshold 0.3") == 6
+    assert words.count("0.5 +- 0.013 against 0.3: not resolved") == 4 and "undecided (and 2 more)" in words
     lines = sorted(t.get_position()[1] for t in figure.axes[0].texts)
     assert len(set(lines)) == len(lines) and lines[0] > 0
 
@@ -63,7 +63,7 @@ def test_numbers_in_titles_bear_their_errors():
     report["numbers"]["noise_scale"] = {"value": 123.0, "error": 20.0}
     hessian = report["hessian"] | {"values": [3.0, -1.0], "errors": [0.01, 0.2], "trace": {"value": 9.0, "error": 0.5}}
     words = texts(draw_health(report | {"hessian": hessian}))
-    assert "noise scale 120 +- 20 samples" in words
+    assert "noise scale 123 +- 20 samples" in words
     assert "Hessian: -1 +- 0.2 to 3 +- 0.01\ntrace 9 +- 0.5" in words
 
 

@@ -133,10 +133,10 @@ def test_reports_need_no_torch():
 
 
 def test_an_extreme_eigenvalue_is_printed_down_to_its_limit_where_that_is_far():
-    assert value_with_limit(-0.0083, 0.0043, -0.0151) == "-0.0083 +- 0.004 (may lie as low as -0.0151)"
+    assert value_with_limit(-0.0083, 0.0043, -0.0151) == "-0.0083 +- 0.0043 (may lie as low as -0.0151)"
     assert value_with_limit(12.0, 0.5, 14.0) == "12 +- 0.5 (may lie as high as 14)"
     for limit in (np.nan, -np.inf, -0.0126, -0.008299):  # none, none, within the error
-        assert value_with_limit(-0.0083, 0.0043, limit) == "-0.0083 +- 0.004"
+        assert value_with_limit(-0.0083, 0.0043, limit) == "-0.0083 +- 0.0043"
     assert "lie" not in value_with_limit(12.0, 1e-6, 12.1)  # further than the error, and yet near
 
 

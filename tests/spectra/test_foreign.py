@@ -239,7 +239,7 @@ def test_an_eigenvalue_far_below_the_tolerance_is_said_to_lie_perhaps_further_ou
     for value, error, true in list(zip(end.values, end.residuals, truth, strict=False))[1:]:
         if abs(value - true) > error:
             assert sign * true <= sign * end.others
-            assert f"+- {error:.1g} (may lie as {word} as {sign * np.ceil(sign * end.others * 100) / 100:.4g}" in line
+            assert f"+- {error:.2g} (may lie as {word} as {sign * np.ceil(sign * end.others * 100) / 100:.4g}" in line
     assert f"(may lie as {word} as" in line
 
 
