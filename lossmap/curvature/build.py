@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from math import sqrt
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from lossmap.curvature.operators import (
 from lossmap.curvature.product_check import check_product
 from lossmap.curvature.rounding import RoundingProbe, problem_in
 from lossmap.curvature.team_check import check_by_all
+from lossmap.data.criteria import ScaledCriterion, SupervisedLoss
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
@@ -54,7 +56,8 @@ def _over(product: Product, parameters: str, total: Total, problem: Problem) -> 
 def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tuple[Problem, Product]:
     """The problem over which a named matrix is a mean, and one batch's product with it.
 
-    Of the Monte-Carlo Fisher matrix the problem is that with drawn targets, which takes a pass over the data.
+    The empirical Fisher matrix is a mean over the samples that count. Of the Monte-Carlo Fisher matrix the problem is
+    that with drawn targets, which takes a pass over the data.
 
     Raises ValueError for an unknown name, and where the loss implies no distribution to draw from.
     """
@@ -63,6 +66,8 @@ def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tup
     if matrix == "mc-fisher":
         device = next(problem.model.parameters()).device
         problem = made_by_all(total, device, lambda: with_drawn_targets(problem), "drawing of targets")
+    if matrix == "fisher":
+        problem = _over_counted(problem)
     if matrix == "preconditioned":
         if problem.preconditioner is None:
             raise ValueError(
@@ -71,6 +76,20 @@ def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tup
             )
         problem = _in_float64(problem, total)
     return problem, MATRICES[matrix]
+
+
+def _over_counted(problem: Problem) -> Problem:
+    """The problem whose mean square of the samples' gradients is one over those that count.
+
+    Each of K samples of N whose target is not ignored has a gradient of (N / K) times its share of the mean over K: by
+    the root of K / N its square times K is what N of them have.
+    """
+    loss = problem.loss
+    total = loss.total if isinstance(loss, SupervisedLoss) else None
+    if not isinstance(loss, SupervisedLoss) or not isinstance(total, ScaledCriterion) or total.counted == 1.0:
+        return problem
+    scaled = replace(total, scale=(total.scale or 1.0) * sqrt(total.counted), counted=1.0)
+    return replace(problem, loss=replace(loss, total=scaled))
 
 
 def _in_float64(problem: Problem, total: Total) -> Problem:

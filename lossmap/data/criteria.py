@@ -462,11 +462,13 @@ class SupervisedLoss:
 class ScaledCriterion:
     """A criterion's value times a factor: (outputs, targets, samples) -> the loss summed over the batch.
 
-    scale  the factor; None: the number of the batch's samples, which makes a mean a sum
+    scale    the factor; None: the number of the batch's samples, which makes a mean a sum
+    counted  the share of all samples that have a target which counts
     """
 
     criterion: Criterion
     scale: float | None = None
+    counted: float = 1.0
 
     def __call__(self, outputs: Outputs, targets: Any, samples: int) -> Tensor:
         """The criterion's value, scaled. Raises ValueError where it is no tensor."""
@@ -497,16 +499,16 @@ def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches)
         return ScaledCriterion(criterion, 1)
     entropy = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
     if isinstance(entropy, (nn.CrossEntropyLoss, nn.NLLLoss)) and entropy.reduction == "mean":
-        scale = _samples_per_weight(data, entropy.weight, entropy.ignore_index)
-        if scale is not None:
+        weighed = _samples_per_weight(data, entropy.weight, entropy.ignore_index)
+        if weighed is not None:
             sum_of = copy.copy(entropy)
             sum_of.reduction = "sum"
-            return ScaledCriterion(sum_of, scale)
+            return ScaledCriterion(sum_of, *weighed)
     return ScaledCriterion(criterion)
 
 
-def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> float | None:
-    """Samples over the weights of all targets that count; None where every target counts for one.
+def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> tuple[float, float] | None:
+    """Samples over the weights of all targets that count, and the share with such; None where each counts for one.
 
     Of streamed data one pass is made where there are weights, or several targets a sample.
     """
@@ -515,20 +517,20 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> f
         return None
     if not isinstance(data, Resident) and weight is None and first.dim() < 2 and ignored == -100:
         return None
-    counts: list[Tensor] = []
-    total, count = 0.0, 0
+    sums: list[Tensor] = []
+    count = 0
+    own = None if weight is None else weight.detach().cpu()
     for batch in data:
         targets = targets_of(batch)
-        if weight is None:
-            counts.append((targets != ignored).sum())  # on the device: the host waits for no batch
-        else:
-            counted = targets[targets != ignored]
-            total += float(in_float64(weight.detach().cpu())[counted.cpu()].sum())
+        weights = targets != ignored  # on the device: the host waits for no batch
+        if own is not None:
+            known = weights.cpu()
+            weights = in_float64(own)[torch.where(known, targets.cpu(), 0)] * known
+        sums.append(torch.stack([weights.sum(), (weights.reshape(len(targets), -1) != 0).any(1).sum()]))
         count += targets.numel()
-    if counts:
-        total = float(torch.stack(counts).sum())
+    total, counted = torch.stack(sums).sum(0).tolist()
     if weight is None and total == count:
         return None
     if total <= 0:
         raise NoWeight("every target is ignored, or has weight 0: the loss is undefined")
-    return data.samples / total
+    return data.samples / total, counted / data.samples

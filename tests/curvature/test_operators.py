@@ -204,6 +204,35 @@ def test_the_fisher_matrix_is_the_mean_outer_product_of_every_samples_gradient(n
     torch.testing.assert_close(columns(matrix), truth / problem.samples, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", ["double-backward", "linearized"])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0], [1.0, 0.0, 5.0]])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_samples_that_do_not_count_have_no_part_in_the_fisher_matrix(weights, tokens, backend):
+    torch.manual_seed(0)
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(weight=weight)
+    model = nn.Sequential(nn.Linear(4, 3 * tokens), nn.Unflatten(1, (3, tokens) if tokens > 1 else (3,))).double()
+    x, y = torch.randn(30, 4, dtype=torch.float64), torch.arange(30 * tokens).reshape(30, tokens) % 3
+    y[::4] = -100
+    y[1::4, 1:] = -100
+    y = y if tokens > 1 else y[:, 0]
+    problem = Problem.supervised(model, loss, (x, y), batch_size=7)
+    of_targets = (y != -100).double() if weight is None else weight[y.clamp(min=0)] * (y != -100)
+    of_samples = of_targets.reshape(30, -1).sum(1)
+    count = int((of_samples > 0).sum())
+    truth = 0.0
+    for i in of_samples.nonzero()[:, 0].tolist():
+        own = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1], weight=weight, reduction="sum")
+        gradient = torch.autograd.grad(own, list(model.parameters()))
+        flat = torch.cat([g.reshape(-1) for g in gradient]) * count / of_samples.sum()
+        truth = truth + torch.outer(flat, flat) / count
+    matrix = lossmap.empirical_fisher(problem, parameters="all", backend=backend)
+    torch.testing.assert_close(columns(matrix), truth, rtol=1e-9, atol=1e-11)
+    found = lossmap.spectrum(problem, matrix="fisher", parameters="all", top=1)
+    assert abs(found.trace.value - float(truth.trace())) <= found.trace.error + 1e-12
+    assert found.loss == pytest.approx(loss(model(x), y).item(), rel=1e-12)
+
+
 def test_the_fisher_matrix_of_a_loss_of_probabilities_which_is_an_error_elsewhere():
     torch.manual_seed(0)
     model, loss = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()).double(), nn.BCELoss()

@@ -67,7 +67,7 @@ def test_no_title_or_label_is_cut_or_lies_over_another(width, style):
 def test_a_number_is_never_broken_at_its_point():
     title = drawn(surface(0.1 + RISE), width=1.5).axes[0].get_title()
     assert "\n" in title
-    assert {f"1{BLANK}±{BLANK}0.01", f"t{BLANK}={BLANK}0.542"} <= set(title.replace("\n", " ").split(" "))
+    assert {f"1{BLANK}±{BLANK}0.012", f"t{BLANK}={BLANK}0.542"} <= set(title.replace("\n", " ").split(" "))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
