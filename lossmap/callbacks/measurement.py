@@ -33,9 +33,9 @@ from lossmap.curvature.gradient_check import check_gradient, has_custom_function
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
+from lossmap.curvature.moved_loss import refuse_unmoved
 from lossmap.curvature.operators import refuse_unfit
 from lossmap.data.loss_check import check_loss
-from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.step_rule import StepRule, rule_of_reading
 from lossmap.geometry.grid import Field

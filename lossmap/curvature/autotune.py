@@ -34,6 +34,7 @@ from lossmap.curvature import plan_cache
 from lossmap.curvature.backends import LINEARIZATIONS, RetainedGraphProducts, differentiable_evaluation
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
+from lossmap.curvature.moved_loss import refuse_unmoved
 from lossmap.curvature.operators import (
     THROUGH_OUTPUTS,
     Product,
@@ -50,7 +51,6 @@ from lossmap.curvature.product_check import check_product
 from lossmap.curvature.team_check import any_of_all, check_by_all
 from lossmap.data.batch_structure import strided_parts
 from lossmap.data.loss_check import check_loss
-from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.device_errors import loses_gpu, out_of_memory
 from lossmap.geometry.parameter_vector import Layout, selected

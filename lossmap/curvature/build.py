@@ -15,6 +15,7 @@ from lossmap.curvature.autotune import prepare_here
 from lossmap.curvature.drawn_targets import with_drawn_targets
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
+from lossmap.curvature.moved_loss import refuse_unmoved
 from lossmap.curvature.operators import (
     CurvatureOperator,
     Product,
@@ -31,7 +32,6 @@ from lossmap.curvature.rounding import RoundingProbe, problem_in
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.criteria import ScaledCriterion, SupervisedLoss
 from lossmap.data.loss_check import check_loss
-from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.preconditioned import PreconditionedOperator

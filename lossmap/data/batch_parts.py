@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lossmap.data.batch_structure import TARGET_NAMES, in_own_containers
 from lossmap.data.batches import Batch
+from lossmap.data.sample_count import with_count_of
 
 
 def target_name(batch: Mapping[str, Any]) -> str | None:
@@ -66,8 +67,8 @@ def targets_of(batch: Batch, outputs: Any = None) -> Any:
 def with_targets(batch: Batch, targets: Any) -> Batch:
     """The batch with other targets."""
     if isinstance(batch, Mapping):
-        return {**batch, str(target_name(batch)): targets}
-    return (*batch[:-1], targets)
+        return with_count_of({**batch, str(target_name(batch)): targets}, batch)
+    return with_count_of((*batch[:-1], targets), batch)
 
 
 def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

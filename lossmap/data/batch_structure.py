@@ -77,7 +77,7 @@ def _open(batch: Any) -> None:
             _open(parts)
             if any(map(holds_tensors, pytree.tree_leaves(parts))):
                 key = pytree.MappingKey if isinstance(leaf, dict) else pytree.SequenceKey
-                _register(type(leaf), entries_and_rest, collection_of, key)
+                register(type(leaf), entries_and_rest, collection_of, key)
             continue
         if isinstance(leaf, Tensor) or not holds_tensors(leaf):
             continue
@@ -85,13 +85,14 @@ def _open(batch: Any) -> None:
         is_named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
         if not is_named_tuple and kind not in pytree.SUPPORTED_NODES:
             if _is_plain_mapping(leaf):
-                _register(kind, _items_of, _mapping_of, pytree.MappingKey)
+                register(kind, _items_of, _mapping_of, pytree.MappingKey)
             else:
-                _register(kind, _parts_and_names, _object_of, pytree.GetAttrKey)
+                register(kind, _parts_and_names, _object_of, pytree.GetAttrKey)
         _open(_parts(leaf))
 
 
-def _register(kind: Any, parts_of: Any, made_of: Any, key: Any) -> None:
+def register(kind: Any, parts_of: Any, made_of: Any, key: Any) -> None:
+    """Let pytree take a class apart by one function, and make it anew by another of the class, parts and names."""
     with_keys = partial(_with_keys, parts_of, key)
     pytree.register_pytree_node(kind, parts_of, partial(made_of, kind), flatten_with_keys_fn=with_keys)
 

@@ -30,10 +30,12 @@ from lossmap.data.copy_stream import copied_ahead, streams_of
 from lossmap.data.sample_count import (
     Collated,
     CountedCollate,
+    have_columns,
     is_counted_otherwise,
     leaves_of,
     lengths_of,
     samples_in,
+    with_count_of,
     with_entries,
 )
 from lossmap.sums import for_float64, has_float64
@@ -369,7 +371,7 @@ def prepared(batches: Batches, prepare: Callable[[Batch], Batch]) -> Batches:
         return replace(batches, fetch=MappedFetch(batches.fetch, prepare))
     if not isinstance(batches, FixedBatches):
         return batches
-    made = [prepare(batch) for batch in batches.batches]
+    made = [with_count_of(prepare(batch), batch) for batch in batches.batches]
     if all(new is old for new, old in zip(made, batches.batches, strict=True)):
         return batches
     return read_into_memory(made)
@@ -416,17 +418,17 @@ def read_into_memory(
     of_loader = [each.samples or 0 for each in told]
     sizes = tuple(samples_in(batch) for batch in collected)
     _report_dropped(batches, sum(of_loader or sizes))
-    doubt = ""
-    if of_loader and len(set(of_loader)) > len(set(sizes)) == 1:
+    doubt, in_columns = "", have_columns(told) and list(sizes) != of_loader
+    if in_columns or (of_loader and len(set(of_loader)) > len(set(sizes)) == 1):
         doubt = (
-            "each batch counts the same where the loss gives no weight of its own, though the loader's hold "
-            f"{', '.join(map(str, sorted(set(of_loader), reverse=True)))} samples: the first dimension of their "
-            "tensors is another, such as time; return (mean, weight) from the loss, or give tensors whose first "
-            "dimension is that of the samples"
+            f"the batches count {listed_counts(collected)} where the loss gives no weight of its own, though the "
+            f"loader's hold {', '.join(map(str, sorted(set(of_loader), reverse=True)))} samples: the first dimension "
+            "of their tensors is another, such as time; return (mean, weight) from the loss, or give tensors whose "
+            "first dimension is that of the samples"
         )
         log.warning(doubt)
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
-    if not all(map(is_even, collected)):
+    if in_columns or not all(map(is_even, collected)):
         return _as_given(collected, _why_uneven(collected), doubt)
     try:
         joined = join_batches(collected)

@@ -64,7 +64,15 @@ from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
-from lossmap.data.sample_count import are_entries, is_counted_otherwise, lengths_of, samples_in, some_entries
+from lossmap.data.sample_count import (
+    are_entries,
+    counted,
+    is_counted_otherwise,
+    lengths_of,
+    samples_in,
+    some_entries,
+    told_count,
+)
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
@@ -721,13 +729,16 @@ def rows_within(batch: Batch, first: int, last: int, dim: int = 0) -> Batch:
     is_list = isinstance(batch, (tuple, list)) and len(batch) == n
     if is_list and not any(isinstance(part, Tensor) or are_entries(part) or is_graphs(part) for part in batch):
         return batch[first:last]
-    return rebuilt(cut, batch, is_leaf=is_list_of_samples)
+    part = rebuilt(cut, batch, is_leaf=is_list_of_samples)
+    return part if told_count(batch) is None else counted(part, last - first)
 
 
 def _dims_of_samples(batch: Batch, n: int) -> tuple[int, ...]:
     """The dimensions along which the n samples of a batch may stand, of a tensor that is as long in both."""
     tensors = (t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
-    return (0, 1) if any(t.shape[:2] == (n, n) for t in tensors) else (0,)
+    if not any(t.shape[:2] == (n, n) for t in tensors):
+        return (0,)
+    return (0, 1) if told_count(batch) is None else (1, 0)
 
 
 def _rows(batch: Batch, rows: list[int]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from lossmap.data.batch_structure import (
     entries_and_rest,
     holds_tensors,
     in_own_containers,
+    register,
 )
 from lossmap.seeding import preserved_random_state
 from lossmap.trees import rebuilt
@@ -63,6 +65,49 @@ def are_entries(values: Any) -> bool:
     return isinstance(values, _ENTRIES) or _MARK in getattr(values, "__dict__", {})
 
 
+class _CountedDict(dict[Any, Any]):
+    pass
+
+
+class _CountedTuple(tuple[Any, ...]):
+    pass
+
+
+class _CountedList(list[Any]):
+    pass
+
+
+_COUNT = "_number_of_samples"  # an attribute, which these have and plain ones have not
+_COUNTED: dict[Any, Any] = {dict: _CountedDict, tuple: _CountedTuple, list: _CountedList}
+for _kind_of_batch, _key in zip(
+    _COUNTED.values(), (pytree.MappingKey, pytree.SequenceKey, pytree.SequenceKey), strict=True
+):
+    register(_kind_of_batch, entries_and_rest, collection_of, _key)
+
+
+def counted(batch: Any, samples: int) -> Any:
+    """The batch with its number of samples as an attribute; as it is where it bears none, as a tensor by itself."""
+    kind = _COUNTED.get(type(batch))
+    bears_none = isinstance(batch, torch.Tensor) or hasattr(batch, "_fields")
+    if kind is None and (bears_none or getattr(batch, "__dict__", batch) is batch):
+        return batch
+    made = in_own_containers(batch) if kind is None else kind(batch)
+    object.__setattr__(made, _COUNT, samples)
+    return made
+
+
+def told_count(batch: Any) -> int | None:
+    """The number of samples that `counted` gave a batch; None of any other."""
+    number = None if isinstance(batch, torch.Tensor) else getattr(batch, "__dict__", {}).get(_COUNT)
+    return number if isinstance(number, int) else None
+
+
+def with_count_of(batch: Any, original: Any) -> Any:
+    """The batch, which was made of another, with the number of samples that `counted` gave that one, if it did."""
+    number = told_count(original)
+    return batch if number is None else counted(batch, number)
+
+
 def some_entries(values: Any, first: int, last: int) -> Any:
     """Some of marked entries, with the rows for them of the tensors that a class of its own has as attributes."""
     if isinstance(values, _ENTRIES):
@@ -91,7 +136,29 @@ def with_entries(batches: Sequence[Any], told: Sequence[Collated] = ()) -> list[
         are_listed = numbers == sizes and all(each.lists[kind] for each in told)
         if are_listed or (not told and differ and None not in numbers):
             return list(map(marked, batches))
-    return list(batches)
+    return _with_counts(batches, told)
+
+
+def _with_counts(batches: Sequence[Any], told: Sequence[Collated]) -> list[Any]:
+    """The batches, with the numbers that the loader tells where their tensors' first dimension is not these.
+
+    So it is where the samples were found along the second, the time being the first; and where nothing in a batch
+    shows how many there are, so that each would count once.
+    """
+    numbers = [each.samples for each in told if each.samples is not None]
+    if len(numbers) < len(batches) or any(map(is_counted_otherwise, batches)):
+        return list(batches)
+    sizes = [samples_in(batch) for batch in batches]
+    once = [size == 1 and len(lengths_of(leaves_of(b))) > 1 for b, size in zip(batches, sizes, strict=True)]
+    known = all(map(operator.or_, once, map(operator.eq, sizes, numbers))) and any(once)
+    if not have_columns(told) and not known:
+        return list(batches)
+    return [counted(batch, number) for batch, number in zip(batches, numbers, strict=True)]
+
+
+def have_columns(told: Sequence[Collated]) -> bool:
+    """Whether the samples of a loader's batches stand along the second dimension of tensors."""
+    return all(each.in_columns is not False for each in told) and any(each.in_columns for each in told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +167,14 @@ class Collated:
 
     samples  None where that is not told
     lists    whether it is a list of its samples, and whether it is made of lists of their parts
+    in_columns  whether samples stand along the second dimension of a tensor, and of every one along this or the first;
+                None where both dimensions are as long
     """
 
     batch: Any
     samples: int | None = None
     lists: tuple[bool, bool] = (False, False)
+    in_columns: bool | None = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +190,9 @@ class CountedCollate:
         n, others = len(samples), in_own_containers(samples[:1])
         batch = self.collate(samples)
         lists = [number_of(batch) == n for number_of in _numbers_of()]
-        if any(lists):  # by chance, as two samples that are batches end to end are a pair of inputs and targets
-            others = others * 2 if n == 1 else others
+        by_columns = _may_be_in_columns(batch, n)
+        if any(lists) or by_columns:  # by chance, as two samples that are batches end to end are a pair
+            others = others * (2 if n != 2 else 3) if n == 1 or by_columns else others
             try:
                 with preserved_random_state(devices=False):
                     other = self.collate(others)
@@ -129,7 +200,28 @@ class CountedCollate:
                 return Collated(batch, n, (n > 1 and lists[0], n > 1 and lists[1]))
             numbers = [number_of(other) for number_of in _numbers_of()]
             lists = [is_list and number == len(others) for is_list, number in zip(lists, numbers, strict=True)]
-        return Collated(batch, n, (lists[0], lists[1]))
+            by_columns = by_columns and _are_in_columns(batch, n, other, len(others))
+        are_rows = lengths_of(leaves_of(batch)) == {n}
+        return Collated(batch, n, (lists[0], lists[1]), None if are_rows else by_columns)
+
+
+def _may_be_in_columns(batch: Any, n: int) -> bool:
+    """Whether tensors may have their n samples along the second dimension, and not along the first."""
+    tensors = [leaf for leaf in leaves_of(batch) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    return any(t.shape[1:2] == (n,) and len(t) != n for t in tensors) and not is_counted_otherwise(batch)
+
+
+def _are_in_columns(batch: Any, n: int, other: Any, m: int) -> bool:
+    """Whether a batch of n samples has them along the first or second dimension of all tensors, as one of m shows.
+
+    A tensor that is the same for both has none of them.
+    """
+    pairs = list(zip(leaves_of(batch), leaves_of(other), strict=False))
+    if len(leaves_of(other)) != len(pairs) or len(leaves_of(batch)) != len(pairs):
+        return False
+    shapes = [(t.shape, o.shape) for t, o in pairs if isinstance(t, torch.Tensor) and isinstance(o, torch.Tensor)]
+    moved = [(tuple(zip(a[:2], b[:2], strict=False))) for a, b in shapes if a != b]
+    return bool(moved) and all((n, m) in each for each in moved) and any(each[0] != (n, m) for each in moved)
 
 
 def _numbers_of() -> tuple[Callable[[Any], int | None], ...]:
@@ -185,9 +277,13 @@ def samples_in(batch: Any) -> int:
     `num_graphs`, or the length of the tensors that stand directly in the batch; where these differ too, as the parts of
     a physics-informed loss do, the batch counts once. A list of objects, such as graphs, counts as they do together,
     but batches of as many graphs each, which pairs of graphs are put together to, as one of them; for lists of images
-    and of their boxes, and lists of samples, see `_in_lists` and `with_entries`. A number or word by itself within an
+    and of their boxes, and lists of samples, see `_in_lists` and `with_entries`. What a loader tells (`counted`) comes
+    before all that. A number or word by itself within an
     entry, such as a label, says that the entry's tensors are of one sample, whatever their length.
     """
+    told = told_count(batch)
+    if told is not None:
+        return told
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
         graphs = {getattr(each, "num_graphs", None) for each in batch}  # of a single graph there is none
         counts = [samples_in(each) for each in batch]
@@ -351,6 +447,6 @@ def leaves_of(batch: Any) -> list[Any]:
 
 def is_counted_otherwise(batch: Any) -> bool:
     """Whether a batch's samples are no rows of its tensors: numbers and words in lists, packed sequences, graphs."""
-    if _listed_samples(batch) is not None or _declared_samples(batch) is not None:
+    if any(number is not None for number in (told_count(batch), _listed_samples(batch), _declared_samples(batch))):
         return True
     return any(isinstance(leaf, PackedSequence) for leaf in leaves_of(batch))

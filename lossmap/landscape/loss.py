@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lossmap import accelerators, memory
+from lossmap.curvature.moved_loss import refuse_unmoved
 from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.criteria import NoWeight
 from lossmap.data.loss_check import check_loss
-from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.moved_weights import stored_origin
 from lossmap.data.problem import Problem
 from lossmap.device_errors import loses_gpu, out_of_memory

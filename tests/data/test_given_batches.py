@@ -540,21 +540,18 @@ def test_samples_in_lists_count_once_each_where_they_are_streamed(batch_of):
     assert value == pytest.approx(error_of_rows(problem.model, samples).item(), rel=1e-5)
 
 
-def test_a_loader_whose_batches_count_the_same_for_other_numbers_of_samples_is_named(caplog):
-    """Series of six steps with the time first, and numbers as targets of each."""
-    rows = [(torch.zeros(6, 3), torch.zeros(6)) for _ in range(11)]
+@pytest.mark.parametrize("steps", [(6,), (2, 3, 4, 6, 7)], ids=["of one length", "of several"])
+def test_a_loader_whose_batches_are_tensors_with_the_time_first_is_named(steps, caplog):
+    rows = [torch.zeros(steps[i // 4 % len(steps)], 3) for i in range(11)]
 
     def loader(**options):
-        def collate(samples):
-            return tuple(torch.stack(part, 1) for part in zip(*samples, strict=True))
+        return torch.utils.data.DataLoader(rows, 4, collate_fn=pad_sequence, **options)
 
-        return torch.utils.data.DataLoader(rows, 4, collate_fn=collate, **options)
-
-    read_into_memory(loader())
-    assert "each batch counts the same" in caplog.text and "hold 4, 3 samples" in caplog.text
+    data = read_into_memory(loader())
+    assert "the batches count " in caplog.text and "hold 4, 3 samples" in data.doubt in caplog.text
     caplog.clear()
-    read_into_memory(loader(drop_last=True))
-    assert "counts the same" not in caplog.text and "left out 3 of 11 samples" in caplog.text
+    assert read_into_memory(loader(drop_last=True)).doubt in caplog.text
+    assert "left out 3 of 11 samples" in caplog.text
 
 
 @pytest.mark.parametrize("batch_of", [in_pairs, in_columns, in_dicts])
@@ -1612,10 +1609,115 @@ def test_a_result_says_by_what_its_batches_count_where_nothing_but_their_structu
     assert not check_loss(lossmap.Problem.custom(model, whole_batches_alone, batches[1:2] * 3), report=False).notes
 
 
+class LastOfPadded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.GRU(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0])
+
+
+def tags_by_sequence(model, batch):
+    """The mean over sequences, the time first, of the mean over each one's steps."""
+    x, tags = batch.values() if isinstance(batch, Mapping) else batch
+    each = F.cross_entropy(model(x).flatten(0, 1), tags.flatten(), reduction="none").view(tags.shape)
+    return (each.sum(0) / (tags >= 0).sum(0)).mean()
+
+
+def classes_by_sequence(model, batch):
+    x, classes = batch.values() if isinstance(batch, Mapping) else batch
+    return F.cross_entropy(model(x)[len(x) // 2], classes)
+
+
+def tagged(rows):
+    x, tags = zip(*rows, strict=True)
+    return pad_sequence(x), pad_sequence(tags, padding_value=-100)
+
+
+def classed(rows):
+    return torch.stack([x for x, _ in rows], 1), torch.stack([tags[0] for _, tags in rows])
+
+
 @pytest.mark.parametrize(
-    ("first", "sentence"), [(5, "though the loader's hold 4, 3 samples"), (2, "one length, perhaps by chance")]
+    "batch_of", [tuple, list, lambda p: dict(zip("ab", p, strict=True)), lambda p: UserDict(a=p[0], b=p[1])]
 )
-def test_a_report_says_that_batches_may_count_otherwise_than_they_should(first, sentence):
+@pytest.mark.parametrize(
+    ("steps", "collate", "error"),
+    [
+        (lambda i: 6, tagged, tags_by_sequence),
+        (lambda i: 2 + i // 2, tagged, tags_by_sequence),
+        (lambda i: 2 + i % 3, tagged, tags_by_sequence),  # of three steps in the batch of three, too
+        (lambda i: 4, classed, classes_by_sequence),
+    ],
+)
+def test_batches_with_the_time_first_count_by_what_their_loader_says(batch_of, steps, collate, error):
+    g = torch.Generator().manual_seed(2)
+    rows = [(torch.randn(steps(i), 3, generator=g), torch.randint(3, (steps(i),), generator=g)) for i in range(11)]
+    model = LastOfPadded()
+    loader = torch.utils.data.DataLoader(rows, 4, collate_fn=lambda rows: batch_of(collate(rows)))
+    problem = lossmap.Problem.custom(model, error, loader)
+    assert problem.samples == 11 == sum(problem.share(rank, 2).samples for rank in (0, 1))
+    truth = sum(error(model, collate([row])).item() for row in rows) / 11
+    assert loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
+    summed = lossmap.Problem.custom(model, lambda m, b: error(m, b) * batch_count(b), loader)
+    for each, notes in ((problem, 0), (summed, 1)):
+        checked = check_loss(each, report=False)
+        assert len(checked.notes) == notes and mean_loss(checked) == pytest.approx(truth, rel=1e-5)
+
+
+def batch_count(batch):
+    return next(iter(batch.values() if isinstance(batch, Mapping) else batch)).shape[1]
+
+
+def test_the_curvature_of_batches_with_the_time_first_is_that_of_the_mean_over_samples():
+    g = torch.Generator().manual_seed(2)
+    rows = [(torch.randn(2 + i // 2, 3, generator=g), torch.randint(3, (2 + i // 2,), generator=g)) for i in range(11)]
+    model = LastOfPadded()
+    loader = torch.utils.data.DataLoader(rows, 4, collate_fn=lambda r: dict(zip(("seq", "y"), tagged(r), strict=True)))
+    found = lossmap.spectrum(lossmap.Problem.custom(model, tags_by_sequence, loader), parameters="all", top=1)
+    exact = LastOfPadded().double()
+    exact.load_state_dict(model.state_dict())
+    names, values = zip(*exact.named_parameters(), strict=True)
+    sizes = [v.numel() for v in values]
+
+    def mean(flat):
+        parts = flat.split(sizes)
+        given = {n: p.view_as(v) for n, p, v in zip(names, parts, values, strict=True)}
+        call = partial(functional_call, exact, given)
+        each = [tags_by_sequence(call, tagged([(x.double(), tags)])) for x, tags in rows]
+        return torch.stack(each).mean()
+
+    theta = torch.cat([v.detach().flatten() for v in values])
+    truth = torch.linalg.eigvalsh(torch.autograd.functional.hessian(mean, theta))[-1].item()
+    assert found.largest[0] == pytest.approx(truth, rel=1e-4)
+
+
+def test_batches_that_do_not_show_their_samples_count_by_what_their_loader_says():
+    """Nodes and edges of several graphs in one, and nothing beside that there is one of for each graph."""
+    graphs = [torch.randn(3 + i % 2, 3, generator=G) for i in range(5)]
+
+    def joined(graphs):
+        edges = [torch.stack([torch.arange(len(g)), torch.arange(len(g)).roll(1)]) for g in graphs]
+        return {"nodes": torch.cat(graphs), "edges": torch.cat(edges, 1), "share": torch.tensor(1 / len(graphs))}
+
+    def energy(model, batch):
+        sent, received = batch["edges"]
+        return (model(batch["nodes"]).square().sum() + (sent - received).square().sum()) * batch["share"]
+
+    model = nn.Linear(3, 1)
+    problem = lossmap.Problem.custom(model, energy, torch.utils.data.DataLoader(graphs, 2, collate_fn=joined))
+    truth = (
+        sum(
+            energy(model, b).item() * n
+            for b, n in ((joined(graphs[:2]), 2), (joined(graphs[2:4]), 2), (joined(graphs[4:]), 1))
+        )
+        / 5
+    )
+    assert problem.samples == 5 and loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_report_says_that_batches_may_count_otherwise_than_they_should():
     class Last(nn.Module):
         def __init__(self):
             super().__init__()
@@ -1631,8 +1733,8 @@ def test_a_report_says_that_batches_may_count_otherwise_than_they_should(first, 
         return F.cross_entropy(model(batch), batch["cls"])
 
     torch.manual_seed(0)
-    samples = [(torch.randn(first + i % 3, 3), i % 3) for i in range(11)]
-    loader = torch.utils.data.DataLoader(samples, batch_size=4, collate_fn=padded)
+    samples = [(torch.randn(2 + i % 3, 3), i % 3) for i in range(11)]
+    batches = list(torch.utils.data.DataLoader(samples, batch_size=4, collate_fn=padded))
     for loss, is_told in ((mean, True), (lambda m, b: (mean(m, b), len(b["cls"])), False)):
-        text = " ".join(str(lossmap.spectrum(lossmap.Problem.custom(Last(), loss, loader), top=1)).split())
-        assert (sentence in text) == is_told
+        text = " ".join(str(lossmap.spectrum(lossmap.Problem.custom(Last(), loss, batches), top=1)).split())
+        assert ("one length, perhaps by chance" in text) == is_told
