@@ -66,6 +66,7 @@ from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_pa
 from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
 from lossmap.data.sample_count import (
     are_entries,
+    by_columns,
     counted,
     is_counted_otherwise,
     lengths_of,
@@ -225,7 +226,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     probe.own_loss = loss_that_leaves_nothing(problem, probe.own_batch)
     if probe.own_loss is None:
         problem, probe = _with_what_passes_leave(problem, probe)
-    kind = probe.kind()
+    problem, probe, kind = _with_columns_of_a_sum(problem, probe, probe.kind())
     problem = _with_underflow_told(problem, probe)
     problem = _with_doubts_told(_with_means_told(problem, probe, kind))
     fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
@@ -247,6 +248,20 @@ def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _
     problem = _with_counters_told(problem, probe)
     _refuse_first_batch(probe)
     return problem, probe
+
+
+def _with_columns_of_a_sum(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
+    """The problem, its probe and kind; those of its batches by columns where parts of these alone show a sum.
+
+    So do sequences and targets of each of their steps, with the time first, which is no number of samples.
+    """
+    is_whole = kind == COUPLED or (kind == MEAN and isinstance(problem.data, FixedBatches))
+    columns = [by_columns(batch) for batch in _own_batches(problem).batches] if is_whole else [None]
+    if any(batch is None for batch in columns) or _gives_weight(problem):
+        return problem, probe, kind
+    other = problem.with_data(FixedBatches(tuple(columns)))
+    look = _Probe(other, probe.most)
+    return (other, look, SUM) if look.kind() == SUM else (problem, probe, kind)
 
 
 def _with_data_told(problem: Problem, probe: _Probe) -> Problem:

@@ -156,6 +156,19 @@ def _with_counts(batches: Sequence[Any], told: Sequence[Collated]) -> list[Any]:
     return [counted(batch, number) for batch, number in zip(batches, numbers, strict=True)]
 
 
+def by_columns(batch: Any) -> Any:
+    """The batch with the length of its tensors' second dimension as its count; None where they have no one.
+
+    So sequences may stand, the time first; at least one of several tensors has a third dimension.
+    """
+    tensors = [t for t in leaves_of(batch) if isinstance(t, torch.Tensor)]
+    widths = {t.shape[1] if t.dim() > 1 else 0 for t in tensors}
+    if len(tensors) < 2 or len(widths) > 1 or max(t.dim() for t in tensors) < 3 or is_counted_otherwise(batch):
+        return None
+    made = counted(batch, widths.pop())
+    return made if told_count(made) else None
+
+
 def have_columns(told: Sequence[Collated]) -> bool:
     """Whether the samples of a loader's batches stand along the second dimension of tensors."""
     return all(each.in_columns is not False for each in told) and any(each.in_columns for each in told)

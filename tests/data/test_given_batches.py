@@ -1592,6 +1592,25 @@ def test_a_sum_over_sequences_with_the_time_first_is_told_from_a_mean(shapes, re
     assert any("returns the sum over the batch" in note for note in problem.notes) == (reduction == "sum")
 
 
+@pytest.mark.parametrize("shapes", [[(6, 4)] * 3, [(6, 4), (6, 5), (6, 2)], [(6, 4), (5, 5), (7, 2)], [(5, 5)]])
+def test_a_sum_over_the_steps_of_sequences_with_the_time_first_is_divided_by_the_sequences(shapes):
+    g, model = torch.Generator().manual_seed(5), LastOfPadded()
+    batches = [(torch.randn(t, n, 3, generator=g), torch.randint(3, (t, n), generator=g)) for t, n in shapes]
+
+    def error(model, batch):
+        return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction="sum")
+
+    truth = sum(error(model, b).item() for b in batches) / sum(n for _, n in shapes)
+    by_outputs = lambda f, y: F.cross_entropy(f.flatten(0, 1), y.flatten(), reduction="sum")
+    for given in (
+        lossmap.Problem.custom(model, error, batches),
+        lossmap.Problem.supervised(model, by_outputs, batches),
+    ):
+        problem = check_loss(given, report=False)
+        assert loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
+        assert any("returns the sum over the batch" in note for note in problem.notes)
+
+
 def test_a_result_says_by_what_its_batches_count_where_nothing_but_their_structure_shows_it():
     def whole_batches_alone(model, batch):
         x, border, _ = batch
