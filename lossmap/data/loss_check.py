@@ -741,7 +741,7 @@ def rows_within(batch: Batch, first: int, last: int, dim: int = 0) -> Batch:
         dims = [i for i, size in enumerate(part.shape[:2]) if size == n] if isinstance(part, Tensor) else []
         return part.narrow(dim if dim in dims else dims[0], first, last - first) if dims else part
 
-    is_list = isinstance(batch, (tuple, list)) and len(batch) == n
+    is_list = isinstance(batch, (tuple, list)) and len(batch) == n and told_count(batch) is None
     if is_list and not any(isinstance(part, Tensor) or are_entries(part) or is_graphs(part) for part in batch):
         return batch[first:last]
     part = rebuilt(cut, batch, is_leaf=is_list_of_samples)

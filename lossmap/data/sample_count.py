@@ -146,6 +146,10 @@ def _with_counts(batches: Sequence[Any], told: Sequence[Collated]) -> list[Any]:
     shows how many there are, so that each would count once.
     """
     numbers = [each.samples for each in told if each.samples is not None]
+    graphs = [number for batch in batches if (number := _graphs_in_each(batch))]
+    are_known = graphs == numbers or len(set(graphs)) > 1
+    if len(graphs) == len(batches) and are_known and len(set(map(len, batches))) == 1:
+        return list(map(counted, batches, graphs))  # pairs of graphs, also where each puts together one
     if len(numbers) < len(batches) or any(map(is_counted_otherwise, batches)):
         return list(batches)
     sizes = [samples_in(batch) for batch in batches]
@@ -154,6 +158,14 @@ def _with_counts(batches: Sequence[Any], told: Sequence[Collated]) -> list[Any]:
     if not have_columns(told) and not known:
         return list(batches)
     return [counted(batch, number) for batch, number in zip(batches, numbers, strict=True)]
+
+
+def _graphs_in_each(batch: Any) -> int | None:
+    """How many graphs each object in a list puts together; None where these are no such objects, or differ."""
+    if not _is_list(batch) or not all(hasattr(g, "num_graphs") or hasattr(g, "batch_num_nodes") for g in batch):
+        return None
+    numbers = set(map(_declared_samples, batch))
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def by_columns(batch: Any) -> Any:
@@ -298,7 +310,7 @@ def samples_in(batch: Any) -> int:
     if told is not None:
         return told
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
-        graphs = {getattr(each, "num_graphs", None) for each in batch}  # of a single graph there is none
+        graphs = set(map(_graphs_in, batch))  # None of a single graph
         counts = [samples_in(each) for each in batch]
         return counts[0] if graphs == {counts[0]} and not are_entries(batch) else sum(counts)
     listed = _listed_samples(batch)
@@ -381,6 +393,13 @@ def _declared_samples(batch: Any) -> int | None:
         return None
     numbers = (getattr(batch, name, None) for name in ("num_graphs", "batch_size"))
     return next((number for number in numbers if isinstance(number, int) and number > 0), None)
+
+
+def _graphs_in(value: Any) -> int | None:
+    """How many graphs an object puts together, of torch_geometric or of DGL, where a single graph has 1 as well."""
+    is_of_dgl = callable(getattr(value, "batch_num_nodes", None))
+    number = getattr(value, "batch_size" if is_of_dgl else "num_graphs", None)
+    return number if isinstance(number, int) and not (is_of_dgl and number == 1) else None
 
 
 def _is_number(value: Any) -> bool:

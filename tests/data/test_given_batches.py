@@ -972,6 +972,51 @@ def test_pairs_of_graphs_in_two_batches_of_torch_geometric_count_once(size, decl
     assert loss_at_origin(problem) == pytest.approx(sum(truth) / 5, rel=1e-5)
 
 
+class OfDgl:
+    """Graphs in one, as DGL has them, where a single one is no other than one put together."""
+
+    def __init__(self, graphs):
+        self.nodes, self.sizes = torch.cat(graphs), [len(x) for x in graphs]
+
+    @property
+    def batch_size(self):
+        return len(self.sizes)
+
+    def batch_num_nodes(self):
+        return torch.tensor(self.sizes)
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("declared", [{}, {"reduction": "sum"}])
+@pytest.mark.parametrize("is_read", [True, False], ids=["from a loader", "from a list"])
+def test_pairs_of_graphs_in_two_batches_as_of_dgl_count_once(size, declared, is_read):
+    g, model = torch.Generator().manual_seed(7), nn.Linear(3, 2)
+    pairs = [tuple(torch.randn(n, 3, generator=g) for n in sizes) for sizes in ((4, 5), (3, 6), (7, 2), (4, 4), (5, 5))]
+
+    def outputs(model, graph):
+        parts = torch.tanh(model(graph.nodes)).split(graph.batch_num_nodes().tolist())
+        return torch.stack([part.sum(0) for part in parts])
+
+    def loss(model, pair):
+        one, other = pair
+        each = (outputs(model, one) - outputs(model, other)).square().sum(1)
+        return each.sum() if declared else each.mean()
+
+    batches = torch.utils.data.DataLoader(
+        pairs, size, collate_fn=lambda rows: tuple(map(OfDgl, zip(*rows, strict=True)))
+    )
+    data = as_batches(batches if is_read else list(batches))
+    assert [samples_in(batch) for batch in data] == [size] * (5 // size) + [5 % size] * (5 % size > 0)
+    problem = check_loss(Problem.custom(model, loss, data, **declared), report=False)
+    truth = [(model(a).tanh().sum(0) - model(b).tanh().sum(0)).square().sum().item() for a, b in pairs]
+    assert loss_at_origin(problem) == pytest.approx(sum(truth) / 5, rel=1e-5) and not problem.notes
+    alone = [OfDgl([x]) for x in pairs[0]]
+    assert samples_in(open_batch(alone)) == 2  # a list of two graphs
+
+
 def points_of_sets(ends):
     """All points of several sets, and the number of its set for each: (points, sets) in batches of several sets."""
     lengths = [3, 2, 5, 4, 2, 6, 3, 1, 7, 2, 4]
