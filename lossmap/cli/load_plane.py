@@ -215,7 +215,7 @@ def _computed_axis(
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)
-        states = [state_of(model, f, files) for f in run]
+        states = [state_of(model, f, files, of_run=True) for f in run]
         principal = principal_axes(origin, states, int(rest), names)
         return principal.axes[-1], {"explained_variance_ratio": principal.explained[-1], "checkpoints": len(run)}
     if what == "file" and ":" in rest:
@@ -230,10 +230,15 @@ def _computed_axis(
     )
 
 
-def state_of(model: nn.Module, path: str | Path, files: ModelSettings) -> Mapping[str, Tensor]:
-    """The tensors of another checkpoint by the model's names; what it lacks, such as an adapter's base, is its own."""
+def state_of(model: nn.Module, path: str | Path, files: ModelSettings, of_run: bool = False) -> Mapping[str, Tensor]:
+    """The tensors of another checkpoint by the model's names; what it lacks, such as an adapter's base, is its own.
+
+    of_run  whether it is one of a run's, which all have the --state-key or are refused; of another file without it the
+            only tensors that fit are read
+    """
     own = {k: t.detach().clone() for k, t in state_tensors(model).items()}
-    fit = read_checkpoint(files, path, model=model).fit(model, selection_of(files))
+    selection = replace(selection_of(files), or_the_only=not of_run)
+    fit = read_checkpoint(files, path, model=model).fit(model, selection)
     for note in fit.notes:
         logger.warning("%s", note)
     return {**own, **fit.state}

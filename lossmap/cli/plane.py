@@ -169,7 +169,7 @@ def make(settings: Settings, world: World) -> int:
         say(f"would write {path}\n{NOTHING_DONE}")
         return 0
     if settings.plane.proj_file:
-        states = [load_plane.state_of(model, file, settings.model) for file in files]
+        states = [load_plane.state_of(model, file, settings.model, of_run=True) for file in files]
         rates = [read_checkpoint(settings.model, file, model=model).learning_rate for file in files]
         measured = problem if has_losses else None
         trajectory = project_run(plane, measured, files, states, rates, settings.plane.moving)

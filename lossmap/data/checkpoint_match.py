@@ -66,11 +66,13 @@ class Selection:
     key               the entry that holds them, `model_ema` or `ema.model`; by default the one that fits
     prefix            what stands before the model's names there; by default the one that fits
     allow_unexpected  whether tensors that the model lacks are left out, and not refused
+    or_the_only       whether of a file without the key the only tensors that fit are read
     """
 
     key: str | None = None
     prefix: str | None = None
     allow_unexpected: bool = False
+    or_the_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     own = {name: t for name, t in own.items() if name.rpartition(".")[2] != EXTRA_STATE}
     _refuse_lazy(own, type(model).__name__)
-    chosen = _under_key(states, selection.key, origin)
+    chosen, lack = _under_key(states, selection.key, origin)
+    if lack and not selection.or_the_only:
+        raise ValueError(lack)
     fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, selection.prefix, origin))}
     is_full = any(selection.allow_unexpected or not fit.extra for fit in fits.values())
     if not is_full and has_rules(model):
@@ -162,6 +166,8 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
         fits = renamed or fits
     if not fits:
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, selection))
+    if lack and len(fits) > 1:
+        raise ValueError(lack)
     key = _best_key(list(fits), origin)
     fit = _with_rest(fits[key], chosen[key], model, origin)
     if fit.extra and not selection.allow_unexpected:
@@ -175,6 +181,8 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     if others:
         under = f"under {key!r}" if key else "that stand under no key"
         notes.append(f"{origin}: read are the tensors {under}; --state-key takes {' or '.join(others)} instead")
+    elif lack:
+        notes.append(f"{lack}: read are {repr(key) if key else 'these'}, the only ones that fit the model")
     elif key and key.rpartition(".")[2] not in USUAL_KEYS and selection.key is None:
         notes.append(f"{origin}: read are the tensors under {key!r}, the only ones that fit the model")
     if fit.extra or fit.elsewhere:
@@ -280,15 +288,14 @@ def _refuse_torn(state: State, own: Mapping[str, Tensor], model: str, origin: st
             )
 
 
-def _under_key(states: Mapping[str, State], key: str | None, origin: str) -> Mapping[str, State]:
+def _under_key(states: Mapping[str, State], key: str | None, origin: str) -> tuple[Mapping[str, State], str]:
+    """The sets of tensors under a key, and nothing; of a file without it all, and the sentence that says so."""
     if key is None:
-        return states
+        return states, ""
     chosen = {k: s for k, s in states.items() if k == key or k.endswith(f".{key}")}
-    if not chosen:
-        have = ", ".join(k for k in states if k)
-        what = f"it has {have}" if have else "its tensors stand under no key"
-        raise ValueError(f"{origin} holds no tensors under {key!r}; {what}")
-    return chosen
+    have = ", ".join(k for k in states if k)
+    what = f"it has {have}" if have else "its tensors stand under no key"
+    return (chosen, "") if chosen else (states, f"{origin} holds no tensors under {key!r}; {what}")
 
 
 def _best_key(keys: Sequence[str], origin: str) -> str:

@@ -84,6 +84,31 @@ def test_a_line_between_two_checkpoints_of_any_form_goes_from_one_to_the_other(f
     assert lossmap.read("s.h5", lossmap.Surface)["train_loss"] == pytest.approx([of_a, of_b], rel=1e-5)
 
 
+def test_the_key_of_one_file_leaves_another_without_it_to_the_tensors_that_fit(folder, capsys, caplog):
+    (a, of_a), (b, of_b) = trained(1), trained(2)
+    torch.save({"model": b.state_dict(), "model_ema": a.state_dict()}, "a.pt")
+    torch.save(b.state_dict(), "b.pt")
+    torch.save({"net": b.state_dict()}, "c.pt")
+    torch.save({"net": b.state_dict(), "twin": a.state_dict()}, "two.pt")
+    named = ["--model", "sub/own_nets_of_a_test.py:net", "--dataset", "npz:d.npz", "--state-key", "model_ema"]
+    for other, said in (
+        ("b.pt", "b.pt holds no tensors under 'model_ema'; its tensors stand under no key: read are"),
+        ("c.pt", "c.pt holds no tensors under 'model_ema'; it has net: read are 'net', the only"),
+    ):
+        caplog.clear()
+        assert main(["connect", "a.pt", other, *named, "--points", "3", "--surf-file", "l.h5", "--overwrite"]) == 0
+        line = lossmap.read("l.h5", lossmap.Surface)["train_loss"]
+        assert line[[0, -1]] == pytest.approx([of_a, of_b], rel=1e-5) and caplog.text.count(said) == 1
+    for words in (("--model-file2", "b.pt"), ("--xdir", "to:b.pt")):
+        assert surface("a.pt", "--state-key", "model_ema", *words, "--x=0:1:2") == 0
+        assert lossmap.read("s.h5", lossmap.Surface)["train_loss"] == pytest.approx([of_a, of_b], rel=1e-5)
+    capsys.readouterr()
+    assert main(["connect", "a.pt", "two.pt", *named, "--surf-file", "n.h5"]) == 2
+    assert "two.pt holds no tensors under 'model_ema'; it has net, twin" in capsys.readouterr().err
+    assert main(["connect", "b.pt", "c.pt", *named, "--surf-file", "n.h5"]) == 2  # neither has it
+    assert "b.pt holds no tensors under 'model_ema'" in capsys.readouterr().err
+
+
 def test_what_is_chosen_in_the_second_checkpoint_and_in_a_runs_is_said_once(folder, caplog):
     (a, _), (b, _) = trained(1), trained(2)
     for name in ("a.pt", "b.pt"):
