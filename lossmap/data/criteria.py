@@ -189,14 +189,14 @@ def refuse_class(function: Any, what: str) -> None:
 def refuse_no_module(model: Any) -> None:
     """Raise ValueError where no network stands in a network's place, such as its class or a function that makes it.
 
-    Nor may a program of `torch.export` be within it, whose mode is fixed.
+    Nor may a program of `torch.export` be within it, or a copy of one: its mode is fixed.
     """
     if isinstance(model, nn.Module):
-        fixed = (getattr(vars(module).get("eval"), "__func__", None) for module in model.modules())
-        if any((getattr(each, "__module__", None) or "").startswith("torch.export") for each in fixed):
+        kinds = {base.__module__ for module in model.modules() for base in type(module).__mro__}  # of copies, too
+        if any(name.startswith("torch.export") for name in kinds):
             raise ValueError(
-                "the model is a program of torch.export, which cannot be put into evaluation mode; give the module "
-                "that it was made from, with the program's state_dict()"
+                "the model is a program of torch.export, in which training or evaluation mode is fixed; give the "
+                "module that it was made from, with the program's state_dict()"
             )
         return
     if isinstance(model, type):

@@ -1,5 +1,7 @@
 """What stands in the place of a model or of its loss, and is none, is refused in a sentence that says what to give."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -39,9 +41,18 @@ def test_what_is_no_model_or_no_loss_of_one(model, loss, words):
         Problem.custom(model, loss, [(X, Y)])
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # of torch itself
 def test_a_program_of_torch_export():
-    live = torch.export.export(net().eval(), (X,)).module()
-    for model in (live, nn.Sequential(live)):
+    """Copies and modules put together anew have an `eval`, which changes nothing: they stay in training mode."""
+    program = torch.export.export(nn.Sequential(net(), nn.BatchNorm1d(2)).train(), (X,))
+    live = program.module()
+    for model in (
+        live,
+        nn.Sequential(live),
+        deepcopy(live),
+        nn.Sequential(deepcopy(live)),
+        torch.export.unflatten(program),
+    ):
         with pytest.raises(ValueError, match=r"a program of torch\.export, .*; give the module that it was"):
             Problem.supervised(model, "crossentropy", (X, Y))
 
