@@ -18,6 +18,7 @@ GROUND = {
     LOWEST,
     "copies",
     "device_errors",
+    "download",
     "images",
     "installed",
     "report",

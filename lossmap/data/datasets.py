@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap import download as fetching
 from lossmap import memory
 from lossmap.data import cifar, huggingface_data
-from lossmap.data import download as fetching
 from lossmap.data.batch_structure import TARGET_NAMES, strided_parts
 from lossmap.data.batches import (
     Batch,

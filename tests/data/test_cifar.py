@@ -176,7 +176,7 @@ def test_cifar10c_is_downloaded_only_on_request_and_where_missing(cifar10c, tmp_
         asked.append(str(folder))
         return cifar10c.folder
 
-    monkeypatch.setattr("lossmap.data.download.fetch_cifar10c", fetched)
+    monkeypatch.setattr("lossmap.download.fetch_cifar10c", fetched)
     for path in (cifar10c.folder, tmp_path):
         assert load("cifar10c:fog:1", "test", data_path=path, download=True).samples == 10
     assert not asked

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from lossmap.data.download import fetch, fetch_cifar10c
+from lossmap.download import fetch, fetch_cifar10c
 
 
 @pytest.fixture
