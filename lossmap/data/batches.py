@@ -35,6 +35,7 @@ from lossmap.data.sample_count import (
     leaves_of,
     lengths_of,
     samples_in,
+    told_count,
     with_count_of,
     with_entries,
 )
@@ -201,6 +202,8 @@ class Resident:
             raise ValueError(
                 f"inputs and targets must have the same number of samples; got first dimensions {sorted(lengths)}"
             )
+        if told_count(self.tensors) is not None:
+            raise ValueError("the samples are no rows of the tensors: batches as their loader made them are not joined")
         if lengths == {0}:
             raise ValueError("the data must hold at least one sample; got none")
         if self.batch_size < 1:

@@ -458,7 +458,7 @@ class DatasetFetch:
         samples = at_once([int(i) for i in indices]) if at_once else [self.dataset[int(i)] for i in indices]
         told = CountedCollate(self.collate)(samples)
         is_listed = told.samples == len(indices)
-        (batch,) = with_entries([open_batch(told.batch)], [told if is_listed else Collated(None, len(indices))])
+        (batch,) = with_entries([open_batch(told.batch)], [told if is_listed else Collated(None, len(indices))], True)
         return batch
 
 

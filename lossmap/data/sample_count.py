@@ -118,13 +118,14 @@ def some_entries(values: Any, first: int, last: int) -> Any:
     return collection_of(type(values), [*parts[first:last], *own], (*places[first:last], *places[n:], rest))
 
 
-def with_entries(batches: Sequence[Any], told: Sequence[Collated] = ()) -> list[Any]:
+def with_entries(batches: Sequence[Any], told: Sequence[Collated] = (), of_stream: bool = False) -> list[Any]:
     """The batches, lists of samples in them marked by `entries`.
 
     They are lists of samples where their lengths differ from batch to batch, are those that the loader makes, or are 1
     where the tensors in a batch have no one first dimension: those in others may have one by chance.
 
-    told  of each batch what the loader tells, if it does
+    told       of each batch what the loader tells, if it does
+    of_stream  whether a batch was put together of samples that may be batches each, of which it may be the first alone
     """
     sizes = [each.samples for each in told]
     for kind, (number_of, marked) in enumerate(zip(_numbers_of(), (entries, _with_marked_lists), strict=True)):
@@ -136,10 +137,10 @@ def with_entries(batches: Sequence[Any], told: Sequence[Collated] = ()) -> list[
         are_listed = numbers == sizes and all(each.lists[kind] for each in told)
         if are_listed or (not told and differ and None not in numbers):
             return list(map(marked, batches))
-    return _with_counts(batches, told)
+    return _with_counts(batches, told, of_stream)
 
 
-def _with_counts(batches: Sequence[Any], told: Sequence[Collated]) -> list[Any]:
+def _with_counts(batches: Sequence[Any], told: Sequence[Collated], of_stream: bool) -> list[Any]:
     """The batches, with the numbers that the loader tells where their tensors' first dimension is not these.
 
     So it is where the samples were found along the second, the time being the first; and where nothing in a batch
@@ -150,12 +151,13 @@ def _with_counts(batches: Sequence[Any], told: Sequence[Collated]) -> list[Any]:
     are_known = graphs == numbers or len(set(graphs)) > 1
     if len(graphs) == len(batches) and are_known and len(set(map(len, batches))) == 1:
         return list(map(counted, batches, graphs))  # pairs of graphs, also where each puts together one
-    if len(numbers) < len(batches) or any(map(is_counted_otherwise, batches)):
+    lengths = [lengths_of(leaves_of(batch)) for batch in batches]
+    if len(numbers) < len(batches) or any(map(is_counted_otherwise, batches)) or not all(lengths):
         return list(batches)
     sizes = [samples_in(batch) for batch in batches]
-    once = [size == 1 and len(lengths_of(leaves_of(b))) > 1 for b, size in zip(batches, sizes, strict=True)]
+    once = [size == 1 and len(rows) > 1 for size, rows in zip(sizes, lengths, strict=True)]
     known = all(map(operator.or_, once, map(operator.eq, sizes, numbers))) and any(once)
-    if not have_columns(told) and not known:
+    if not have_columns(told) and (of_stream or not known):
         return list(batches)
     return [counted(batch, number) for batch, number in zip(batches, numbers, strict=True)]
 
@@ -226,14 +228,13 @@ class CountedCollate:
             numbers = [number_of(other) for number_of in _numbers_of()]
             lists = [is_list and number == len(others) for is_list, number in zip(lists, numbers, strict=True)]
             by_columns = by_columns and _are_in_columns(batch, n, other, len(others))
-        are_rows = lengths_of(leaves_of(batch)) == {n}
+        are_rows = {shape[0] for shape in _shapes(batch)} == {n}
         return Collated(batch, n, (lists[0], lists[1]), None if are_rows else by_columns)
 
 
 def _may_be_in_columns(batch: Any, n: int) -> bool:
     """Whether tensors may have their n samples along the second dimension, and not along the first."""
-    tensors = [leaf for leaf in leaves_of(batch) if isinstance(leaf, torch.Tensor) and leaf.dim()]
-    return any(t.shape[1:2] == (n,) and len(t) != n for t in tensors) and not is_counted_otherwise(batch)
+    return any(shape[1:2] == (n,) and shape[0] != n for shape in _shapes(batch)) and not is_counted_otherwise(batch)
 
 
 def _are_in_columns(batch: Any, n: int, other: Any, m: int) -> bool:
@@ -241,12 +242,18 @@ def _are_in_columns(batch: Any, n: int, other: Any, m: int) -> bool:
 
     A tensor that is the same for both has none of them.
     """
-    pairs = list(zip(leaves_of(batch), leaves_of(other), strict=False))
-    if len(leaves_of(other)) != len(pairs) or len(leaves_of(batch)) != len(pairs):
+    ours, others = _shapes(batch), _shapes(other)
+    if len(ours) != len(others):
         return False
-    shapes = [(t.shape, o.shape) for t, o in pairs if isinstance(t, torch.Tensor) and isinstance(o, torch.Tensor)]
-    moved = [(tuple(zip(a[:2], b[:2], strict=False))) for a, b in shapes if a != b]
+    moved = [(tuple(zip(a[:2], b[:2], strict=False))) for a, b in zip(ours, others, strict=True) if a != b]
     return bool(moved) and all((n, m) in each for each in moved) and any(each[0] != (n, m) for each in moved)
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    """The shapes of the tensors and arrays in a batch, but of single numbers."""
+    return [
+        tuple(leaf.shape) for leaf in leaves_of(batch) if isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim
+    ]
 
 
 def _numbers_of() -> tuple[Callable[[Any], int | None], ...]:

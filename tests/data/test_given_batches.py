@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 import lossmap
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import mean_loss
+from lossmap.data import datasets
 from lossmap.data.batch_structure import open_batch
-from lossmap.data.batches import FixedBatches, Streamed, read_into_memory
+from lossmap.data.batches import FixedBatches, Resident, Streamed, read_into_memory
 from lossmap.data.datasets import digest
 from lossmap.data.loaders import as_batches, source_of
 from lossmap.data.loss_check import check_loss
@@ -1684,13 +1685,13 @@ class LastOfPadded(nn.Module):
 
 def tags_by_sequence(model, batch):
     """The mean over sequences, the time first, of the mean over each one's steps."""
-    x, tags = batch.values() if isinstance(batch, Mapping) else batch
+    x, tags, *_ = batch.values() if isinstance(batch, Mapping) else batch
     each = F.cross_entropy(model(x).flatten(0, 1), tags.flatten(), reduction="none").view(tags.shape)
     return (each.sum(0) / (tags >= 0).sum(0)).mean()
 
 
 def classes_by_sequence(model, batch):
-    x, classes = batch.values() if isinstance(batch, Mapping) else batch
+    x, classes, *_ = batch.values() if isinstance(batch, Mapping) else batch
     return F.cross_entropy(model(x)[len(x) // 2], classes)
 
 
@@ -1704,7 +1705,15 @@ def classed(rows):
 
 
 @pytest.mark.parametrize(
-    "batch_of", [tuple, list, lambda p: dict(zip("ab", p, strict=True)), lambda p: UserDict(a=p[0], b=p[1])]
+    "batch_of",
+    [
+        tuple,
+        list,
+        lambda p: dict(zip("ab", p, strict=True)),
+        lambda p: UserDict(a=p[0], b=p[1]),
+        lambda p: {"a": p[0], "b": p[1], "name": ["a word"] * p[0].shape[1]},
+        lambda p: {"a": p[0].numpy(), "b": p[1].numpy()},
+    ],
 )
 @pytest.mark.parametrize(
     ("steps", "collate", "error"),
@@ -1728,6 +1737,31 @@ def test_batches_with_the_time_first_count_by_what_their_loader_says(batch_of, s
     for each, notes in ((problem, 0), (summed, 1)):
         checked = check_loss(each, report=False)
         assert len(checked.notes) == notes and mean_loss(checked) == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [(6,), (2, 3, 5, 4)], ids=["of one length", "of several"])
+def test_a_loader_of_a_command_with_the_time_first_is_counted_alike(steps, monkeypatch):
+    g = torch.Generator().manual_seed(2)
+    lengths = [steps[i % len(steps)] for i in range(11)]
+    rows = [(torch.randn(n, 3, generator=g), torch.randint(3, (n,), generator=g)) for n in lengths]
+    loader = torch.utils.data.DataLoader(
+        rows, 4, collate_fn=lambda r: dict(zip(("input", "y"), tagged(r), strict=True))
+    )
+    monkeypatch.setattr(datasets, "resolve_callable", lambda name: lambda split: loader)
+    read = datasets.load("a.py:loader", "train")
+    assert isinstance(read, FixedBatches) and [samples_in(batch) for batch in read] == [4, 4, 3]
+    model = LastOfPadded()
+    truth = sum(tags_by_sequence(model, tagged([row])).item() for row in rows) / 11
+    assert mean_loss(lossmap.Problem.custom(model, tags_by_sequence, read)) == pytest.approx(truth, rel=1e-5)
+    with pytest.raises(ValueError, match="the samples are no rows of the tensors"):
+        Resident(next(iter(read)), 4)
+
+
+def test_samples_that_are_batches_of_unequal_parts_stay_these():
+    parts = [(X[:n], X[n:, :2]) for n in (4, 5, 7)]
+    loader = torch.utils.data.DataLoader(parts, 1, collate_fn=lambda rows: rows[0])
+    for data in (as_batches(loader), source_of(loader, "a factory")):
+        assert isinstance(data, FixedBatches) and [samples_in(batch) for batch in data] == [1, 1, 1]
 
 
 def batch_count(batch):
