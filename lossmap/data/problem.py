@@ -301,8 +301,8 @@ class Problem:
 
         Args:
             model: the network; of one wrapped by DistributedDataParallel the module within.
-            loss: (model, batch) -> a scalar, or (scalar, weight), the weight being any number >= 0, such as the batch's
-                tokens; without it its samples count: its first dimension, or what a DataLoader put into it.
+            loss: (model, batch) -> a scalar, or (scalar, weight), the weight being any number >= 0 of the batch alone,
+                such as its tokens; without it its samples count: its first dimension, or what a DataLoader put into it.
             data: as of `supervised`, but that batches go to the loss as they are, and those in a list are batches each.
             reduction: whether that scalar is the `mean` or the `sum` over the batch's samples.
             batch_size: samples in a batch; by default the loader's.
