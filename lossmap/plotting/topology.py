@@ -162,7 +162,9 @@ def _draw_tree(axes: Any, stored: StoredReport, log: bool) -> None:
     """The real minima side by side, in an order in which no line crosses another."""
     births, deaths = _ends(stored)
     shown = _numbered(stored)
-    parents = {int(i): _shown_parent(stored, int(i), set(shown.tolist())) for i in shown}
+    parents: dict[int, int | None] = {}
+    for i in shown:
+        parents[int(i)], deaths[i] = _shown_parent(stored, int(i), set(shown.tolist()), deaths)
     place = {row: k for k, row in enumerate(_order_of(parents, deaths))}
     for i, k in place.items():
         parent = parents[i]
@@ -180,12 +182,12 @@ def _draw_tree(axes: Any, stored: StoredReport, log: bool) -> None:
     axes.set_title("merge tree" + (f" (without {hidden} smaller ones)" if hidden else ""))
 
 
-def _shown_parent(stored: StoredReport, row: int, shown: set[int]) -> int | None:
-    """The nearest shown minimum that it merges into, over those that are not shown; None where there is none."""
-    parent = int(stored.arrays["into"][row])
+def _shown_parent(stored: StoredReport, row: int, shown: set[int], deaths: np.ndarray) -> tuple[int | None, float]:
+    """The nearest shown minimum that it merges into, over those that are not shown, and where; None: there is none."""
+    parent, level = int(stored.arrays["into"][row]), float(deaths[row])
     while parent >= 0 and parent not in shown:
-        parent = int(stored.arrays["into"][parent])
-    return parent if parent >= 0 else None
+        parent, level = int(stored.arrays["into"][parent]), max(level, float(deaths[parent]))
+    return (parent if parent >= 0 else None), level
 
 
 def _order_of(parents: dict[int, int | None], deaths: np.ndarray) -> list[int]:

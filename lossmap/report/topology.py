@@ -46,8 +46,9 @@ def _about(stored: StoredReport, real: int) -> str:
     """How many there are, of what, and what does not count."""
     values = stored.arrays["values"]
     size = " x ".join(str(n) for n in values.shape[::-1])
-    neighbours = "8 neighbours" if stored.flag("diagonal") else "4 neighbours"
-    grid = f"{size} points" + (f" with {neighbours} each" if values.ndim > 1 else "")
+    grid = f"{size} points" if values.size > 1 else "1 point"
+    if values.ndim > 1 and values.size > 1:
+        grid += f" with {_neighbours(values.shape, stored.flag('diagonal'))} neighbours each"
     low, high = (number(float(f(values))) for f in (np.nanmin, np.nanmax))
     unit = stored.text("unit", "1")
     parts = [f"{count(real, 'minimum', 'minima')} on {grid}; values from {low} to {high}"]
@@ -62,6 +63,13 @@ def _about(stored: StoredReport, real: int) -> str:
     if missing := int(stored.number("missing", 0)):
         parts.append(f"{count(missing, 'point')} without a finite value")
     return "; ".join(parts)
+
+
+def _neighbours(shape: tuple[int, ...], diagonal: bool) -> int:
+    """Of a point inside a plane, which may have a single row."""
+    if min(shape) == 1:
+        return 2
+    return 8 if diagonal else 4
 
 
 def _rows(stored: StoredReport, shown: np.ndarray) -> list[tuple[str, ...]]:
@@ -112,6 +120,12 @@ def _notes(stored: StoredReport, real: np.ndarray) -> list[str]:
         notes.append(
             "* on the edge of the window, or beside a point without a value: the loss may fall further beyond it."
         )
+    if (hidden := _met_before_saddle(stored, real)).size:
+        rows = ", ".join(str(i + 1) for i in hidden)
+        notes.append(
+            f"The persistence of {rows} ends where a lower minimum is met that is not counted, as it is itself within "
+            "its error; the saddle is where one that is counted is met."
+        )
     coarse = [int(n) for n in stored.text("coarse").split(",") if n]
     if coarse and any(n != real.size for n in coarse):
         notes.append(
@@ -128,6 +142,15 @@ def _notes(stored: StoredReport, real: np.ndarray) -> list[str]:
             "the loss: off the plane it falls further."
         )
     return notes
+
+
+def _met_before_saddle(stored: StoredReport, real: np.ndarray) -> np.ndarray:
+    """Those of the real minima that meet a lower one, which is none of them, before the saddle."""
+    arrays = stored.arrays
+    flat, ends = arrays["values"].reshape(-1), real[arrays["saddle"][real] >= 0]
+    rise = flat[arrays["saddle"][ends]] - flat[arrays["minimum"][ends]]
+    met: np.ndarray = ends[arrays["persistence"][ends] < rise]
+    return met
 
 
 def counts_table(stored: Sequence[StoredReport]) -> str:

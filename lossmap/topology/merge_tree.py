@@ -11,7 +11,12 @@ neighbour until it stands in a minimum: these basins are joined by their lowest 
 the same pairs as the sublevel sets of single points, since each point is joined to its minimum within its own sublevel
 set. Source: Edelsbrunner and Harer, Computational Topology (2010), chapters VI.3 and VII.
 
-Price: some 30 operations on arrays of the grid, and one step in Python for each pair of neighbouring basins.
+`counted_tree` is the tree of some of the minima, as it stands without the others: the basin of each other one is joined
+across its lowest pass, in ascending order, until it belongs to one of them, so that basins stay connected (a minimum
+spanning forest rooted in markers: Meyer, 1994); and minima merge where the first lower one of them is met.
+
+Price: some 30 operations on arrays of the grid, and one step in Python for each pair of neighbouring basins; as many
+steps for `counted_tree`.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ class MergeTree:
     into     (m,) the row of the lower minimum that it joins there; -1: none
     exit     (m,) the lowest pass out of the minimum's own basin, a point; -1: there is no other basin beside it
     basin    (x,) or (y, x): the row of the minimum to which a point runs down; -1: not finite
+    sides    (p, 2) rows of each two basins that touch, in ascending order of the lowest pass between them
+    passes   (p,) these passes, points
     """
 
     minimum: np.ndarray
@@ -41,6 +48,8 @@ class MergeTree:
     into: np.ndarray
     exit: np.ndarray
     basin: np.ndarray
+    sides: np.ndarray
+    passes: np.ndarray
 
 
 def merge_tree(values: np.ndarray, *, diagonal: bool = True) -> MergeTree:
@@ -60,6 +69,74 @@ def merge_tree(values: np.ndarray, *, diagonal: bool = True) -> MergeTree:
     passes = _lowest_passes(rank, root, pairs)
     tree = _joined(flat, order, root, passes)
     return replace(tree, basin=tree.basin.reshape(shape))
+
+
+def counted_tree(tree: MergeTree, values: np.ndarray, counts: np.ndarray) -> MergeTree:
+    """The tree of those minima that count, in the rows of the whole tree.
+
+    values  of which it is the tree
+    counts  (m,) whether a minimum counts; of each connected part of the grid the lowest has to
+
+    Of a minimum that does not count, `into` is the one to whose basin its own is joined, `saddle` the pass there, and
+    `exit` the lowest pass out of its own basin. What merges at one level merges into the lowest of all.
+    """
+    rows, flat = len(tree.minimum), np.asarray(values).reshape(-1)
+    saddle, into, exits = np.full(rows, NONE), np.full(rows, NONE), np.where(counts, NONE, tree.exit)
+    parts, basins = _Parts(counts), _Parts(counts)
+    for (left, right), point in zip(tree.sides.tolist(), tree.passes.tolist(), strict=True):
+        lower, higher = sorted((parts.lowest(left), parts.lowest(right)))
+        if higher < rows and lower != higher:
+            saddle[higher], into[higher] = point, lower
+        parts.join(left, right)
+        lower, higher = sorted((basins.lowest(left), basins.lowest(right)))
+        if higher == rows:
+            basins.join(left, right, at=point)
+    row = np.array([basins.lowest(i) for i in range(rows)], dtype=np.int64)
+    others = np.flatnonzero(~counts)
+    into[others], saddle[others] = row[others], [basins.owned_at[i] for i in others.tolist()]
+    _set_exits(exits, row[tree.sides], tree.passes)
+    for i in np.flatnonzero(counts & (into != NONE)):  # ascending, so that the lower minimum is settled first
+        if saddle[into[i]] != NONE and flat[saddle[into[i]]] == flat[saddle[i]]:
+            into[i] = into[into[i]]
+    basin = np.where(tree.basin == NONE, NONE, row[tree.basin])
+    return replace(tree, saddle=saddle, into=into, exit=exits, basin=basin)
+
+
+def _set_exits(exits: np.ndarray, sides: np.ndarray, points: np.ndarray) -> None:
+    """Set those that are not set yet: (m,) the first of the ascending passes to another basin."""
+    for (left, right), point in zip(sides.tolist(), points.tolist(), strict=True):
+        for own in (left, right) if left != right else ():
+            exits[own] = point if exits[own] == NONE else exits[own]
+
+
+class _Parts:
+    """Rows that are joined to parts, of which each knows its lowest row that counts."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        rows = len(counts)
+        self._members = [[i] for i in range(rows)]
+        self._part = list(range(rows))
+        self._lowest = [i if c else rows for i, c in enumerate(counts)]
+        self.owned_at = [NONE] * rows  # by row: the pass by which its part got a row that counts
+
+    def lowest(self, row: int) -> int:
+        """The lowest row that counts in this one's part; as many as there are rows where there is none."""
+        return self._lowest[self._part[row]]
+
+    def join(self, one: int, other: int, at: int = NONE) -> None:
+        """Make one part of two, by a pass."""
+        large, small = sorted((self._part[one], self._part[other]), key=lambda p: -len(self._members[p]))
+        if large == small:
+            return
+        lowest = min(self._lowest[large], self._lowest[small])
+        for part in (large, small):
+            if lowest < len(self._part) == self._lowest[part]:
+                for row in self._members[part]:
+                    self.owned_at[row] = at
+        for row in self._members[small]:
+            self._part[row] = large
+        self._members[large] += self._members[small]
+        self._lowest[large] = lowest
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +230,15 @@ def _joined(flat: np.ndarray, order: np.ndarray, root: np.ndarray, passes: _Pass
     table = np.full(flat.size, NONE)
     table[list(row)] = list(row.values())
     basin[finite] = table[root[finite]]
+    sides, points = table[passes.sides], order[passes.rank]
     exits = np.full(len(real), NONE)
-    for left, right, height in zip(*table[passes.sides].T.tolist(), passes.rank.tolist(), strict=True):
-        for own in (left, right) if left != right else ():
-            exits[own] = order[height] if exits[own] == NONE else exits[own]
+    _set_exits(exits, sides, points)
     return MergeTree(
         minimum=np.array(real, dtype=np.int64),
         saddle=np.array([saddles.get(m, NONE) for m in real], dtype=np.int64),
         into=np.array([row[into[m]] if m in into else NONE for m in real], dtype=np.int64),
         exit=exits,
         basin=basin,
+        sides=sides,
+        passes=points,
     )

@@ -16,7 +16,7 @@ from lossmap.io.field_errors import NOISE, field_errors
 from lossmap.io.refined import is_measured, is_refined
 from lossmap.io.surface import DONE, Surface
 from lossmap.keywords import checked_keywords
-from lossmap.topology.merge_tree import NONE, MergeTree, merge_tree
+from lossmap.topology.merge_tree import NONE, MergeTree, counted_tree, merge_tree
 from lossmap.topology.result import Topology, real_minima
 
 MIN_TICKS = 5  # of an axis with more than one tick, for minima on every second one to say something
@@ -67,12 +67,11 @@ def find_minima(
     if np.isnan(values).all():
         raise ValueError(f"no point of the field {name!r} has a finite value: there is nothing to look for minima in")
     errors, kind = field_errors(surface, name, values)
-    tree = merge_tree(values, diagonal=diagonal)
-    persistence, depth = (_above(values, tree.minimum, ends) for ends in (tree.saddle, tree.exit))
-    error = _errors_of_differences(values, errors, kind, tree)
-    real = real_minima(persistence, error, kind, least)
-    row = _kept_rows(tree, real)
-    basin = np.where(tree.basin == NONE, NONE, row[tree.basin])
+    whole = merge_tree(values, diagonal=diagonal)
+    persistence = _above(values, whole.minimum, whole.saddle)
+    error = _errors_of_differences(values, errors, kind, whole)
+    tree = counted_tree(whole, values, real_minima(persistence, error, kind, least))
+    error = np.where(np.isinf(persistence), _errors_of_differences(values, errors, kind, tree), error)
     sign, saddle_sign, index, saddle_index = _curvature(surface, tree)
     grid = surface.grid
     return Topology(
@@ -81,16 +80,16 @@ def find_minima(
         x=grid.x,
         y=np.empty(0) if grid.y is None else grid.y,
         values=values,
-        basin=basin,
+        basin=tree.basin,
         minimum=tree.minimum,
         saddle=tree.saddle,
         into=tree.into,
         exit=tree.exit,
         persistence=persistence,
-        depth=depth,
+        depth=_above(values, tree.minimum, tree.exit),
         error=error,
         error_kind=kind,
-        area=_areas(grid, basin, len(tree.minimum)),
+        area=_areas(grid, tree.basin, len(tree.minimum)),
         at_edge=_beside_nothing(values).reshape(-1)[tree.minimum],
         sign=sign,
         saddle_sign=saddle_sign,
@@ -129,14 +128,6 @@ def _errors_of_differences(values: np.ndarray, errors: np.ndarray, kind: str, tr
     both = np.stack([flat[tree.minimum], flat[ends]])
     error: np.ndarray = np.sqrt((both**2).sum(axis=0)) if kind == NOISE else both.sum(axis=0)
     return error
-
-
-def _kept_rows(tree: MergeTree, real: np.ndarray) -> np.ndarray:
-    """(minima,) the row of the real minimum that each minimum merges into, its own where it is real."""
-    row = np.arange(len(tree.minimum))
-    for i in np.flatnonzero(~real):  # ascending, so that the lower minimum is settled first
-        row[i] = row[tree.into[i]]
-    return row
 
 
 def _areas(grid: Grid, basin: np.ndarray, count: int) -> np.ndarray:

@@ -31,12 +31,14 @@ class Topology(DrawnResult):
         y: (ny,) ticks; empty of a line.
         values: (nx,) or (ny, nx) of the field; NaN where a point is missing.
         basin: (nx,) or (ny, nx): the row of the minimum to which a point runs down, -1 where it is missing; minima
-            that are not real are joined to those that they merge into.
+            that are not real are joined across their lowest passes.
         minimum: (minima,) the points.
-        saddle: (minima,) where the sublevel set around it meets that of a lower minimum.
-        into: (minima,) the row of that minimum.
-        exit: (minima,) the lowest pass out of its basin.
-        persistence: (minima,) saddle above minimum; infinite where it meets no lower one.
+        saddle: (minima,) where the sublevel set around it meets that of a lower minimum that is real; of one that is
+            not real, where its basin is joined to that of one that is.
+        into: (minima,) the row of that minimum, the lowest that is met there.
+        exit: (minima,) the lowest pass out of its basin; of one that is not real, out of its own before it is joined.
+        persistence: (minima,) saddle above minimum; infinite where it meets no lower one. A lower minimum that is not
+            real, as a pass with a large error hides it, may be met before the saddle: then only up to there.
         depth: (minima,) lowest pass out of its basin above it; infinite where its basin has no neighbour.
         error: (minima,) of the persistence, or of the depth where that is infinite.
         error_kind: rounding, bound, standard error or exact.
@@ -122,9 +124,11 @@ class Topology(DrawnResult):
 
 
 def real_minima(persistence: np.ndarray, error: np.ndarray, kind: str, least: float) -> np.ndarray:
-    """(minima,) whether a persistence is beyond its error, and beyond `least`; an error that is unknown is none."""
+    """(minima,) whether a persistence is beyond its error and `least`, or never ends; an unknown error is none."""
     factor = CLEAR if kind == NOISE else 1.0
-    real: np.ndarray = persistence > np.fmax(factor * np.nan_to_num(error), least)
+    real: np.ndarray = np.isinf(persistence) | (
+        persistence > np.fmax(factor * np.nan_to_num(error, posinf=np.inf), least)
+    )
     return real
 
 

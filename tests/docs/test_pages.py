@@ -45,7 +45,7 @@ PAGES = {
     "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
     "sharpness.md": {"sharpness.h5", "sharpness.png", "rescaled.h5"},
     "connect.md": {"a.pt", "aligned.h5", "b-aligned.pt", "b.pt", "line.h5", "line.png"},
-    "topology.md": {"surface_topology.pdf", "surface_topology.png", "other.h5"},
+    "topology.md": {"surface_topology.pdf", "surface_topology.png", "minima.h5", "other.h5"},
     "studies.md": {"study-flatness", "study-depth", "study-generalisation", "study-plane-curvature", "study-neurons"},
     "equilibrium.md": {"run", "other.pt", "run.h5", "run.png"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},

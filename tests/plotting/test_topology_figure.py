@@ -1,5 +1,7 @@
 """The figure of minima: what its artists show."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,31 @@ def test_no_line_of_the_tree_crosses_another():
             continue
         between = range(min(place[row], place[parent]) + 1, max(place[row], place[parent]))
         assert all(deaths[order[k]] < deaths[row] for k in between)  # they have ended below
+
+
+def test_the_tree_joins_minima_that_count_where_they_meet():
+    """The third minimum meets the second, which does not count, at 2, and the first one at 3."""
+    values = np.array([5, 0, 3, 1, 2.0, 1.5, 2.5, 4.0, 6, 7.0])
+    errors = np.where(np.arange(10) == 2, 9.0, 0.0)
+    surface = lossmap.Surface(lossmap.Grid(np.arange(10.0)), {"train_loss": values, "train_loss_error": errors})
+    first, _, tree = lossmap.draw(lossmap.find_minima(surface)).axes
+    across = [
+        line.get_ydata().tolist() for line in tree.lines if len(line.get_ydata()) == 2 and np.ptp(line.get_ydata()) == 0
+    ]
+    assert across == [[3.0, 3.0]]
+    assert sorted(text.get_text() for text in tree.texts) == ["1", "3"]
+    crosses = [line.get_xydata().tolist() for line in first.lines if line.get_marker() == "x"]
+    assert crosses == [[[2.0, 3.0]]]
+
+
+def test_the_tree_passes_over_minima_that_it_has_no_room_for(monkeypatch):
+    """The third minimum merges into the second at 2, and both of them into the first at 3."""
+    monkeypatch.setattr("lossmap.plotting.topology.MAX_NUMBERED", 2)
+    values = np.array([5, 0, 3, 1, 2.0, 1.5, 2.5, 4.0, 6, 7.0])
+    found = lossmap.find_minima(lossmap.Surface(lossmap.Grid(np.arange(10.0)), {"train_loss": values}))
+    persistence = np.array([np.inf, 0.4, 0.5])  # as where the second one also meets a minimum that does not count
+    tree = lossmap.draw(dataclasses.replace(found, persistence=persistence)).axes[2]
+    across = [
+        line.get_ydata().tolist() for line in tree.lines if len(line.get_ydata()) == 2 and np.ptp(line.get_ydata()) == 0
+    ]
+    assert across == [[3.0, 3.0]]

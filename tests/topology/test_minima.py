@@ -1,7 +1,12 @@
 """Minima of surfaces against closed forms: errors, edges, holes, curvature, coarse grids, files."""
 
+from itertools import product
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import lossmap
 from lossmap.report.stored import StoredReport
@@ -9,6 +14,13 @@ from lossmap.report.topology import counts_table
 from lossmap.results import read as read_result
 
 X = np.linspace(-2, 2, 41)
+NONE = -1
+# with ties and holes
+VALUES = arrays(
+    np.float64,
+    st.one_of(st.tuples(st.integers(1, 16)), st.tuples(st.integers(1, 6), st.integers(1, 6))),
+    elements=st.sampled_from([0.0, 1.0, 1.5, 2.0, 2.25, 3.0, 4.0, np.nan]),
+)
 
 
 def line(values, x=X, **fields):
@@ -122,3 +134,133 @@ def test_it_is_saved_read_back_equal_and_counted_beside_others(tmp_path):
     other = lossmap.find_minima(line(X**2 + 1), label="seed 2")
     text = counts_table([StoredReport(*t.stored()) for t in (found, other)])
     assert "median  " in text and "1.5" in text and "seed 2" in text
+
+
+def touching(shape, diagonal):
+    """Pairs of flat indices that touch, found point by point."""
+    points = [np.unravel_index(i, shape) for i in range(int(np.prod(shape)))]
+    for i, j in product(range(len(points)), repeat=2):
+        apart = [abs(int(a) - int(b)) for a, b in zip(points[i], points[j], strict=True)]
+        if i < j and max(apart) == 1 and (diagonal or sum(apart) == 1):
+            yield i, j
+
+
+def flooded(flat, level, pairs):
+    """The part of {f <= level} in which each point lies, by the lowest index in it; -1 above the level."""
+    part = np.where(flat <= level, np.arange(flat.size), NONE)
+    changed = True
+    while changed:
+        changed = False
+        for i, j in pairs:
+            if part[i] != part[j] and min(part[i], part[j]) >= 0:
+                part[part == max(part[i], part[j])] = min(part[i], part[j])
+                changed = True
+    return part
+
+
+def check_by_flooding(found):
+    """Every number of the minima that count, by sublevel sets flooded afresh and by all pairs of touching points."""
+    flat, basin = found.values.reshape(-1), found.basin.reshape(-1)
+    pairs = [p for p in touching(found.values.shape, found.diagonal) if np.isfinite(flat[list(p)]).all()]
+    counted = np.flatnonzero(found.is_real)
+    assert set(basin[np.isfinite(flat)].tolist()) == set(counted.tolist())
+    assert (basin[~np.isfinite(flat)] == NONE).all()
+    for row in counted:
+        own = found.minimum[row]
+        assert basin[own] == row
+        piece = flooded(np.where(basin == row, 0.0, np.nan), 0.0, pairs)
+        assert len(set(piece[basin == row].tolist())) == 1  # the basin is connected
+        passes = [flat[[i, j]].max() for i, j in pairs if (basin[i] == row) != (basin[j] == row)]
+        assert found.depth[row] == min(passes, default=np.inf) - flat[own]
+        if passes:
+            assert flat[found.exit[row]] == min(passes)
+        else:
+            assert found.exit[row] == NONE
+        lower = [r for r in counted if r < row]
+        for level in np.unique(flat[np.isfinite(flat)]):
+            part = flooded(flat, level, pairs)
+            met = [r for r in lower if part[own] >= 0 and part[found.minimum[r]] == part[own]]
+            if met:
+                assert found.into[row] == met[0]
+                assert flat[found.saddle[row]] == level
+                assert part[found.saddle[row]] == part[own]
+                break
+        else:
+            assert found.into[row] == NONE and found.saddle[row] == NONE and found.persistence[row] == np.inf
+    for row in np.flatnonzero(~found.is_real):
+        assert found.into[row] == basin[found.minimum[row]]  # the minimum to whose basin its own was joined
+
+
+@settings(max_examples=200, deadline=None)
+@given(VALUES, st.booleans(), st.sampled_from([0.0, 0.3, 0.6, 1.1, 2.0]))
+def test_numbers_are_those_of_the_joined_basins_where_small_minima_do_not_count(values, diagonal, least):
+    if np.isnan(values).all():
+        return
+    grid = lossmap.Grid(*(np.arange(float(n)) for n in values.shape[::-1]))
+    found = lossmap.find_minima(lossmap.Surface(grid, {"train_loss": values}), diagonal=diagonal, least=least)
+    check_by_flooding(found)
+    flat = found.values.reshape(-1)
+    for row in np.flatnonzero(found.is_real):  # one error for all: what is lower has the larger persistence
+        assert flat[found.basin.reshape(-1) == row].min() == flat[found.minimum[row]]
+        if found.saddle[row] != NONE:
+            assert found.persistence[row] == flat[found.saddle[row]] - flat[found.minimum[row]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(VALUES, st.booleans(), st.integers(0, 2**32 - 1))
+def test_numbers_are_those_of_the_joined_basins_under_unequal_errors(values, diagonal, seed):
+    if np.isnan(values).all():
+        return
+    errors = np.random.default_rng(seed).choice([0.0, 0.0, 0.2, 0.5, 3.0, np.inf], size=values.shape)
+    grid = lossmap.Grid(*(np.arange(float(n)) for n in values.shape[::-1]))
+    surface = lossmap.Surface(grid, {"train_loss": values, "train_loss_error": errors})
+    check_by_flooding(lossmap.find_minima(surface, diagonal=diagonal))
+
+
+def test_a_pit_beside_the_lowest_minimum_leaves_the_depth_of_the_well():
+    x = np.linspace(-2, 2, 401)
+    values = (x**2 - 1) ** 2 + 0.1 * x + 1
+    lowest, top = int(np.argmin(values)), float(values[150:250].max())
+    values[lowest + 5] -= 0.02
+    found = lossmap.find_minima(line(values, x=x), least=0.05)
+    assert found.count == 2
+    assert found.depth[found.is_real].tolist() == pytest.approx((top - values[found.minimum[found.is_real]]).tolist())
+
+
+def test_a_ripple_on_the_outer_slope_goes_to_the_basin_beside_it():
+    values = np.array([9.0, 0.0, 5.0, 1.0, 6.0, 5.9, 9.0])
+    found = lossmap.find_minima(line(values, x=np.arange(7.0)), least=1.0)
+    assert found.basin.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert found.into[found.basin[5]] == 0 and found.depth[found.is_real].tolist() == [5.0, 4.0]
+
+
+def test_a_minimum_merges_into_one_that_counts_where_both_meet():
+    """The second minimum is lower than the third, but its pass to the first one has a large error."""
+    values = np.array([5, 0, 3, 1, 2.0, 1.5, 2.5, 4.0, 6, 7.0])
+    errors = np.where(np.arange(10) == 2, 9.0, 0.0)
+    found = lossmap.find_minima(line(values, x=np.arange(10.0), train_loss_error=errors))
+    assert found.is_real.tolist() == [True, False, True]
+    assert found.into.tolist() == [NONE, 2, 0] and found.saddle.tolist() == [NONE, 4, 2]
+    assert found.basin.tolist() == [0, 0, 0] + [2] * 7 and found.depth.tolist() == [3.0, 1.0, 1.5]
+    assert found.persistence[2] == 0.5 and found.error[2] == 0.0  # up to the second, which no error explains
+    text = " ".join(repr(found).split())
+    assert "persistence of 3 ends where a lower minimum is met that is not counted" in text
+    check_by_flooding(found)
+
+
+def test_the_lowest_minimum_counts_whatever_its_error():
+    found = lossmap.find_minima(line(X**2, train_loss_error=np.full(X.shape, np.inf)))
+    assert found.count == 1 and "1 minimum on 41 points" in repr(found)
+    assert lossmap.find_minima(line(X**2), least=np.inf).count == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((1, 7), "7 x 1 points with 2 neighbours each"), ((1, 1), "1 minimum on 1 point;")]
+)
+def test_a_plane_of_one_row_has_the_neighbours_of_a_line(shape, words):
+    grid = lossmap.Grid(np.arange(float(shape[1])), np.zeros(1))
+    found = lossmap.find_minima(lossmap.Surface(grid, {"train_loss": np.ones(shape)}))
+    assert words in repr(found)
+    column = lossmap.Grid(np.zeros(1), np.arange(5.0))
+    found = lossmap.find_minima(lossmap.Surface(column, {"train_loss": np.ones((5, 1))}), diagonal=False)
+    assert "1 x 5 points with 2 neighbours each" in repr(found)
