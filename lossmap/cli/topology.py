@@ -156,6 +156,7 @@ def _as_json(file: Path, topology: Topology) -> dict[str, Any]:
         "field": topology.field,
         "unit": topology.unit,
         "error_kind": topology.error_kind,
+        "precision": topology.precision or None,
         "count": topology.count,
         "every_second_tick": list(topology.coarse),
         "missing": topology.missing,

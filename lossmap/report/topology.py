@@ -15,8 +15,8 @@ from lossmap.report.stored import StoredReport
 from lossmap.report.text import WIDTH, behind, count, field_in_words, filled, number, table, titled, value_with_error
 
 MAX_ROWS = 12  # minima that the table shows, the most persistent ones
+ROUNDED = "rounding"  # the kind of errors of which only a lower bound is known
 ERRORS = {
-    "rounding": "the rounding of the precision in which they were computed",
     "bound": "the bounds of their errors",
     "standard error": "two standard errors",
     "exact": "nothing: these numbers are exact",
@@ -55,14 +55,24 @@ def _about(stored: StoredReport, real: int) -> str:
     parts[0] += behind(unit)
     left_out = len(stored.arrays["minimum"]) - real
     if not real:
-        parts.append(f"no point differs from another by more than {ERRORS[stored.text('error_kind')]}")
+        parts.append(f"no point differs from another by more than {_errors(stored)}")
     elif left_out:
         least = stored.number("least", 0.0)
-        why = f"{ERRORS[stored.text('error_kind')]}" + (f" or {number(least)}" if least else "")
+        why = _errors(stored) + (f" or {number(least)}" if least else "")
         parts.append(f"{left_out} more {'is' if left_out == 1 else 'are'} no deeper than {why}, and not counted")
     if missing := int(stored.number("missing", 0)):
         parts.append(f"{count(missing, 'point')} without a finite value")
     return "; ".join(parts)
+
+
+def _errors(stored: StoredReport) -> str:
+    """What a minimum has to be deeper than."""
+    kind = stored.text("error_kind")
+    return _spacings(stored) if kind == ROUNDED else ERRORS[kind]
+
+
+def _spacings(stored: StoredReport) -> str:
+    return " ".join(["8 spacings of", *stored.text("precision").split(), "numbers at these values"])
 
 
 def _neighbours(shape: tuple[int, ...], diagonal: bool) -> int:
@@ -120,6 +130,12 @@ def _notes(stored: StoredReport, real: np.ndarray) -> list[str]:
         notes.append(
             "* on the edge of the window, or beside a point without a value: the loss may fall further beyond it."
         )
+    if stored.text("error_kind") == ROUNDED and np.isfinite(arrays["persistence"][real]).any():
+        notes.append(
+            f"The errors are {_spacings(stored)}: rounding is at least that. What is rounded within a loss is not "
+            "known: where terms cancel, as in a network that fits its data, it may be far more, and minima of small "
+            "persistence may be rounding alone." + _advice(stored.text("precision"))
+        )
     if (hidden := _met_before_saddle(stored, real)).size:
         rows = ", ".join(str(i + 1) for i in hidden)
         notes.append(
@@ -142,6 +158,11 @@ def _notes(stored: StoredReport, real: np.ndarray) -> list[str]:
             "the loss: off the plane it falls further."
         )
     return notes
+
+
+def _advice(precision: str) -> str:
+    """How to see which minima are of rounding; nothing where there is no finer precision."""
+    return " A survey with --precision float64 shows which stay." if precision != "float64" else ""
 
 
 def _met_before_saddle(stored: StoredReport, real: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The minima of a surface that is in a file, their basins, saddles and persistence: `find_minima`. NumPy alone.
 
-A minimum counts where its persistence is beyond the error of the two values that it is the difference of: rounding of
-the precision in which losses were computed, the bounds of eigenvalues, or (of losses with chance in them) twice the
-standard error. What lies between the points of the grid is not seen: so minima are counted again on every second tick,
-and where the numbers differ the grid is said to be too coarse.
+A minimum counts where its persistence is beyond the error of the two values that it is the difference of: the bounds of
+eigenvalues, twice the standard error of losses with chance in them, or spacings of numbers at other losses. These are a
+lower bound of rounding: what is rounded within a loss is in no file, and the report says so. What lies between the
+points of the grid is not seen: so minima are counted again on every second tick, and where the numbers differ the grid
+is said to be too coarse.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.curvature_signs import NEGATIVE, POSITIVE, UNDECIDED, signs_of
-from lossmap.io.field_errors import NOISE, field_errors
+from lossmap.io.field_errors import NOISE, ROUNDED, field_errors, precision_of
 from lossmap.io.refined import is_measured, is_refined
 from lossmap.io.surface import DONE, Surface
 from lossmap.keywords import checked_keywords
@@ -89,6 +90,7 @@ def find_minima(
         depth=_above(values, tree.minimum, tree.exit),
         error=error,
         error_kind=kind,
+        precision=precision_of(surface, name) if kind == ROUNDED else "",
         area=_areas(grid, tree.basin, len(tree.minimum)),
         at_edge=_beside_nothing(values).reshape(-1)[tree.minimum],
         sign=sign,

@@ -41,7 +41,8 @@ class Topology(DrawnResult):
             real, as a pass with a large error hides it, may be met before the saddle: then only up to there.
         depth: (minima,) lowest pass out of its basin above it; infinite where its basin has no neighbour.
         error: (minima,) of the persistence, or of the depth where that is infinite.
-        error_kind: rounding, bound, standard error or exact.
+        error_kind: bound, standard error, exact, or rounding: then 8 spacings of numbers at both values, a lower bound
+            of their rounding, which is larger where terms of the loss cancel.
         area: (minima,) of the basin, as share of the measured part of the window; 0 of a minimum that is not real.
         at_edge: (minima,) whether it lies on the edge of the window, or beside a missing point.
         sign: (minima,) of the network's smallest Hessian eigenvalue there: negative, undecided, positive; empty where
@@ -55,6 +56,7 @@ class Topology(DrawnResult):
         coarse: number of real minima on every second tick, from the first and from the second one on; empty where the
             grid is too small.
         label: what the report calls the surface.
+        precision: in which the losses were computed, where the errors are of rounding; else empty.
 
     Example:
         >>> import numpy as np, lossmap
@@ -91,6 +93,7 @@ class Topology(DrawnResult):
     missing: int = 0
     coarse: tuple[int, ...] = ()
     label: str = ""
+    precision: str = ""
 
     @property
     def is_real(self) -> np.ndarray:
@@ -147,6 +150,6 @@ def _report_of(t: Topology) -> StoredReport:
     attributes = {
         "field": t.field, "unit": t.unit, "error_kind": t.error_kind, "diagonal": int(t.diagonal), "least": t.least,
         "missing": t.missing, "coarse": ",".join(map(str, t.coarse)), "label": t.label, "minima": t.count,
-        "report_version": REPORT_VERSION,
+        "precision": t.precision, "report_version": REPORT_VERSION,
     }  # fmt: skip
     return StoredReport(arrays, attributes)

@@ -36,6 +36,7 @@ def test_json_holds_the_numbers(here, capsys):
     assert main(["a.h5", "--json", "--field", "test_loss"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["count"] == 2 and found["field"] == "test_loss" and found["every_second_tick"] == [2, 2]
+    assert found["error_kind"] == "rounding" and found["precision"] == "float32"
     first, second = found["minima"]
     assert first["at"] == pytest.approx([-1.0, 0.0]) and first["persistence"] is None and first["merges_at"] is None
     assert second["persistence"] == pytest.approx(0.9) and second["into"] == 0 and second["counts"]

@@ -112,7 +112,7 @@ def readout(tab):
         for name, text in tab.eval_on_selector_all(
             f"#{table} tbody tr", "rows => rows.map(r => [r.cells[0].textContent, r.cells[1].textContent])"
         ):
-            found = re.match(r"(-?[0-9.]+(?:e[-+]?[0-9]+)?)(?: ± ([0-9.e+-]+))?", text)
+            found = re.match(r"(-?[0-9.]+(?:e[-+]?[0-9]+)?)(?: ± (?:at least )?([0-9.e+-]+))?", text)
             entries[name] = (float(found[1]), float(found[2] or 0)) if found else text
     return entries
 
@@ -187,6 +187,8 @@ def test_the_readout_is_right(browser, tmp_path, scaled):
             assert said["mean loss over the training samples"][1] == pytest.approx(
                 2.0**-20 * loss[row, column], rel=0.1
             )
+            bars = re.findall("± (at least)?", tab.inner_text("#readout") + tab.inner_text("#readout-more"))
+            assert bars.count("at least") == 1 < len(bars)  # spacings of the loss; the others are of the file
 
 
 def test_the_spline_between_the_points_is_that_of_the_print(browser, file):

@@ -1,9 +1,11 @@
 """Minima of surfaces against closed forms: errors, edges, holes, curvature, coarse grids, files."""
 
+import copy
 from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -50,10 +52,50 @@ def test_ripples_within_rounding_are_no_minima_and_their_basins_are_joined():
     assert found.count == 1 and len(found.minimum) > 1
     assert set(found.basin.tolist()) == {0} and found.area[0] == 1.0
     text = " ".join(repr(found).split())
-    assert "1 minimum on 41 points" in text and "the rounding of the precision" in text
+    assert "1 minimum on 41 points" in text and "no deeper than 8 spacings of float32 numbers at these values" in text
+    assert "rounding is at least" not in text  # nothing that counts rests on it
     surface = line(rough)
     exact = lossmap.Surface(surface.grid, surface.fields, settings={"measures": {"loss": {"precision": "float64"}}})
     assert lossmap.find_minima(exact).count == len(found.minimum)
+
+
+def test_spacings_are_called_the_least_that_rounding_makes():
+    values = (X**2 - 1) ** 2 + 0.1 * X + 1
+    text = " ".join(repr(lossmap.find_minima(line(values))).split())
+    assert "The errors are 8 spacings of float32 numbers at these values: rounding is at least that." in text
+    assert "may be rounding alone. A survey with --precision float64 shows which" in text
+    exact = {"measures": {"loss": {"precision": "float64"}}}
+    found = lossmap.find_minima(lossmap.Surface(lossmap.Grid(X), {"train_loss": values}, settings=exact))
+    text = " ".join(repr(found).split())
+    assert found.precision == "float64" and "8 spacings of float64 numbers" in text and "--precision" not in text
+    noisy = lossmap.find_minima(line(values, train_loss_error=np.full(X.shape, 0.01)))
+    assert noisy.precision == "" and "rounding" not in repr(noisy)
+
+
+def test_minima_of_rounding_alone_are_not_vouched_for():
+    """Cross entropy of logits of about 60 rounds by their spacing, not by that of the loss."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+    x = torch.randn(50, 5)
+    labels = net(x).argmax(1)
+    with torch.no_grad():
+        net[2].weight.mul_(300)
+        net[2].bias.mul_(300)
+    steps = [torch.randn_like(p) * p.norm() / p.numel() ** 0.5 for p in net.parameters()]
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        start = copy.deepcopy(net).to(dtype)
+        end = copy.deepcopy(start)
+        with torch.no_grad():
+            for p, step in zip(end.parameters(), steps, strict=True):
+                p.add_(step.to(dtype))
+        problem = lossmap.Problem.supervised(start, "crossentropy", (x.to(dtype), labels))
+        surface = lossmap.survey(
+            lossmap.losses(problem, lossmap.line_between(start, end)), lossmap.Grid(np.linspace(-1e-6, 1e-6, 51))
+        )
+        found[dtype] = lossmap.find_minima(surface)
+    assert found[torch.float32].count > 1 == found[torch.float64].count
+    assert "rounding is at least that" in " ".join(repr(found[torch.float32]).split())
 
 
 def test_standard_errors_and_a_least_persistence_decide_what_counts():

@@ -90,7 +90,8 @@ function reading(file, field, index) {
   const value = plainly(field, values[index]), error = bar(file.errorAt(field.name, index)), unit = field.unit ? ` ${field.unit}` : '';
   const between = file.between?.[index] && field.name !== 'measured' ? `, between measured points${error ? '' : ', how far off is not known'}` : '';
   const sign = field.name === 'ratio' ? `, smallest ${signOfRatio(file, index)}` : '';
-  return `${sevenDigits(value)}${error ? ` \u00b1 ${error}` : ''}${unit}${sign}${between}`;
+  const atLeast = file.errors[field.name]?.relative ? 'at least ' : ''; // spacings of a loss: what rounds within it is in no file
+  return `${sevenDigits(value)}${error ? ` \u00b1 ${atLeast}${error}` : ''}${unit}${sign}${between}`;
 }
 
 // Borders of the cells around ticks: half-way to the neighbours.
