@@ -24,13 +24,15 @@ def field_errors(surface: Surface, name: str, values: np.ndarray | None = None) 
             what is returned.
     """
     values = surface[name] if values is None else values
-    if f"{name}_error" in surface:
-        kind = BOUND if name.endswith("_eig") else NOISE  # of a loss: over realisations of its randomness
-        return np.asarray(surface[f"{name}_error"], dtype=float), kind
-    if f"{name}_noise_error" in surface:
-        return np.asarray(surface[f"{name}_noise_error"], dtype=float), NOISE
+    held = np.asarray(surface.fields.get(f"{name}_error", np.nan), dtype=float)
+    if f"{name}_noise_error" in surface:  # of an eigenvalue: its bound is of one realisation
+        return np.hypot(np.asarray(surface[f"{name}_noise_error"], dtype=float), np.nan_to_num(held)), NOISE
     if name.endswith("_loss"):
-        return ROUNDING * SPACINGS[precision_of(surface, name)] * np.abs(values), ROUNDED
+        spacings = ROUNDING * SPACINGS[precision_of(surface, name)] * np.abs(values)
+        # realisations of its randomness may agree
+        return np.fmax(held, spacings), NOISE if f"{name}_error" in surface else ROUNDED
+    if f"{name}_error" in surface:
+        return held, BOUND if name.endswith("_eig") else NOISE
     return np.zeros(np.shape(values)), EXACT
 
 
