@@ -31,6 +31,7 @@ from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
+from lossmap.landscape.alignment_check import refuse_other_outputs
 from lossmap.landscape.permutation_groups import OUTPUT, PermutationGroups, Use, permutation_groups, spread
 from lossmap.report.text import count
 from lossmap.sums import in_float64
@@ -40,7 +41,6 @@ METHODS = {WEIGHTS: "weight matching", ACTIVATIONS: "activation matching"}
 STARTS = 4  # descents, the best of which is taken
 MAX_SWEEPS = 100  # over all groups
 ROUNDING = 1e-12  # relative: what sums in another order may differ by
-AGREEMENT = 2e5  # roundings by which the outputs of a permuted network may differ from its own
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def align(
 
     Raises:
         ValueError: for a model that cannot be traced, whose units cannot move, or that computes something else than
-            its trace says; names or shapes that differ; an unknown method; outputs that are not finite.
+            its trace says; names or shapes that differ; an unknown method; tensors or outputs that are not finite.
 
     Example:
         >>> import torch, lossmap
@@ -141,9 +141,12 @@ def align(
     if method == ACTIVATIONS:
         found = _matched_activations(problem, groups, tensors)
     else:
+        for whose, numbers in (("that is to be aligned", theirs), ("to come near to", own)):
+            if name := next((n for n, t in numbers.items() if not bool(t.isfinite().all())), None):
+                raise ValueError(f"{name} of the network {whose} is not finite: weights cannot be matched")
         found = _matched_weights(groups, own, theirs, starts, seed)
     state = groups.permuted(tensors, found)
-    _check_function(problem, tensors, state)
+    refuse_other_outputs(problem, _in_precision_of(model, tensors), _in_precision_of(model, state))
     moved = {n: in_float64(t.detach()).cpu() for n, t in _in_precision_of(model, state).items() if n in theirs}
     return Alignment(state, found, groups.fixed, _distance(own, theirs), _distance(own, moved), method)
 
@@ -195,7 +198,8 @@ def _outputs_of(
 
     def keep(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        outputs[name] = in_float64(output.detach().movedim(dim, 0).flatten(1)).cpu()
+        kept = output.detach().clone()  # what follows may write into it, as nn.ReLU(inplace=True) does
+        outputs[name] = in_float64(kept.movedim(dim, 0).flatten(1)).cpu()
 
     with ExitStack() as stack:
         stack.enter_context(temporary_parameters(problem.model, tensors))
@@ -275,22 +279,3 @@ def _in_precision_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return sqrt(float(sum((a[n] - t).square().sum() for n, t in b.items())))
-
-
-def _check_function(problem: Problem, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where the permuted network has other outputs on the first batch than before."""
-    batch = next(iter(problem.data))
-    outputs = []
-    for tensors in (state, moved):
-        with temporary_parameters(problem.model, _in_precision_of(problem.model, tensors)), torch.no_grad():
-            outputs.append(problem.forward(problem.model, batch))
-    if not all(isinstance(o, Tensor) for o in outputs):
-        values = [problem.loss(o, batch) for o in outputs]
-        outputs = [torch.as_tensor(v) for v in values]
-    first, second = (in_float64(o.detach()) for o in outputs)
-    rounding = torch.finfo(outputs[0].dtype).eps * AGREEMENT if outputs[0].is_floating_point() else 0.0
-    if not float((first - second).abs().max()) <= rounding * max(1.0, float(first.abs().max())):
-        raise ValueError(
-            f"{type(problem.model).__name__} does not compute what its trace says: its outputs change when units "
-            "change places, so that it cannot be aligned"
-        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -67,7 +67,23 @@ def _why_unknown(module: nn.Module, inputs: int) -> str:
         return "has parametrized weights, such as of weight_norm"
     if module._forward_hooks or module._forward_pre_hooks or inputs != 1:
         return "has hooks or several inputs"
+    if not vars(module).keys().isdisjoint(_METHODS):
+        return "has a forward of its own, set on the instance"
+    if any(isinstance(vars(module).get(name, module._buffers.get(name)), Tensor) for name in ("weight", "bias")):
+        return "has a weight or bias that is no parameter"
     return ""
+
+
+def _why_not_followed(module: nn.Module, calls: int) -> str:
+    """Why the units that a module makes are not followed."""
+    if calls > 1:
+        return f"called {calls} times"
+    if type(module) in _CONVOLUTIONS and module.groups != 1:
+        return f"a convolution in {module.groups} groups"
+    return f"{type(module).__name__} is not followed"
+
+
+_METHODS = ("forward", "_conv_forward")  # which a layer may be given in the place of its class's
 
 
 def _is_norm_of_weight(hook: Any) -> bool:
@@ -118,6 +134,11 @@ def _inputs(problem: Problem) -> dict[str, Any]:
 
 
 def _traced(model: nn.Module, bound: Mapping[str, Any]) -> fx.GraphModule:
+    if not vars(model).keys().isdisjoint(_METHODS):
+        raise ValueError(
+            f"{type(model).__name__} has a forward of its own, set on the instance, which torch.fx does not trace: its "
+            "permutations are not known; make it a method of a class"
+        )
     parameters = inspect.signature(model.forward).parameters.values()
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name in bound for p in parameters):
         raise ValueError(f"{type(model).__name__} takes any arguments (*args): its permutations cannot be traced")
@@ -164,6 +185,7 @@ _NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
+_WITHOUT_UNITS = (*_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)  # of their own
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _SAME_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
@@ -240,8 +262,27 @@ class _Search:
             sizes.setdefault(root, self.sizes[root])
             kept[root] += self.uses[group]
             layers[root].append(group)  # a group is named after the layer that makes its units
+        fixed |= self._others(model, calls, direct)
         moving = {g: tuple(dict.fromkeys(kept[g])) for g in sizes}
         return PermutationGroups(sizes, moving, fixed, {g: tuple(layers[g]) for g in sizes})
+
+    def _others(self, model: nn.Module, calls: Mapping[Any, int], direct: Collection[str]) -> dict[str, str]:
+        """Why layers with matrices stay of which the walk follows no unit, such as an LSTM."""
+        known = {*self.parent, *self.unknown, *(u.name.rpartition(".")[0] for uses in self.uses.values() for u in uses)}
+        known |= {name for name, module in self.modules.items() if isinstance(module, _WITHOUT_UNITS)}
+        found = {}
+        for name, p in model.named_parameters():
+            around = [name[:i] for i, letter in enumerate(name) if letter == "."]  # from the outermost module on
+            if p.dim() < 2 or not known.isdisjoint(around):
+                continue
+            called = next((n for n in around if calls[n]), None)
+            if called is not None:
+                found[called] = _why_not_followed(self.modules[called], calls[called])
+            elif name in direct:
+                found[name] = "used as a tensor"
+            else:
+                found[around[-1] if around else name] = "not called"
+        return found
 
     def _visit(self, node: fx.Node, calls: Mapping[Any, int]) -> _Axis | None:
         inputs = [self.axes[n] for n in node.all_input_nodes]
@@ -354,7 +395,8 @@ class _Search:
             swap = [_argument(node, i, f"dim{i - 1}") % len(shape) for i in (1, 2)]
             return (replace(axis, dim={swap[0]: swap[1], swap[1]: swap[0]}.get(axis.dim, axis.dim)),)
         if name == "permute":
-            order: Any = node.args[1:] if len(node.args) > 2 else _argument(node, 1, "dims")
+            order: Any = _argument(node, 1, "dims")
+            order = node.args[1:] if isinstance(order, int) else order  # x.permute(0, 2, 1)
             return (replace(axis, dim=[d % len(shape) for d in order].index(axis.dim)),)
         return self._reshaped(name, axis, shape, after)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -279,3 +280,195 @@ def test_distances_are_those_of_the_models_precision_as_the_line_is_long():
     line = lossmap.connect(problem, tensors, points=3, align="weights")
     assert (line.length, align(problem, tensors).after) == (0.0, 0.0) and "distance" in line.alignment
     assert align(problem, tensors).before == pytest.approx(line.unaligned.length, rel=1e-6)
+
+
+def patched_networks(dtype, patched):
+    """Two networks of which a layer's forward, patched on the instance, gives each output a factor of its own."""
+    torch.manual_seed(5)
+    factors = (1.0 + 0.01 * torch.randn(16)).to(dtype)
+    networks = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
+        former = model[patched].forward
+        model[patched].forward = lambda x, former=former: former(x) * factors
+        networks.append(model)
+    return networks
+
+
+@pytest.mark.parametrize("patched", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_layer_with_a_forward_of_its_own_stays(dtype, patched):
+    a, b = patched_networks(dtype, patched)
+    problem = problem_of(a, shape=(9, 6))
+    with pytest.raises(ValueError, match=r"no unit of Sequential .*\(0: (has|1 has) a forward of its own"):
+        align(problem, b)
+    a.forward = lambda x: a[2](a[1](a[0](x))) + 1.0
+    with pytest.raises(ValueError, match="Sequential has a forward of its own, set on the instance, which torch"):
+        align(problem, b)
+
+
+def test_a_layer_whose_bias_is_a_buffer_stays():
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    bias = model[0].bias.detach()
+    del model[0].bias
+    model[0].register_buffer("bias", bias)
+    found = align(problem_of(model, shape=(9, 6)), copy.deepcopy(model))
+    assert found.fixed["0"] == "has a weight or bias that is no parameter" and set(found.permutations) == {"2"}
+
+
+@pytest.mark.parametrize("runs_in_float64", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_network_that_does_more_than_its_trace_says_is_refused_in_every_precision(dtype, runs_in_float64):
+    """A hook for all modules, which neither a trace nor a look at the layers shows."""
+    torch.manual_seed(5)
+    gain = {torch.bfloat16: 0.5, torch.float16: 0.2}.get(dtype, 1e-3) if not runs_in_float64 else 1e-9
+    factors, layers = 1.0 + gain * torch.randn(16, dtype=torch.float64), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        layers.append(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype))
+    problem = problem_of(layers[0], shape=(9, 6))
+    forward = problem.forward
+    if not runs_in_float64:
+        problem = replace(problem, forward=lambda model, batch: in_its_own_precision(forward, model, batch, dtype))
+    assert align(problem, layers[1]).moved > 0
+
+    def hook(module, inputs, output):
+        return output * factors.to(output.dtype) if output.shape[-1] == 16 else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        with pytest.raises(ValueError, match=r"does not compute what its trace says: .*of which rounding may be"):
+            align(problem, layers[1])
+    finally:
+        handle.remove()
+
+
+def in_its_own_precision(forward, model, batch, dtype):
+    assert next(model.parameters()).dtype == dtype, "made for one precision"
+    return forward(model, batch)
+
+
+def in_float32(t):
+    """A cast that the modes do not see which keep a model in float64."""
+    return torch.empty(t.shape, dtype=torch.float32).copy_(t)
+
+
+def test_float32_within_a_network_in_float64_counts_as_rounding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 3)).double()
+    problem = problem_of(model, shape=(9, 6))
+    state, _ = shuffled(permutation_groups(problem), model.state_dict())
+
+    def hook(module, inputs, output):
+        if isinstance(module, nn.Linear) and output.shape[-1] == 3:
+            return (in_float32(inputs[0]) @ in_float32(module.weight).T + in_float32(module.bias)).double()
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        assert align(problem, state).after == 0.0
+    finally:
+        handle.remove()
+
+
+def test_networks_that_are_or_give_no_numbers_are_refused_as_such():
+    model = plain()
+    bad = {n: t * torch.nan for n, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1.weight of the network that is to be aligned is not finite"):
+        align(problem_of(model), bad)
+    problem = problem_of(plain())
+    with pytest.raises(ValueError, match="outputs of the network that is to be aligned are not finite"):
+        align(replace(problem, forward=lambda m, b: problem.forward(m, b).log()), model)
+    model.load_state_dict(bad)
+    with pytest.raises(ValueError, match=r"1.weight of the network to come near to is not finite"):
+        align(problem_of(model), plain())
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_networks_that_write_into_their_activations_are_aligned_as_their_twins_that_do_not(dtype, method):
+    def network(seed, inplace):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(6, 8), nn.ReLU(inplace), nn.Linear(8, 8), nn.ReLU(inplace), nn.Linear(8, 3)]
+        return nn.Sequential(*layers).to(dtype)
+
+    found = [
+        align(problem_of(network(1, inplace), shape=(40, 6)), network(2, inplace), method=method).permutations
+        for inplace in (False, True)
+    ]
+    assert {k: v.tolist() for k, v in found[0].items()} == {k: v.tolist() for k, v in found[1].items()}
+
+
+class Turned(nn.Module):
+    def __init__(self, turn):
+        super().__init__()
+        self.a, self.b, self.last, self.turn = nn.Linear(6, 7), nn.Linear(7, 7), nn.Linear(7, 3), turn
+
+    def forward(self, x):
+        return self.last(self.turn(self.b(self.a(x).relu()).relu()))
+
+
+TURNS = {
+    "permute(0) of one dimension": lambda x: x.sum(0).permute(0).expand(9, 7),
+    "permute([0]) of one dimension": lambda x: x.sum(0).permute([0]).expand(9, 7),
+    "permute(dims=)": lambda x: x.permute(dims=(1, 0)).permute(1, 0),
+    "permute(-1, 0)": lambda x: x.permute(-1, 0).permute((-1, 0)),
+    "torch.permute": lambda x: torch.permute(torch.permute(x, (1, 0)), dims=[1, 0]),
+    "transpose of one dimension": lambda x: x.sum(0).transpose(0, -1).expand(9, 7),
+    "transpose by names": lambda x: x.transpose(dim1=0, dim0=1).transpose(1, dim1=0),
+    "swapaxes": lambda x: x.swapaxes(0, 1).swapaxes(axis0=0, axis1=1),
+    "movedim": lambda x: x.movedim(0, 1).movedim((0, 1), (1, 0)),
+    "moveaxis by names": lambda x: torch.moveaxis(torch.moveaxis(x, 0, 1), source=0, destination=1),
+    "mean over no named dimension": lambda x: x * x.mean(()),
+    "mean over a list of one": lambda x: x * x.mean([-1], True),
+    "amax by name": lambda x: x * x.amax(dim=1, keepdim=True),
+    "T": lambda x: x.T.t(),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_every_form_of_a_call_that_turns_dimensions_is_read(turn):
+    torch.manual_seed(0)
+    model = stirred(Turned(TURNS[turn]).double())
+    groups = permutation_groups(problem_of(model, shape=(9, 6)))
+    state, _ = shuffled(groups, model.state_dict())
+    twin, x = copy.deepcopy(model), torch.randn(9, 6, dtype=torch.float64)
+    twin.load_state_dict(state)
+    assert "a" in groups.sizes
+    assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12
+
+
+class Unfollowed(nn.Module):
+    """Layers whose units are not followed, each fed by what has no units or stands behind another of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.transposed, self.grouped = nn.ConvTranspose2d(3, 5, 2, 2), nn.Conv2d(5, 10, 1, groups=5)
+        self.lstm, self.attention = nn.LSTM(10, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)
+        self.matrix, self.idle = nn.Parameter(torch.randn(6, 6)), nn.Linear(2, 2)
+        self.twice, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+        self.hidden, self.last = nn.Linear(6, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.grouped(self.transposed(x)).flatten(2).transpose(1, 2)
+        x = self.lstm(x)[0]
+        x = self.attention(x, x, x, need_weights=False)[0] @ self.matrix
+        return self.last(self.hidden(self.norm(self.twice(self.twice(x)))).relu().mean(1))
+
+
+def test_every_layer_whose_units_stay_is_counted():
+    torch.manual_seed(0)
+    model, other = Unfollowed(), Unfollowed()
+    found = align(problem_of(model), other)
+    assert set(found.permutations) == {"hidden"}
+    assert found.fixed == {
+        "last": "units of the output",
+        "transposed": "ConvTranspose2d is not followed",
+        "grouped": "a convolution in 5 groups",
+        "lstm": "LSTM is not followed",
+        "attention": "MultiheadAttention is not followed",
+        "matrix": "used as a tensor",
+        "twice": "called 2 times",
+        "idle": "not called",
+    }
+    assert "7 units in 1 group moved" in found.describe() and "the units of 7 layers stay" in found.describe()
