@@ -211,12 +211,17 @@ class OutputsWithin:
     def __call__(self, model: nn.Module, batch: Batch) -> list[object]:
         """The outputs, of one call after the other."""
         seen: list[object] = []
-        handle = model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+        handle = model.register_forward_hook(lambda module, inputs, outputs: seen.append(_copied(outputs)))
         try:
             self.loss(model, batch)
         finally:
             handle.remove()
         return seen
+
+
+def _copied(outputs: object) -> object:
+    """The same with copies of its tensors, in their graph: a loss may write into its model's outputs."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 def half_square(outputs: object, batch: Batch) -> Tensor:

@@ -179,17 +179,19 @@ class _Flow:
 
 
 class _Functions(TorchFunctionMode):
-    """Reports every activation function that is called: its name, its input and its output."""
+    """Reports every activation function that is called: its name, its input, its output, and the input's version."""
 
-    def __init__(self, report: Callable[[str, Any, Tensor], None]) -> None:
+    def __init__(self, report: Callable[[str, Any, Tensor, int | None], None]) -> None:
         super().__init__()
         self.report = report
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        argument = next(iter(args), None)
+        version = version_of(argument)  # which it has no longer where the function writes into it
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").rstrip("_")
         if name in RECTIFIERS or name in LEAKY or name in BOUNDED:
-            self.report(name, next(iter(args), None), result)
+            self.report(name, argument, result, version)
         return result
 
 
@@ -207,11 +209,13 @@ class ActivationRecorder:
         self.units: dict[str, _Units] = {}
         self.flows: dict[str, _Flow] = {}
         self.inside = [""]
+        self.entered: list[tuple[int | None, Tensor | None]] = []  # version and size of each running module's input
         self.calls: dict[str, int] = {}
         self.left_out: set[str] = set()  # activations that are no signal in some batch, or one of other units
         self.samples = 1  # of the present batch
-        self.latest: tuple[str, Tensor] | None = None  # the layer called last, and its output
-        self.output: tuple[str, Tensor] | None = None  # the module that ended last, of any kind, and its output
+        # the layer called last, and the module that ended last, of any kind: its output, and the version of that
+        self.latest: tuple[str, Tensor, int | None] | None = None
+        self.output: tuple[str, Tensor, int | None] | None = None
         self.by_channel = False
 
     def begin_batch(self, samples: int) -> None:
@@ -236,34 +240,42 @@ class ActivationRecorder:
         return {behind: units.result(behind) for behind, units in sums.items()}
 
     def enters(self, name: str) -> Callable[..., None]:
-        """The hook that runs before the module of this name."""
-        return lambda _module, _inputs: self.inside.append(name)
+        """The hook, with keywords, that runs before the module of this name, which may write into its input."""
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+            self.inside.append(name)
+            entering = first_argument(inputs, keywords)
+            is_measured = isinstance(module, WEIGHTED) and _is_signal(entering)
+            self.entered.append((version_of(entering), _mean_square(entering) if is_measured else None))
+
+        return hook
 
     def leaves(self, name: str) -> Callable[..., None]:
         """The hook, with keywords, that runs after the module of this name."""
 
         def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], out: Any) -> None:
             self.inside.pop()
+            version, size = self.entered.pop()
             entering = first_argument(inputs, keywords)
             if isinstance(out, Tensor):
-                self.output = (name, out)
+                self.output = (name, out, version_of(out))
             if isinstance(module, BY_CHANNEL + BY_FEATURE):
                 self.by_channel = isinstance(module, BY_CHANNEL)
-            if isinstance(module, WEIGHTED) and _is_signal(entering) and _is_signal(out):
+            if size is not None and _is_signal(out):
                 flow = self.flows.setdefault(name, _Flow())
-                flow.entering.append(_mean_square(entering))
+                flow.entering.append(size)
                 flow.leaving.append(_mean_square(out))
                 flow.alone.append(flow.leaving[-1])
-                self.latest = (name, out)
-            elif isinstance(module, NORMS) and self.latest is not None and entering is self.latest[1]:
+                self.latest = (name, out, version_of(out))
+            elif isinstance(module, NORMS) and self.latest is not None and _is_same(self.latest, entering, version):
                 flow = self.flows[self.latest[0]]
                 flow.norm = name
                 flow.leaving[-1] = _mean_square(out)
 
         return hook
 
-    def add_call(self, kind: str, argument: Any, result: Tensor) -> None:
-        """Records one call of an activation function: its name, its input and its output."""
+    def add_call(self, kind: str, argument: Any, result: Tensor, version: int | None) -> None:
+        """Records one call of an activation function: its name, its input, its output, the input's version before."""
         module = self.inside[-1]
         self.calls[module] = self.calls.get(module, 0) + 1
         name = module
@@ -284,7 +296,7 @@ class ActivationRecorder:
             return
         if name not in self.units:
             behind = None
-            if self.output is not None and self.output[1] is argument:
+            if self.output is not None and _is_same(self.output, argument, version):
                 behind = self.output[0]
             self.units[name] = _Units(kind, values.shape[1], behind)
         self.units[name].add(values, min(self.samples, len(values)))
@@ -321,7 +333,7 @@ def recording(model: nn.Module) -> Iterator[ActivationRecorder]:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            stack.callback(module.register_forward_pre_hook(recorder.enters(name)).remove)
+            stack.callback(module.register_forward_pre_hook(recorder.enters(name), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(recorder.leaves(name), with_kwargs=True).remove)
         stack.enter_context(_Functions(recorder.add_call))
         yield recorder
@@ -330,6 +342,19 @@ def recording(model: nn.Module) -> Iterator[ActivationRecorder]:
 def first_argument(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
     """What a module was called with first, by position or by name; None for nothing."""
     return next(iter((*inputs, *keywords.values())), None)
+
+
+def version_of(value: Any) -> int | None:
+    """A number that grows with every write into a tensor's memory; None where PyTorch counts none."""
+    try:
+        return value._version if isinstance(value, Tensor) else None
+    except RuntimeError:  # of an inference tensor
+        return None
+
+
+def _is_same(output: tuple[str, Tensor, int | None], entering: Any, version: int | None) -> bool:
+    """Whether what entered is a module's output, into which nothing was written meanwhile."""
+    return entering is output[1] and version == output[2]
 
 
 def _is_signal(value: Any) -> bool:

@@ -83,15 +83,23 @@ class _Tally:
         self.is_hidden = False  # whether vmap, grad or jvp of torch.func, or TorchScript, hide what passes
         self.is_final = False  # whether gradients are those of the loss, and not of one that it is made of
 
-    def forward(self, inputs: tuple[Any, ...], output: Any) -> None:
-        self.calls += 1
-        if any(isinstance(x, Tensor) and is_wrapped(x) for x in (*inputs, output)):
+    def enter(self, inputs: tuple[Any, ...]) -> None:
+        """Before the module runs, which may write into its inputs."""
+        if any(isinstance(x, Tensor) and is_wrapped(x) for x in inputs):
             self.is_hidden = True
             return
         for x in inputs:
             if isinstance(x, Tensor) and x.is_floating_point():
                 self.squares_in = _plus(self.squares_in, (in_float64(x.detach()) ** 2).sum())
                 self.entries_in += x.numel()
+
+    def leave(self, output: Any) -> None:
+        """After it has run."""
+        self.calls += 1
+        if isinstance(output, Tensor) and is_wrapped(output):
+            self.is_hidden = True
+        if self.is_hidden:
+            return
         if isinstance(output, tuple) and output:
             output = output[0]
         if not (isinstance(output, Tensor) and output.is_floating_point()):
@@ -121,15 +129,19 @@ def signals(problem: Problem) -> dict[str, Signal]:
         tally.is_hidden = isinstance(m, torch.jit.ScriptModule)
     order: dict[nn.Module, None] = {}
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
+    def enter(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        tallies[module].enter((*inputs, *keywords.values()))
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         order[module] = None
-        tallies[module].forward((*inputs, *keywords.values()), output)
+        tallies[module].leave(output)
 
     parameters = list(movable_parameters(model).values())
     handles = []
     try:
         seen = [m for m in tallies if not isinstance(m, torch.jit.ScriptModule)]  # which takes no such hooks
-        handles = [m.register_forward_hook(record, with_kwargs=True) for m in seen]
+        handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in seen]
+        handles += [m.register_forward_hook(leave) for m in seen]
         with differentiated(model, parameters), recording(model) as recorder:
             for batch in problem.data:
                 recorder.begin_batch(samples_in(batch))

@@ -68,11 +68,14 @@ def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
     A layer with adapters (PEFT) is one layer. Raises ValueError where there is none, and where the model's outputs are
     not its alone, as of two heads whose scores are added: then the layer whose input are the features must be named.
     """
-    called: dict[str, object] = {}  # what each returned, in the order of the calls
+    # by the number of outputs the layer called last, and what it returned, in the order of the calls
+    called: dict[object, tuple[str, object]] = {}
 
     def record(name: str, output: object) -> None:
-        called.pop(name, None)
-        called[name] = output
+        called.pop(linear[name].out_features, None)
+        if isinstance(output, Tensor):
+            output = output.detach().clone()  # what follows may write into it
+        called[linear[name].out_features] = name, output
 
     wrapped = [f"{name}." for name, module in model.named_modules() if _is_adapted(module)]
     linear = {
@@ -90,21 +93,20 @@ def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    names = list(called)
     if isinstance(outputs, Tensor) and outputs.dim() == 2:  # others, such as gates, are no last layer
-        names = [name for name in names if linear[name].out_features == outputs.shape[1]]
-    if not names:
+        called = {width: value for width, value in called.items() if width == outputs.shape[1]}
+    if not called:
         raise ValueError(
             "the model calls no linear layer with as many outputs as it has itself; name the layer whose input are the "
             "features"
         )
-    scores = called[names[-1]]
+    name, scores = list(called.values())[-1]
     if isinstance(outputs, Tensor) and isinstance(scores, Tensor) and not _rank_alike(outputs, scores):
         raise ValueError(
-            f"the model's outputs are not those of its last linear layer, {names[-1]!r}, alone; name the layer whose "
+            f"the model's outputs are not those of its last linear layer, {name!r}, alone; name the layer whose "
             "input are the features"
         )
-    return names[-1]
+    return name
 
 
 def _is_adapted(module: nn.Module) -> bool:
@@ -163,7 +165,9 @@ def features_of(problem: Problem, layer: str) -> Iterator[Labelled]:
         raise ValueError(f"the model has no layer named {layer!r}") from None
     inputs: list[Tensor] = []
     handle = module.register_forward_pre_hook(
-        lambda _m, args, keywords: inputs.append(first_argument(args, keywords).detach()), with_kwargs=True
+        # the layer itself may write into it, or what follows
+        lambda _m, args, keywords: inputs.append(first_argument(args, keywords).detach().clone()),
+        with_kwargs=True,
     )
     finite: list[Tensor] = []
     try:

@@ -34,7 +34,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from lossmap.curvature.operators import differentiated
 from lossmap.data.borrow import copy_of, set_evaluation_mode
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.activations import first_argument
+from lossmap.diagnostics.activations import first_argument, version_of
 from lossmap.linalg.operator import Rounding
 from lossmap.report.definiteness import kind_of
 from lossmap.report.layer_hessian import LayerHessianSummary, layer_hessian_text
@@ -155,29 +155,29 @@ def _layers_as_called(problem: Problem, samples: int) -> list[_CalledLayer]:
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, LAYERS)}
     inputs_of: dict[nn.Module, list[Tensor]] = {}
     behind: dict[nn.Module, nn.Module | None] = {}
-    last: list[tuple[nn.Module, Any]] = []  # the module that was called before, and its output; none in a new batch
+    # the module that was called before, its output, and the version of that; none in a new batch
+    last: list[tuple[nn.Module, Any, int | None]] = []
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        last[:] = [(module, output, version_of(output))]
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         entering = first_argument(inputs, keywords)
         if last and last[0][0] in names:
-            layer, left = last[0]
-            goes_in = entering is left and _is_of_each_sample(module, layer, entering)
-            behind.setdefault(layer, module if goes_in else None)
-        last[:] = [(module, output)]
+            layer, left, version = last[0]
+            is_same = entering is left and version_of(entering) == version  # nothing was written into it meanwhile
+            behind.setdefault(layer, module if is_same and _is_of_each_sample(module, layer, entering) else None)
         if module in names:
             parts = inputs_of.setdefault(module, [])
             if sum(len(part) for part in parts) < samples:
-                x = entering.detach()
-                if isinstance(module, nn.Linear):  # all dimensions before the last count as samples
-                    x = x.reshape(-1, x.shape[-1])
-                elif x.dim() < cast(Tensor, module.weight).dim():  # a convolution of one sample without a batch
-                    x = x[None]
+                x = _in_rows(module, entering)
                 if not parts or x.shape[1:] == parts[0].shape[1:]:  # of other sizes the entries are others
                     parts.append(x)
 
     # Modules without children alone: of a container and its last member only the latter is called "behind".
     leaves = [m for m in model.modules() if not any(True for _ in m.children())]
-    handles = [m.register_forward_hook(record, with_kwargs=True) for m in leaves]
+    handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in leaves]
+    handles += [m.register_forward_hook(leave) for m in leaves]
     try:
         with differentiated(model, []):  # with gradients: a loss may differentiate by its inputs
             for batch in problem.data:
@@ -193,6 +193,16 @@ def _layers_as_called(problem: Problem, samples: int) -> list[_CalledLayer]:
             activation = None
         layers.append(_CalledLayer(names[module], module, activation, torch.cat(parts)))
     return layers
+
+
+def _in_rows(layer: nn.Module, entering: Tensor) -> Tensor:
+    """A copy of a layer's input, which it or what follows may write into, the samples along the first dimension."""
+    x = entering.detach().clone()
+    if isinstance(layer, nn.Linear):  # all dimensions before the last count as samples
+        return x.reshape(-1, x.shape[-1])
+    if x.dim() < cast(Tensor, layer.weight).dim():  # a convolution of one sample without a batch
+        return x[None]
+    return x
 
 
 def _is_of_each_sample(activation: nn.Module, layer: nn.Module, entering: Tensor) -> bool:

@@ -15,7 +15,7 @@ from lossmap.curvature.backends import RetainedGraphProducts
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import CHEAP_SIZE, LinearizedOperator
-from lossmap.curvature.rounding import largest_difference, problem_in
+from lossmap.curvature.rounding import OutputsWithin, largest_difference, problem_in
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.directions import random_plane
 from lossmap.landscape.eigenvalues import EigenvalueMap
@@ -397,3 +397,9 @@ def test_the_rounding_of_a_kept_graph_is_that_of_double_backward() -> None:
     one, two = (prepare(problem, check=ProductCheck(), backend=b) for b in ("retained-graph", "double-backward"))
     assert one.plan.rounding is not None and two.plan.rounding is not None
     assert one.plan.rounding[1] == pytest.approx(two.plan.rounding[1], rel=0.5)
+
+
+def test_outputs_that_a_loss_writes_into_are_kept_as_the_model_gave_them():
+    model, x = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    (seen,) = OutputsWithin(lambda m, batch: m(batch).mul_(2.0).sum())(model, x)
+    assert torch.equal(seen, model(x)) and seen.requires_grad

@@ -221,3 +221,47 @@ def test_what_passes_inside_transforms_of_torch_func_is_not_seen_and_stops_nothi
     assert np.isnan(found["energy.0"].input) and found["energy.0"].calls and found["last"].gradient > 0
     assert "inside a transform of torch.func" in repr(found["energy.0"]) and "transform" not in repr(found["last"])
     assert lossmap.layer_spectra(given, "module", probes=0)["energy.0"].size == 25
+
+
+class Written(nn.Module):
+    """In place or not: a rectifier between a layer and its norm, tanh before a rectifier, and an offset."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inplace = inplace
+        self.a, self.norm, self.offset, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), Offset(inplace), nn.Linear(6, 6)
+        self.rectifier, self.last, self.layer_norm = nn.ReLU(inplace), nn.Linear(6, 3), nn.LayerNorm(6)
+
+    def forward(self, x):
+        x = self.norm(self.rectifier(self.a(x)))
+        x = self.b(self.offset(x))
+        x = F.relu(torch.tanh_(x) if self.inplace else torch.tanh(x))
+        x = self.layer_norm(F.relu(self.b(x), inplace=self.inplace))
+        x = self.a(x[:, :4])
+        if self.inplace:
+            x *= 0.5
+        else:
+            x = x * 0.5
+        return self.last(self.layer_norm(x))
+
+
+class Offset(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.inplace, self.by = inplace, nn.Parameter(torch.full((6,), 0.3))
+
+    def forward(self, x):
+        return x.add_(self.by) if self.inplace else x + self.by
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_network_that_writes_into_its_activations_is_measured_as_its_twin_that_does_not(dtype):
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    one, two = (problem(Written(inplace).to(dtype), x) for inplace in (False, True))
+    assert repr(activation_statistics(one)) == repr(activation_statistics(two))
+    assert repr(signals(one)) == repr(signals(two))
+    gains = {gain.name: gain.norm for gain in activation_statistics(two).gains}
+    assert gains == {"a": None, "b": None, "last": None}
+    behind = [(a.kind, a.behind) for a in activation_statistics(two).activations]
+    assert ("relu", "a") in behind and ("tanh", "b") in behind and ("relu", None) in behind

@@ -258,3 +258,38 @@ def test_outputs_that_are_not_those_of_one_layer_are_refused_until_it_is_named(m
     with pytest.raises(ValueError, match="outputs are not those of its last linear layer, 'b', alone; name the layer"):
         neural_collapse(problem)
     assert neural_collapse(problem, layer="a").layer == "a"
+
+
+class Rectified(nn.Module):
+    """Two heads that are added, or a head whose input is written into: in place or not."""
+
+    def __init__(self, inplace, heads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inplace, self.heads = inplace, heads
+        self.body, self.rectifier = nn.Linear(4, 6), nn.ReLU(inplace)
+        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.body(x)
+        other = self.first(x)
+        x = self.rectifier(x)
+        scores = self.second(x)
+        if self.inplace:
+            x.mul_(0.5)
+            return scores.add_(other) if self.heads == 2 else scores
+        return scores + other if self.heads == 2 else scores
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_network_that_writes_into_its_activations_is_measured_as_its_twin_that_does_not(dtype):
+    data = (torch.randn(60, 4).to(dtype), torch.arange(60) % 3)
+    for layer in (None, "second"):
+        found = [
+            neural_collapse(Problem.supervised(Rectified(inplace, 1).to(dtype), "crossentropy", data), layer=layer)
+            for inplace in (False, True)
+        ]
+        assert repr(found[0]) == repr(found[1])
+    for inplace in (False, True):
+        with pytest.raises(ValueError, match="outputs are not those of its last linear layer, 'second', alone"):
+            neural_collapse(Problem.supervised(Rectified(inplace, 2).to(dtype), "crossentropy", data))

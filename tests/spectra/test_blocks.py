@@ -17,7 +17,7 @@ from lossmap.io.spectrum_layout import layers_in
 from lossmap.linalg.block_norms import energy_from_leakage, off_diagonal_energy
 from lossmap.spectra.block_groups import groups_of, indices_of
 from lossmap.spectra.blocks import block_matrix, exact_problem, layer_spectra, verdicts_of
-from lossmap.spectra.layer_hessian import layer_hessians
+from lossmap.spectra.layer_hessian import _layers_as_called, layer_hessians
 
 
 @dataclass(frozen=True)
@@ -517,3 +517,40 @@ def test_blocks_whose_names_are_alike_but_for_a_slash_keep_their_own_arrays(tmp_
     for own, name in (("a_b", "a/b"), ("a_b~2", "a_b")):
         (key,) = (key for key in values if key.startswith("d.a_b") and key.endswith("~2") == own.endswith("~2"))
         np.testing.assert_allclose(values[key], torch.linalg.svdvals(model.d[name].weight.detach()), rtol=1e-12)
+
+
+class Written(nn.Module):
+    """In place or not: what a layer is given, and what stands between a layer and its activation."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inplace = inplace
+        self.a, self.b, self.last, self.act = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2), nn.Tanh()
+
+    def forward(self, x):
+        x = self.act(self.a(x))
+        step = self.b(x)
+        if self.inplace:
+            x += step
+            step *= 2.0
+        else:
+            x, step = x + step, step * 2.0
+        return self.last(self.act(step) + x)
+
+
+@pytest.mark.parametrize("at", ["inputs", "weights"])
+def test_layers_whose_inputs_are_written_into_are_read_as_those_of_their_twins(at):
+    x = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    one, two = (
+        layer_hessians(Problem.custom(Written(inplace).double(), lambda m, b: m(b).mean(), x), at)
+        for inplace in (False, True)
+    )
+    assert [found.activation for found in two] == ["Tanh", "none seen", "none seen"]
+    for first, second in zip(one, two, strict=True):
+        assert first.activation == second.activation
+        np.testing.assert_allclose(first.entries, second.entries, atol=1e-15)
+    called = _layers_as_called(Problem.custom(Written(True).double(), lambda m, b: m(b).mean(), x), 100)
+    with torch.no_grad():
+        model = Written(False).double()
+        assert torch.equal(called[1].inputs, torch.tanh(model.a(x)))
