@@ -42,7 +42,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {  # by kind: shapes of arrays of num
     "sharpness": {
         f"ball_{name}": "r" for name in (
             "radius", "average", "average_error", "rounding", "sam", "sam_error", "worst", "worst_error", "draws",
-            "starts", "steps",
+            "starts", "steps", "movable",
         )
     },
     "connection": {"t": "t"},
@@ -78,7 +78,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {  # what is always there, by kind; sh
                   "curvature_log_volume", "curvature_negative_mass"),
     "path": ("x",),
 }  # fmt: skip
-NEWER = ("ball_sam_error", "ball_worst_error")  # than other arrays beside which they stand
+NEWER = ("ball_sam_error", "ball_worst_error", "ball_movable")  # than other arrays beside which they stand
 TOGETHER: Mapping[str, tuple[tuple[str, ...], ...]] = {  # where one of these is there, all are
     "spectrum": (
         ("top", "top_error"), ("bottom", "bottom_error"), ("node", "weight"),

@@ -157,8 +157,9 @@ def _to_critical(arrays: Arrays | None) -> CriticalSharpness | None:
 
 def _to_ball(ball: tuple[str, float], done: Done, request: SharpnessRequest) -> BallRise:
     """The rises in one ball, of the tasks that are done."""
-    rise = BallRise(*ball)
     average, worst = done.get(("average", ball)), done.get(("worst", ball))
+    movable = next((float(task["movable"]) for task in (average, worst) if task and "movable" in task), nan)
+    rise = BallRise(*ball, movable=movable)
     if average is not None:
         value, error, rounding = (float(average[name]) for name in ("value", "error", "rounding"))
         rise = replace(rise, average=value, average_error=error, rounding=rounding, draws=request.draws)

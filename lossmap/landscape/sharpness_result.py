@@ -30,6 +30,7 @@ class BallRise:
     worst          largest rise that gradient ascent met: a lower bound of the largest in the ball
     worst_error    how far it is from that in float64 at the same point; NaN where not measured
     starts, steps  of that ascent: how many, and steps of each
+    movable        number of entries of theta that do not stand still in it; NaN in files of earlier versions
     """
 
     kind: str
@@ -44,6 +45,7 @@ class BallRise:
     worst_error: float = nan
     starts: int = 0
     steps: int = 0
+    movable: float = nan
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def _report_of(s: Sharpness) -> StoredReport:
     arrays: dict[str, np.ndarray] = {}
     if s.balls:
         arrays["ball"] = np.array([ball.kind for ball in s.balls], dtype=object)
-        for name in ("radius", "average", "average_error", "rounding", "sam", "sam_error", "worst", "worst_error"):
+        for name in (
+            "radius", "average", "average_error", "rounding", "sam", "sam_error", "worst", "worst_error", "movable",
+        ):  # fmt: skip
             arrays[f"ball_{name}"] = np.array([getattr(ball, name) for ball in s.balls], dtype=np.float64)
         for name in ("draws", "starts", "steps"):
             arrays[f"ball_{name}"] = np.array([getattr(ball, name) for ball in s.balls], dtype=np.int64)

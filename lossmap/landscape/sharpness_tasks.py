@@ -11,8 +11,8 @@ again.
     batch      value, error, batches, size
     preconditioned  value, error, limit of the largest eigenvalue of P^-1/2 (H + W) P^-1/2; products; threshold and
                optimizer, of P
-    average    of one ball: value, error, rounding; rises (draws,)
-    worst      of one ball: value, sam, gradients, rounding, sam_error
+    average    of one ball: value, error, rounding; rises (draws,); movable, the number of entries that it moves
+    worst      of one ball: value, sam, gradients, rounding, sam_error, movable
 """
 
 from __future__ import annotations
@@ -231,12 +231,16 @@ class SharpnessTasks:
 
     def _average(self, task: SharpnessTask, problem: Problem) -> Arrays:
         shifted, request = self.shifted(problem), self.request
-        rise = average_rise(shifted, self._ball(task, shifted), request.draws, request.seed)
-        return {"value": rise.value, "error": rise.error, "rounding": rise.rounding, "rises": rise.rises}
+        ball = self._ball(task, shifted)
+        return {**asdict(average_rise(shifted, ball, request.draws, request.seed)), "movable": ball.movable}
 
     def _worst(self, task: SharpnessTask, problem: Problem) -> Arrays:
         shifted, request = self.shifted(problem), self.request
-        return asdict(worst_rise(shifted, self._ball(task, shifted), request.steps, request.starts, request.seed))
+        ball = self._ball(task, shifted)
+        return {
+            **asdict(worst_rise(shifted, ball, request.steps, request.starts, request.seed)),
+            "movable": ball.movable,
+        }
 
     def _result(self, i: int, readings: Readings) -> Sharpness:
         done = {

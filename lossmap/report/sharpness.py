@@ -174,8 +174,11 @@ def _balls(stored: StoredReport) -> list[dict[str, Any]]:
     """The rises in each ball, as plain values."""
     if "ball" not in stored:
         return []
-    names = ("radius", "average", "rounding", "sam", "sam_error", "worst", "worst_error", "draws", "starts", "steps")
-    columns = {name: f"ball_{name}" for name in names if f"ball_{name}" in stored}  # the errors are of later versions
+    names = (
+        "radius", "average", "rounding", "sam", "sam_error", "worst", "worst_error", "draws", "starts", "steps",
+        "movable",
+    )  # fmt: skip
+    columns = {name: f"ball_{name}" for name in names if f"ball_{name}" in stored}  # some are of later versions
     return list(stored.rows(kind="ball", error="ball_average_error", **columns))
 
 
@@ -244,9 +247,16 @@ def _ball_notes(balls: list[dict[str, Any]], seed: int) -> str:
     if first["starts"]:
         starts, steps = count(int(first["starts"]), "start"), count(int(first["steps"]), "step")
         notes.append(f"Worst: ascent from {starts}, {steps} each. {LOWER_BOUND}")
-    hidden = [b["kind"] for b in balls if isfinite(b["rounding"]) and abs(b["average"]) <= b["rounding"]]
+    still = [b["kind"] for b in balls if b.get("movable") == 0]
+    moving = [b for b in balls if b.get("movable") != 0]
+    hidden = [b["kind"] for b in moving if isfinite(b["rounding"]) and abs(b["average"]) <= b["rounding"]]
     if any(isfinite(b.get("sam_error", nan)) for b in balls):
         notes.append("Bars of SAM's and the worst rise are of rounding, as measured against float64.")
     if hidden:
         notes.append(f"The average cannot be told from zero in this precision: {', '.join(map(str, hidden))}.")
+    if still:
+        notes.append(
+            "All weights are 0, which these balls do not move, so that the rises are exactly 0: "
+            f"{', '.join(map(str, still))}."
+        )
     return " ".join(notes)

@@ -421,3 +421,18 @@ def test_radii_without_the_kinds_of_their_balls_are_named():
     problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
     with pytest.raises(ValueError, match=r"radius must give one for each kind of ball, such as .* got \[0\.1\]"):
         lossmap.sharpness(problem, radius=[0.1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_balls_that_move_no_weight_are_said_to(dtype):
+    model = nn.Linear(2, 1, bias=False).to(dtype)
+    with torch.no_grad():
+        model.weight.zero_()
+    problem = Problem.supervised(model, "mse", (torch.eye(2, dtype=dtype), torch.zeros(2, 1, dtype=dtype)))
+    found = lossmap.sharpness(problem, radius={"filter": 0.5, "adaptive": 0.5, "absolute": 0.1}, draws=4)
+    assert [ball.movable for ball in found.balls] == [0, 0, 2]
+    text = " ".join(repr(found).split())
+    assert "these balls do not move, so that the rises are exactly 0: filter, adaptive." in text
+    assert "told from zero" not in text
+    one = lossmap.sharpness(classification(), draws=2, ascent_steps=1, starts=1)
+    assert "do not move" not in repr(one) and {ball.movable for ball in one.balls} == {42}
