@@ -41,7 +41,7 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import return_freed_memory
 from lossmap.module_walks import kinds_of
 from lossmap.seeding import generator
-from lossmap.sums import alike, in_float64, norm
+from lossmap.sums import alike, in_float64, norm, norm_of
 from lossmap.weak import reference
 
 log = logging.getLogger("lossmap")
@@ -117,7 +117,8 @@ class Reference:
         for g, d in zip(gradient, v, strict=True):
             size = norm(g)
             slope += float((g * d).sum())
-            squares += (size * norm(d)) ** 2 / max(g.numel(), 1)
+            length = size * norm(d)
+            squares += length * length / max(g.numel(), 1)  # inf where `**` raises
             rounding.append(ROUNDING * size)
         held = None if few.is_large else gradient
         return cls(few, v, rounding, slope, sqrt(squares), loss, held)
@@ -926,13 +927,13 @@ class _Images:
 
     def __init__(self, references: Sequence[Reference]) -> None:
         self.references = references
-        self.sizes = [sqrt(sum(norm(d) ** 2 for d in r.v)) for r in references]
+        self.sizes = [norm_of(r.v) for r in references]
         self.images: list[float] = []  # their norms
         self.products: list[list[float]] = []  # of the j-th image with each vector
 
     def add(self, parts: Parts) -> None:
         """Take in the product with the next vector, given tensor by tensor."""
-        self.images.append(sqrt(sum(norm(p) ** 2 for p in parts)))
+        self.images.append(norm_of(parts))
         self.products.append([_dot(r.v, parts) for r in self.references])
 
     @property

@@ -15,7 +15,7 @@ import torch
 from lossmap import seeding
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
-from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
+from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product, refuse_out_of_range
 from lossmap.linalg.probabilistic_bounds import NO_LIMITS
 
 MAX_DENSE_SIZE = 24  # up to this dimension every unit vector is multiplied instead
@@ -99,6 +99,8 @@ class CountedProduct:
             raise Interrupted
         flat = torch.from_numpy(np.array(v).reshape(self.operator.size))
         image = finite_product(self.operator, flat.to(self.operator.device, self.operator.dtype), self.number + 1)
+        if not self.number and self.operator.size > MAX_DENSE_SIZE:
+            refuse_out_of_range(image, float(np.linalg.norm(v)))
         self.number += 1
         self.growth = max(self.growth, float(image.norm()) / max(float(np.linalg.norm(v)), 1e-30))
         return image.cpu().numpy().astype(self.dtype)

@@ -20,12 +20,13 @@ Symbols: n the dimension, s probes. Price: no product; about 4 s^2 n multiplicat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, nan, sqrt
 
 import numpy as np
 from scipy.special import stdtrit
 
 from lossmap.linalg.operator import Rounding, SymmetricOperator
+from lossmap.sums import SMALLEST_SQUARE
 
 EVERYTHING = "all"  # the name of the first row, that of the whole matrix
 
@@ -113,6 +114,14 @@ class Rows:
         return np.stack([entries[s].sum(0) for s in self.slices])
 
 
+def spread_of(terms: np.ndarray, ddof: int = 0) -> np.ndarray:
+    """The standard deviation of terms (..., terms), squares of squares of a matrix's entries not being made."""
+    largest = np.abs(terms).max(axis=-1, keepdims=True)
+    scale = np.where((largest > 0.0) & np.isfinite(largest), largest, 1.0)
+    result: np.ndarray = (terms / scale).std(axis=-1, ddof=ddof) * scale[..., 0]
+    return result
+
+
 def entry_sums(
     rows: Rows, operator: SymmetricOperator, diagonal: np.ndarray, squares: np.ndarray, terms: int, method: str,
     spread: tuple[np.ndarray, np.ndarray] | None = None,
@@ -122,7 +131,7 @@ def entry_sums(
     diagonal, squares  (rows, terms) independent terms, whose mean is taken; or (rows,) values, with their `spread`
     """
     if spread is None and terms > 1:
-        spread = (diagonal.std(axis=1, ddof=1) / sqrt(terms), squares.std(axis=1, ddof=1) / sqrt(terms))
+        spread = (diagonal.std(axis=1, ddof=1) / sqrt(terms), spread_of(squares, ddof=1) / sqrt(terms))
     if spread is None:
         spread = (np.full(len(rows.names), inf), np.full(len(rows.names), inf))
     if diagonal.ndim == 2:
@@ -142,6 +151,8 @@ def exact_sums(entries: np.ndarray, error: float, layout: object = None) -> Entr
     """Of a matrix that is known whole, (n, n), each of whose eigenvalues is known within `error`."""
     rows = Rows.of(len(entries), layout)
     diagonal, squares = rows.sums(np.diag(entries)), rows.sums((entries**2).sum(1))
+    if squares[0] < SMALLEST_SQUARE and entries.any():  # some have underflowed
+        squares = np.full(len(squares), nan)
     off = np.sqrt(rows.sizes) * error
     return EntrySums(
         rows.names, rows.sizes, diagonal, off, squares, 2.0 * np.sqrt(squares) * off + off**2, len(entries),

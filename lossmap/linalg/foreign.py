@@ -6,7 +6,7 @@ A matrix may be declared in float64, and multiply in float32: `to_scipy()` of cu
 whatever that of the network. Its precision is that of its products then, by which they round.
 
 Letters: n the dimension. Price: that of the products; two more compare the matrix with its transpose. Between NumPy and
-PyTorch nothing is copied on the CPU.
+PyTorch a vector is copied both ways.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ class _ByNumPy:
     operator: LinearOperator
 
     def __call__(self, v: Tensor) -> Tensor:
-        of = self.operator.matvec if v.dim() == 1 else self.operator.matmat
-        image = _image(of, v.detach().cpu().numpy()).astype(str(v.dtype).removeprefix("torch."), copy=False)
-        return torch.from_numpy(image).reshape(v.shape)
+        if v.dim() == 2:  # not by matmat, which may hold the last product in all of its columns
+            return torch.stack([self(column) for column in v.unbind(1)], 1)
+        # copies: the operator may write into what it is given, and its next product into the memory of this one
+        image = _image(self.operator.matvec, v.detach().cpu().numpy().copy())
+        return torch.from_numpy(image.astype(str(v.dtype).removeprefix("torch."))).reshape(v.shape)
 
 
 def _image(product: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
@@ -188,7 +190,8 @@ def _checked(operator: SymmetricOperator) -> SymmetricOperator:
     """
     # thirds, so that the identity's images are no numbers of float32
     u, v = (normal(operator.size, "symmetry", name).to(operator.device, operator.dtype) / 3.0 for name in "uv")
-    images = [_product(operator, x).double() for x in (u, v)]
+    # copies: an operator may use its memory again
+    images = [_product(operator, x).to(torch.float64, copy=True) for x in (u, v)]
     one, other = float(v.double() @ images[0]), float(u.double() @ images[1])
     both = torch.stack(images)
     if not both.isfinite().all():

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.operator import SymmetricOperator, refuse_infinite
+from lossmap.linalg.operator import SymmetricOperator, refuse_infinite, refuse_out_of_range
 
 # Columns converted to float64 at a time: on a CPU so many that the copies stay in its cache, where they are read twice
 # or three times as fast; elsewhere so many that the copies stay small beside n k.
@@ -142,13 +142,16 @@ class KrylovSpace:
         )
 
     def step(self) -> None:
-        """Multiplies the next vector, of which there must be one. Raises FloatingPointError for a non-finite product.
+        """Multiplies the next vector, of which there must be one. Raises FloatingPointError for a product that is
+        not finite, or whose squares are not.
 
         One step of H: the coordinates of A v_j in the basis, and below them the length of what is new in it.
         """
         j = self.multiplied
         # In float64 from here on: a dot product in float32 is off by more than a residual at millions of entries.
         image = (self.operator @ self.basis[j]).double()
+        if not self.products:
+            refuse_out_of_range(image, 1.0)
         entries, size = image.sum(), image.norm()
         # The product is given up for its remainder, unless no conversion has made it a tensor of ours.
         remainder, part = self._remainder(image, in_place=self.operator.dtype != torch.float64)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log10
 from operator import matmul
 from typing import Protocol
 
@@ -25,9 +25,11 @@ from torch import Tensor
 
 from lossmap.interrupt import Interrupted
 from lossmap.seeding import signs
+from lossmap.sums import norm
 
 COLUMNS_READ = 32  # columns of a matrix that the host reads from a device at once
 CHECKS = 2  # products by which a matrix made of columns is compared with its operator
+LARGEST, SMALLEST = 1e140, 1e-140  # of a product with a vector of length one: beyond, its squares leave float64
 ROUNDING_EPSILONS = 64.0  # the allowance where rounding was not measured, in epsilons of the largest |eigenvalue|
 
 
@@ -225,7 +227,7 @@ def finite_product(operator: SymmetricOperator, v: Tensor, number: int | None = 
 
     number  which product of the search it is, for the message
     """
-    image = (operator @ v).double()
+    image = (operator @ v).to(torch.float64, copy=True)  # an operator may use its memory again
     refuse_infinite(float(image.sum()), number)
     return image
 
@@ -243,6 +245,8 @@ def columns_of(operator: SymmetricOperator) -> Iterator[Tensor]:
         if len(columns) == COLUMNS_READ or j + 1 == operator.size:
             for column in torch.stack(columns).cpu():
                 refuse_infinite(float(column.sum()))
+                if float(column.abs().max()) > LARGEST:
+                    refuse_out_of_range(column, 1.0)
                 yield column
             columns = []
 
@@ -267,6 +271,21 @@ def error_of_columns(operator: SymmetricOperator, images: Sequence[np.ndarray]) 
         product = (operator @ v.to(operator.device, operator.dtype)).to("cpu", torch.float64)
         largest = max(largest, float(np.linalg.norm(image - product.numpy())))
     return largest
+
+
+def refuse_out_of_range(image: Tensor, length: float) -> None:
+    """Raise FloatingPointError where products are so large or small that squares of their entries leave float64.
+
+    image   (n,) a product with a vector of this length that is like any other: random, and no eigenvector
+    """
+    size = norm(image) / length
+    if size == 0.0 or SMALLEST <= size <= LARGEST or not isfinite(size):
+        return
+    power = round(log10(size))
+    raise FloatingPointError(
+        f"the eigenvalues are of the size of 1e{power}, whose squares are no numbers of float64: multiply the matrix, "
+        f"or the loss, by 1e{-power}, and the eigenvalues found by 1e{power}"
+    )
 
 
 def refuse_infinite(total: float, number: int | None = None) -> None:

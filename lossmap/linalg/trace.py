@@ -35,7 +35,7 @@ from torch import Tensor
 from lossmap import seeding
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.diagonal import Diagonal, Subspaces, diagonal_of, fitted
-from lossmap.linalg.entry_sums import EntrySums, Rows, entry_sums, half_width
+from lossmap.linalg.entry_sums import EntrySums, Rows, entry_sums, half_width, spread_of
 from lossmap.linalg.entry_sums import degrees_of_freedom as degrees_of_freedom
 from lossmap.linalg.operator import (
     Rounding,
@@ -44,6 +44,7 @@ from lossmap.linalg.operator import (
     columns_of,
     error_of_columns,
     finite_product,
+    refuse_out_of_range,
 )
 from lossmap.report.estimates import trace_text
 from lossmap.values import Result
@@ -234,6 +235,8 @@ def hutchinson(operator: SymmetricOperator, products: int, *, seed: int | str = 
     for i in range(products):
         w = seeding.signs(n, "trace probe", seed, i).to(operator.device, operator.dtype)
         image = finite_product(operator, w)
+        if i == 0:
+            refuse_out_of_range(image, sqrt(n))
         terms[i] = float(torch.dot(w.double(), image))
         own = w.double() * image
         by_tensor[:, i], squares[:, i] = _sums_of(rows, own), _sums_of(rows, image * image)
@@ -260,6 +263,7 @@ def hutch_plus_plus(
     """
     s = products // 3
     sketch = _images(operator, _signs(operator, "trace sketch", seed, s))
+    refuse_out_of_range(sketch[:, 0], sqrt(operator.size))
     q = torch.linalg.qr(sketch)[0]
     q_images = _images(operator, q)
     inside = float((q * q_images).sum())
@@ -300,6 +304,7 @@ class Sketch:
         probes = normal.to(self.operator.device).double()
         probes *= sqrt(n) / probes.norm(dim=0)
         images = _images(self.operator, probes)
+        refuse_out_of_range(images[:, 0], sqrt(n))
         basis = images
         for _ in range(2):  # twice, as the first pass leaves rounding of the size of what it takes out
             basis = basis - self.basis @ (self.basis.T @ basis)
@@ -425,7 +430,7 @@ class _Projections:
     def estimate(self) -> tuple[float, float]:
         """The mean of the terms, and its jackknife error."""
         estimates = np.array([self.terms_without(k).mean() for k in range(len(self.own))])
-        return float(self.terms().mean()), float(np.sqrt(((estimates - estimates.mean()) ** 2).sum()))
+        return float(self.terms().mean()), float(spread_of(estimates)) * sqrt(len(estimates))
 
     def terms(self) -> np.ndarray:
         """XTrace's s terms."""

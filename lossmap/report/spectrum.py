@@ -199,6 +199,8 @@ def _entry_sums(stored: StoredReport) -> list[str]:
     columns = {"name": "entry_sum_of", "diagonal": "diagonal_sum", "diagonal_error": "diagonal_sum_error"}
     columns |= {"squares": "square_sum", "squares_error": "square_sum_error", "ends": "square_sum_interval"}
     whole, *tensors = stored.rows(**columns)
+    if isnan(whole["squares"]):
+        return wrapped("norm", "squared Frobenius norm not known: squares of the entries are below what float64 holds")
     text = f"squared Frobenius norm {value_with_error(whole['squares'], whole['squares_error'])}"
     if stored.text("trace_method") != "unit vectors":
         low, high = whole["ends"]

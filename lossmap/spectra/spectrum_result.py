@@ -170,7 +170,7 @@ class Spectrum(DrawnResult):
         high, error = self.largest
         if not high > 0.0:
             return inf, nan
-        return 2.0 / high, 2.0 * error / high**2
+        return 2.0 / high, 2.0 * error / high / high
 
     @property
     def converged(self) -> bool:

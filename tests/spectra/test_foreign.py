@@ -104,6 +104,96 @@ def test_symmetry_is_told_where_squares_leave_the_range():
             lossmap.spectrum(scale * (a + 0.1 * np.triu(a)), top=1)
 
 
+@pytest.mark.parametrize("solver", ["lanczos", "eigsh"])
+@pytest.mark.parametrize("power", [-300, -200, 200, 300])
+def test_eigenvalues_whose_squares_leave_the_range_are_refused_by_name(power, solver):
+    said = f"multiply the matrix, or the loss, by 1e{-power}, and the eigenvalues found by 1e{power}"
+    with pytest.raises(FloatingPointError, match=said):
+        lossmap.spectrum(10.0**power * matrix(), top=1, solver=solver)
+    for method in ("xtrace", "hutch++", "hutchinson"):
+        with pytest.raises(FloatingPointError, match=said):
+            lossmap.spectrum(10.0**power * matrix(), top=0, bottom=0, density_error=None, trace_method=method)
+
+
+def test_a_small_matrix_of_small_entries_has_all_but_its_squares():
+    a = matrix()[:20, :20]
+    found, own = (lossmap.spectrum(b, top=1, diagonal=True) for b in (2.0**-664 * a, a))
+    assert found.trace.value * 2.0**664 == pytest.approx(own.trace.value, rel=1e-12)
+    assert np.isnan(found.trace.sums.squares[0])
+    assert "norm squared Frobenius norm not known: squares" in " ".join(repr(found).split())
+    limits = [s.stored()[1]["step_limit"] for s in (own, found)]
+    assert limits[1] * 2.0**-664 == pytest.approx(limits[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_a_loss_whose_curvature_leaves_the_range_is_refused_by_name(factor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+    data = (torch.randn(50, 10, dtype=torch.float64), torch.arange(50) % 3)
+    loss = nn.CrossEntropyLoss()
+    problem = lossmap.Problem.supervised(model, lambda outputs, targets: factor * loss(outputs, targets), data)
+    with pytest.raises(FloatingPointError, match="whose squares are no numbers of float64: multiply the"):
+        lossmap.spectrum(problem, parameters="all", top=1)
+
+
+def test_a_small_matrix_of_large_entries_is_refused_too():
+    with pytest.raises(FloatingPointError, match="whose squares are no numbers of float64"):
+        lossmap.spectrum(1e200 * matrix()[:20, :20], top=1)
+
+
+@pytest.mark.parametrize("exponent", [-430, 430])
+def test_the_spectrum_of_a_scaled_matrix_is_the_scaled_spectrum(exponent):
+    factor = 2.0**exponent
+    for method in ("xtrace", "hutch++", "hutchinson"):
+        how = {"top": 2, "trace_method": method, "diagonal": True, "density_error": 0.1}
+        own, scaled = (lossmap.spectrum(a, **how) for a in (matrix(), factor * matrix()))
+        np.testing.assert_allclose(scaled.values / factor, own.values, rtol=1e-12)
+        np.testing.assert_allclose(scaled.errors / factor, own.errors, rtol=1e-6)
+        assert scaled.trace.value / factor == pytest.approx(own.trace.value, rel=1e-12)
+        assert scaled.trace.error / factor == pytest.approx(own.trace.error, rel=1e-9)
+        np.testing.assert_allclose(scaled.trace.sums.squares_error / factor**2, own.trace.sums.squares_error, rtol=1e-9)
+        np.testing.assert_allclose(scaled.trace.diagonal.errors / factor, own.trace.diagonal.errors, rtol=1e-6)
+        np.testing.assert_allclose(np.array(scaled.density.range) / factor, own.density.range, rtol=1e-9)
+        assert len(str(scaled).splitlines()) > 10
+
+
+class Reusing(LinearOperator):
+    """Writes every product into the same memory, and into what it is given."""
+
+    def __init__(self, a):
+        super().__init__(a.dtype, a.shape)
+        self.a, self.image = a, np.empty(len(a), a.dtype)
+
+    def _matvec(self, v):
+        np.matmul(self.a, v.ravel(), out=self.image)
+        v[:] = 7.0
+        return self.image
+
+
+class ReusingTensor:
+    """The same for tensors, but for what it is given."""
+
+    def __init__(self, a):
+        self.a = torch.from_numpy(a)
+        self.size, self.dtype, self.device = len(a), self.a.dtype, self.a.device
+        self.image = torch.empty(len(a), dtype=self.dtype)
+
+    def __matmul__(self, v):
+        return torch.matmul(self.a, v, out=self.image)
+
+
+@pytest.mark.parametrize("kind", [Reusing, ReusingTensor])
+@pytest.mark.parametrize("method", ["xtrace", "hutch++", "hutchinson"])
+def test_an_operator_may_use_its_memory_again(kind, method):
+    how = {"top": 3, "diagonal": True, "density_error": 0.1, "trace_method": method}
+    found, own = (lossmap.spectrum(a, **how) for a in (kind(matrix()), ByMatvec(matrix())))
+    np.testing.assert_allclose(found.values, own.values, rtol=1e-12)
+    assert found.trace.value == pytest.approx(own.trace.value, rel=1e-9)
+    assert np.abs(found.values - np.linalg.eigvalsh(matrix())[[-1, -2, -3, 0]]).max() < 1e-2
+    small = lossmap.spectrum(kind(matrix()[:20, :20]), top=3)
+    np.testing.assert_allclose(small.values[:3], np.linalg.eigvalsh(matrix()[:20, :20])[::-1][:3], atol=1e-12)
+
+
 def test_a_tensor_that_requires_a_gradient_is_taken():
     a = torch.diag(torch.tensor([3.0, 1.0, -2.0], requires_grad=True))
     assert lossmap.spectrum(a, top=1).values.tolist() == pytest.approx([3.0, -2.0])
