@@ -514,7 +514,8 @@ def _collected(
     if isinstance(order, _CountedOrder):
         told = [each if each.samples == n else Collated(None, n) for each, n in zip(told, order.numbers, strict=False)]
     sizes = {each.samples for each in told}
-    are_whole = sizes == {1} and not all(any(each.lists) for each in told)  # its samples may be batches
+    is_shown = all(any(each.lists) for each in told) or have_columns(told)
+    are_whole = sizes == {1} and not is_shown  # its samples may be batches
     return collected, [] if None in sizes or are_whole else told
 
 

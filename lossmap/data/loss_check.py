@@ -77,7 +77,7 @@ from lossmap.data.sample_count import (
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
-from lossmap.data.weight_check import refuse_moving_weight
+from lossmap.data.weight_check import with_weight_checked
 from lossmap.device_errors import loses_gpu, out_of_memory, raise_if_of_device
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.memory import return_freed_memory
@@ -214,8 +214,8 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     problem = with_copied_batches(problem, few_samples(problem, most))
     find_merged_layers(problem, few_samples(problem, most))
     problem = with_gradients_recorded(problem, few_samples(problem, most), 5 * rounding_of(problem.model))
+    problem = with_weight_checked(problem)
     probe = _Probe(problem, most)
-    refuse_moving_weight(problem, probe.own_batch)
     _refuse_stale_memo(problem, probe)
     refuse_aliases(problem, probe.own_batch, rounding_of(problem.model))
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):

@@ -8,65 +8,96 @@ and metrics are not: their sum was counted at one theta, and is another at every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from math import nan
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.moved_weights import MovedWeights, is_moved_in_place
 from lossmap.data.problem import CustomCount, Problem, gives_weight
 from lossmap.device_errors import raise_if_of_device
-from lossmap.seeding import same_random_state
+from lossmap.seeding import normal, same_random_state
 
-MAX_BATCHES = 2  # of batches that are never cut, at which it is looked
-SCALES = (0.05, 20.0)  # of all weights: ranks and margins stay or turn, and every number that is made of outputs moves
+MAX_BATCHES, MAX_SAMPLES = 2, 256  # at which it is looked: of batches that are never cut, and of samples of others
+SCALES = (0.05, 20.0)  # of all weights: margins turn, and every number that is made of outputs moves
+DRAWS = 3  # of all weights at random, at which a classifier is right by chance alone
 TOLERANCE = 1e-5  # relative, by which weights that are sums in floating point may differ
 
 
-def refuse_moving_weight(problem: Problem, few: Batch) -> None:
-    """Raises ValueError where the weight of a batch is another one at other weights of the model.
+def with_weight_checked(problem: Problem) -> Problem:
+    """The problem; with a note where its batches' weights depend on parameters that are frozen.
 
-    few  the samples that are looked at, of data that are not kept in batches
+    Raises ValueError where the weight of a batch is another one at other values of the trainable parameters.
     """
     count = problem.count
     if not isinstance(count, CustomCount):
-        return
-    batches = [few]
-    if isinstance(problem.data, FixedBatches):
-        batches = list(islice(problem.data, MAX_BATCHES))
+        return problem
+    data = problem.data
+    if not isinstance(data, FixedBatches):
+        data = data.rebatched(min(MAX_SAMPLES, data.samples))
+    batches = list(islice(data, MAX_BATCHES if isinstance(data, FixedBatches) else 1))
     with temporary_parameters(count.model, {}), torch.enable_grad(), same_random_state(20):
         if not gives_weight(count.loss, count.model, batches[0]):
-            return
+            return problem
+    named = {name: p for name, p in count.model.named_parameters() if p.is_floating_point()}
+    trainable = {name: p for name, p in named.items() if p.requires_grad} or named
+    seen = _differing(count, batches, trainable)
+    if seen is not None:
+        raise ValueError(
+            f"the weight that the loss returns beside its value depends on the parameters: of one batch it is "
+            f"{seen[0]:.6g} at the model's and {seen[1]:.6g} at others, so that the mean over it would be of another "
+            "loss at every point. A weight is of the batch alone, such as its number of labels; return the loss alone "
+            "where the second number is a metric, or where each batch's mean is to count alike"
+        )
+    frozen = {name: p for name, p in named.items() if name not in trainable}
+    if not frozen or _differing(count, batches, frozen) is None:
+        return problem
+    note = (
+        "the weight that the loss returns beside its value depends on frozen parameters: it is taken as it is at the "
+        "model's own, so that these have to stay (--parameters trainable)"
+    )
+    return replace(problem, notes=(*problem.notes, note))
+
+
+def _differing(
+    count: CustomCount, batches: Sequence[Batch], moving: Mapping[str, Tensor]
+) -> tuple[float, float] | None:
+    """The weight of a batch at the model's own parameters and at others, where they differ; None where none does."""
     own = _weights(count, batches, temporary_parameters(count.model, {}))
-    for moved in _elsewhere(count.model):
-        there = _weights(count, batches, moved)
-        for one, other in zip(own, there, strict=True):
+    for moved in _elsewhere(count.model, moving):
+        for one, other in zip(own, _weights(count, batches, moved), strict=True):
             if abs(one - other) > TOLERANCE * max(one, other):  # of none that is NaN
-                raise ValueError(
-                    f"the weight that the loss returns beside its value depends on the parameters: of one batch it is "
-                    f"{one:.6g} at the model's and {other:.6g} at others, so that the mean over it would be of another "
-                    "loss at every point. A weight is of the batch alone, such as its number of labels; return the "
-                    "loss alone where the second number is a metric, or where each batch's mean is to count alike"
-                )
+                return one, other
+    return None
 
 
-def _elsewhere(model: nn.Module) -> Iterator[AbstractContextManager[Any]]:
-    """The model borrowed at other weights, one after the other."""
-    yield MovedWeights(model).borrowed()
+def _elsewhere(model: nn.Module, moving: Mapping[str, Tensor]) -> Iterator[AbstractContextManager[Any]]:
+    """The model borrowed at other values of these parameters, one after the other."""
     if is_moved_in_place(model):  # nothing of its size is made beside it
+        yield MovedWeights(model).borrowed()
         return
     for scale in SCALES:
-        named = {name: scale * p.detach() for name, p in model.named_parameters() if p.is_floating_point()}
-        yield temporary_parameters(model, named)
+        yield temporary_parameters(model, {name: scale * p.detach() for name, p in moving.items()})
+    for draw in range(DRAWS):
+        yield temporary_parameters(model, {name: _drawn(name, p.detach(), draw) for name, p in moving.items()})
 
 
-def _weights(count: CustomCount, batches: list[Batch], borrowed: AbstractContextManager[Any]) -> list[float]:
+def _drawn(name: str, p: Tensor, draw: int) -> Tensor:
+    """Normal numbers of about a parameter's size, but 0 where some of its entries are: a mask may be read from these."""
+    drawn = normal(p.numel(), "a weight beside a loss", draw, name).view(p.shape).to(p)
+    if not bool(p.any()):
+        return 0.1 * drawn
+    return drawn * p.abs().mean() * (p != 0)
+
+
+def _weights(count: CustomCount, batches: Sequence[Batch], borrowed: AbstractContextManager[Any]) -> list[float]:
     """The weights of these batches with the model borrowed so; NaN where the loss fails, as it may far away."""
     weights: list[float] = []
     with borrowed, torch.enable_grad():

@@ -102,3 +102,57 @@ def test_a_loss_that_fails_far_from_its_weights_keeps_its_weight():
         return value, len(batch[0])
 
     assert check_loss(Problem.custom(net(), guarded, (X, Y))).samples == 40
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.of_classes = net(), nn.Parameter(torch.tensor([1.0, 2.0, 3.0]), requires_grad=False)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def by_frozen_weights(model, batch):
+    each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    weight = model.of_classes[batch[1]]
+    return (each * weight).sum() / weight.sum(), weight.sum()
+
+
+def test_a_weight_of_frozen_parameters_is_taken_with_a_word(caplog):
+    model = Frozen()
+    problem = Problem.custom(model, by_frozen_weights, [(X[:25], Y[:25]), (X[25:], Y[25:])])
+    truth = F.cross_entropy(model(X), Y, weight=model.of_classes.detach()).item()
+    line = lossmap.random_plane(model, 1, parameters="trainable")
+    found = lossmap.survey(lossmap.losses(problem, line), lossmap.Grid([0.0]))
+    assert found["train_loss"].item() == pytest.approx(truth, rel=1e-6)
+    assert "depends on frozen parameters: it is taken as it is at the model's own" in caplog.text
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [40, 10])
+def test_a_count_of_right_answers_is_found_where_all_are_right(size, bias):
+    torch.manual_seed(0)
+    centres = 3.0 * torch.randn(3, 4)
+    x = centres[Y] + 0.1 * torch.randn(40, 4)
+    model = nn.Linear(4, 3, bias=bias)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), Y).backward()
+        optimizer.step()
+    assert (model(x).argmax(1) == Y).all()
+    with pytest.raises(ValueError, match="depends on the parameters: of one batch it is"):
+        check_loss(Problem.custom(model, with_correct, (x, Y), batch_size=size))
+
+
+def test_a_mask_that_is_read_from_an_embedding_of_zero_is_taken():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 4, padding_idx=0), nn.Linear(4, 3))
+    tokens, labels = torch.arange(60).reshape(10, 6) % 6, torch.arange(60).reshape(10, 6) % 3
+
+    def padded(model, batch):
+        kept = model[0](batch[0]).abs().sum(-1) > 0
+        return F.cross_entropy(model(batch[0])[kept], batch[1][kept]), kept.sum()
+
+    assert check_loss(Problem.custom(model, padded, (tokens, labels))).samples == 50
