@@ -543,9 +543,9 @@ def as_torch_has_it(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def listed_counts(batches: Sequence[Batch]) -> str:
+def listed_counts(batches: Sequence[Batch], count: Callable[[Batch], float] = samples_in) -> str:
     """How many samples the first few batches hold, for a message."""
-    return ", ".join(str(samples_in(batch)) for batch in batches[:6]) + (", ..." if len(batches) > 6 else "")
+    return ", ".join(str(count(batch)) for batch in batches[:6]) + (", ..." if len(batches) > 6 else "")
 
 
 def _as_given(batches: Sequence[Batch], reason: str, doubt: str = "") -> FixedBatches:

@@ -6,12 +6,14 @@
 A model's own loss is the mean over the labels that count in one batch; the mean of such means depends on how the data
 are cut and padded. Here every batch gives its sum and its number, so that the mean is the same for any cut. The formula
 is chosen by the model's kind and compared with the model's own loss on the first samples; where none agrees (auxiliary
-losses, detection, answers by position) the model's own loss is taken, times its number of labels. Price of making a
-problem: two passes over at most four samples.
+losses, detection, answers by position, CTC) the model's own loss is taken, times the number of labels where a few
+samples show it to be a mean over these, and else times the samples, as what it is shown to be by `loss_check`: their
+mean, their sum, or neither. Price of making a problem: two passes over at most four samples, and of such a loss three.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ from lossmap.data.huggingface_pass import (
 )
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
+from lossmap.device_errors import raise_if_of_device
 from lossmap.keywords import checked_keywords
 
 MAX_PROBED = 4  # samples on which a formula is compared with the model's own loss
@@ -52,15 +55,13 @@ def counted_labels(labels: Tensor, kind: str, ignored: int = IGNORED) -> int:
 
 @dataclass(frozen=True)
 class LabelCount:
-    """batch -> the number of its labels that count; of a batch without labels, its samples."""
+    """batch -> the number of its labels that count."""
 
     kind: str
     ignored: int = IGNORED
 
     def __call__(self, batch: Batch) -> int:
         """The number, without a look at the model."""
-        if "labels" not in batch:
-            return samples_in(batch)
         return counted_labels(batch["labels"], self.kind, self.ignored)
 
 
@@ -105,9 +106,9 @@ class CorrectLabels:
 
 @dataclass(frozen=True)
 class OwnLoss:
-    """(model, batch) -> the model's own loss times the number of labels that count."""
+    """(model, batch) -> the model's own loss times the number over which it is a mean, of labels or of samples."""
 
-    count: LabelCount
+    count: Callable[[Batch], int]
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum; 0 of a batch in which no label counts, whose own loss is NaN."""
@@ -288,7 +289,8 @@ def huggingface(model: nn.Module, data: Any, *, batch_size: int | None = None) -
     Returns:
         The problem. Its loss weighs every label that counts alike, however the data are cut and padded; of models for
         classification and language there is the accuracy in percent, and Gauss-Newton works. A model whose own loss
-        follows no formula known here has that loss, weighted by its labels, as one step.
+        follows no formula known here has that loss as one step, weighted by what it is a mean over, its labels or its
+            samples.
 
     Raises:
         ValueError: where the model refuses such batches or returns no loss for them, no label counts, or tokens or
@@ -330,12 +332,45 @@ def huggingface(model: nn.Module, data: Any, *, batch_size: int | None = None) -
 
 def _own_problem(model: nn.Module, batches: Batches, batch: Batch) -> Problem:
     """The problem of a model whose loss is its own, in one step."""
-    labels = batch.get("labels")
-    kind = CLASSES
-    if labels is not None and labels.is_floating_point():
-        kind = SQUARES
-    elif is_causal(model):
+    labels, kind = batch.get("labels"), CLASSES
+    if is_causal(model):
         kind = TOKENS if has_prepended_prompt(model) else NEXT_TOKEN
     ignored = getattr(model_within(model).config, "semantic_loss_ignore_index", IGNORED)
     count = LabelCount(kind, ignored)
-    return Problem(model, batches, OwnLoss(count), _itself, count, {}, False, "1")
+    if labels is None or labels.is_floating_point() or not _is_mean_over_labels(model, batches, count):
+        return Problem(model, batches, OwnLoss(samples_in), _itself, samples_in, {}, False, "1")
+    unit = {1: "1", 2: "nats per token"}.get(labels.dim(), "nats per label")
+    return Problem(model, batches, OwnLoss(count), _itself, count, {}, False, unit)
+
+
+def _is_mean_over_labels(model: nn.Module, batches: Batches, count: LabelCount) -> bool:
+    """Whether a model's own loss is the mean over the labels that count, and not rather over samples.
+
+    Evaluated together, and each by themselves, are a few samples and as many others with half the labels: the same
+    turned around, with every second label ignored.
+    """
+    batch = next((batch for batch in batches if count(batch)), None)
+    if batch is None:
+        return False
+    is_counted = batch["labels"] != count.ignored
+    rows = is_counted.reshape(len(is_counted), -1).any(1).nonzero()[:MAX_PROBED, 0]
+    few = {name: value[rows] for name, value in batch.items()}
+    fewer = {name: value.flip(1) if value.dim() > 1 else value.clone() for name, value in few.items()}
+    labels = fewer["labels"].view(-1)
+    labels[(labels != count.ignored).nonzero()[::2, 0]] = count.ignored
+    parts = [{name: torch.cat([value, fewer[name]]) for name, value in few.items()}, few, fewer]
+    try:
+        with temporary_parameters(model, {}), torch.no_grad(), without_warnings():
+            losses = [float(own_loss(model, part)) for part in parts]
+    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError) as error:  # it takes no such labels
+        raise_if_of_device(error)
+        return False
+
+    def gap(number: Callable[[Batch], int]) -> float:
+        """By how much the mean over both parts differs from the loss of them together."""
+        numbers = [number(part) for part in parts]
+        whole, *sums = [loss * n if n else 0.0 for loss, n in zip(losses, numbers, strict=True)]
+        return abs(whole - sum(sums)) / numbers[0]
+
+    allowed = 0.2 * TOLERANCE.get(next(model.parameters()).dtype, 5e-2) * max(abs(losses[0]), 1e-3)
+    return gap(count) <= allowed and not gap(samples_in) < gap(count) - 0.05 * allowed

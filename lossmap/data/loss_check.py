@@ -108,13 +108,14 @@ def rounding_of(model: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class PerSample:
-    """A loss that is a sum over the batch and was taken for a mean: multiplied by the samples once too often."""
+    """A loss that is a sum over the batch and was taken for a mean: multiplied by what counts once too often."""
 
     function: Callable[..., Tensor]
+    count: Callable[[Batch], float]
 
     def __call__(self, first: Any, batch: Batch) -> Tensor:
-        """The function's value over the batch's samples."""
-        return self.function(first, batch) / samples_in(batch)
+        """The function's value over the batch's samples or labels; 0 of a batch in which none counts."""
+        return self.function(first, batch) / (self.count(batch) or 1.0)
 
 
 def check_loss(
@@ -829,20 +830,31 @@ def _gives_weight(problem: Problem) -> bool:
 
 
 def _as_sum(problem: Problem) -> Problem:
-    """The loss divided by the batch's samples, or by the weight that it gives itself, since it is their sum."""
-    if isinstance(problem.forward, CustomLoss):
-        by = "weights that it gives" if _gives_weight(problem) else "samples"
-        note = f"the loss function returns the sum over the batch (reduction='sum'); it is divided by the {by}"
-        return replace(problem, notes=(*problem.notes, note), forward=replace(problem.forward, reduction="sum"))
-    changed = {"loss": PerSample(problem.loss)} if problem.separable else {"forward": PerSample(problem.forward)}
-    note = "the loss function returns the sum over the batch (reduction='sum'); it is divided by the samples"
-    return replace(problem, notes=(*problem.notes, note), **changed)  # type: ignore[arg-type]
+    """The loss divided by the batch's samples or labels, or by the weight that it gives, since it is their sum."""
+    by = "weights that it gives" if _gives_weight(problem) else _counted(problem)[0]
+    note = f"the loss function returns the sum over the batch (reduction='sum'); it is divided by the {by}"
+    name = "loss" if problem.separable else "forward"
+    function = getattr(problem, name)
+    if isinstance(function, CustomLoss):
+        return replace(problem, notes=(*problem.notes, note), forward=replace(function, reduction="sum"))
+    changed: dict[str, Any] = {name: PerSample(function, problem.count)}
+    return replace(problem, notes=(*problem.notes, note), **changed)
+
+
+def _counted(problem: Problem) -> tuple[str, Callable[[Batch], float]]:
+    """What the batches of a problem count by that gives no weight, in a word, and its number in a batch."""
+    if problem.count is samples_in or isinstance(problem.forward, CustomLoss):
+        return "samples", samples_in
+    return "labels", problem.count
 
 
 def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     """The loader's own batches, uncut, since the loss of a batch is no mean over its samples."""
     data = _own_batches(problem)
-    by = "the weight that the loss gives" if _gives_weight(problem) else f"its samples ({listed_counts(data.batches)})"
+    word, count = _counted(problem)
+    by = f"its {word} ({listed_counts(data.batches, count)})"
+    if _gives_weight(problem):
+        by = "the weight that the loss gives"
     note = (
         "the loss of a batch is not a mean over its samples (" + _measured(probe) + "): it is evaluated on the "
         f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by {by}"

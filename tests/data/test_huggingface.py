@@ -1,6 +1,7 @@
 """Models of Hugging Face with their own losses: the mean per token against an independent one, in float64."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import lossmap
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.product_check import check_product
 from lossmap.data.batches import FixedBatches, Resident
-from lossmap.data.huggingface import SummedLoss
+from lossmap.data.huggingface import LabelCount, OwnLoss, SummedLoss
+from lossmap.data.loss_check import check_loss
 from lossmap.data.one_precision import KeepFloat64
 
 transformers = pytest.importorskip("transformers")
@@ -261,7 +263,7 @@ def test_regression_and_independent_labels_are_means_over_samples(name):
     assert model.config.problem_type == ("regression" if name == "regression" else None)  # not filled in by a pass
 
 
-def test_a_loss_without_a_known_formula_is_the_models_own_weighted_by_its_labels():
+def test_a_loss_without_a_known_formula_or_labels_is_the_models_own_weighted_by_its_samples():
     config = transformers.BertConfig(vocab_size=VOCABULARY, max_position_embeddings=6, pad_token_id=0, **SMALL)
     model = moved(transformers.BertForQuestionAnswering(config)).double()
     batch = {k: v for k, v in padded(sequences()).items() if k != "labels"}
@@ -270,6 +272,92 @@ def test_a_loss_without_a_known_formula_is_the_models_own_weighted_by_its_labels
     assert not problem.separable and problem.samples == 4
     truth = float(twin(model)(**batch).loss.detach())
     assert loss_and_gradient(problem.rebatched(3)).loss == pytest.approx(truth, rel=1e-12)
+
+
+def speech(reduction):
+    """A model of CTC, whose own loss is a sum or a mean over samples, and six samples of 3, 2 and 1 labels."""
+    sizes = {"conv_dim": (4, 4), "conv_stride": (4, 2), "conv_kernel": (6, 3), "num_feat_extract_layers": 2}
+    config = transformers.Wav2Vec2Config(
+        vocab_size=VOCABULARY, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, mask_time_prob=0.0,
+        apply_spec_augment=False, pad_token_id=0, ctc_loss_reduction=reduction, **sizes, **SMALL,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = moved(transformers.Wav2Vec2ForCTC(config))
+    g = torch.Generator().manual_seed(3)
+    waves, labels = torch.randn(6, 160, generator=g), torch.randint(1, VOCABULARY, (6, 3), generator=g)
+    labels[1, 2] = labels[4, 1] = labels[4, 2] = -100
+    return model, {"input_values": waves, "labels": labels}
+
+
+def cut(batch, *sizes):
+    """The samples of a batch in several."""
+    parts = zip(*(value.split(sizes) for value in batch.values()), strict=True)
+    return [dict(zip(batch, part, strict=True)) for part in parts]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_loss_that_is_a_sum_or_a_mean_over_samples_is_their_mean_for_any_cut(reduction):
+    model, batch = speech(reduction)
+    model.eval()
+    with torch.no_grad():
+        truth = sum(float(model(**one).loss) for one in cut(batch, *[1] * 6)) / 6
+    first, last = cut(batch, 4, 2)
+    uneven = [first, last | {"labels": F.pad(last["labels"], (0, 1), value=-100)}]
+    for data in (batch, cut(batch, 4, 2), cut(batch, *[2] * 3), cut(batch, *[1] * 6), uneven):
+        problem = check_loss(lossmap.huggingface(model, data), report=False)
+        assert problem.samples == 6 and problem.unit == "1"
+        assert isinstance(problem.data, FixedBatches) == (data is uneven)
+        for each in (problem, problem.rebatched(6), problem.rebatched(2), problem.rebatched(1)):
+            assert loss_and_gradient(each).loss == pytest.approx(truth, rel=1e-5)
+        assert len(problem.notes) == (reduction == "sum")
+        assert all("divided by the samples" in note for note in problem.notes)
+    text = str(lossmap.spectrum(lossmap.huggingface(model, batch), top=1))
+    assert "of the mean loss over 6 samples" in text
+
+
+def pretraining():
+    """A model whose loss is the mean over tokens and the mean over samples, both far from the same for all."""
+    torch.manual_seed(0)
+    model = bert("ForPreTraining")
+    model.cls.seq_relationship.weight.data.mul_(20)
+    return model
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (2, 2, 2), (1,) * 6])
+def test_the_sum_of_a_mean_over_tokens_and_one_over_samples_is_of_batches_as_given_by_their_samples(sizes):
+    model = pretraining().double()
+    rows = [*sequences(), *sequences()[:2]]
+    batch = padded(rows) | {"next_sentence_label": torch.tensor([0, 1, 1, 0, 1, 0])}
+    data = cut(batch, *sizes)
+    with torch.no_grad():
+        truth = sum(float(twin(model)(**each).loss) * len(each["labels"]) for each in data) / 6
+    problem = check_loss(lossmap.huggingface(model, data), report=False)
+    assert loss_and_gradient(problem.rebatched(3)).loss == pytest.approx(truth, rel=1e-9)
+    assert f"each counts by its samples ({str(sizes)[1:-1]})" in problem.notes[0]
+
+
+def test_a_mean_over_labels_without_a_known_formula_is_one_for_any_cut():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(
+        vocab_size=VOCABULARY, num_key_value_heads=1, num_local_experts=2, output_router_logits=True, **sizes
+    )  # of whose two experts both are taken: the loss that spreads tokens over experts is a constant
+    model = moved(transformers.MixtralForCausalLM(config)).eval()
+    batch = padded(sequences())
+    problem = check_loss(lossmap.huggingface(model, batch), report=False)
+    assert not problem.separable and not problem.notes and problem.samples == sum(LENGTHS) - len(LENGTHS)
+    for each in (problem, problem.rebatched(3), problem.rebatched(1)):
+        assert loss_and_gradient(each).loss == pytest.approx(float(model(**batch).loss.detach()), rel=1e-5)
+    assert "of the mean loss over 11 tokens" in str(lossmap.spectrum(problem, top=1))
+
+
+def test_batches_that_count_by_labels_and_stay_whole_are_said_to():
+    model = pretraining()
+    batch = padded(sequences()) | {"next_sentence_label": torch.tensor([0, 1, 1, 0])}
+    count = LabelCount("tokens")
+    data = lossmap.huggingface(model, cut(batch, 3, 1)).data
+    problem = replace(lossmap.huggingface(model, batch), data=data, forward=OwnLoss(count), count=count)
+    checked = check_loss(problem, report=False)
+    assert "each counts by its labels (13, 2)" in checked.notes[0]
 
 
 def test_encoder_and_decoder_models_count_their_targets():
