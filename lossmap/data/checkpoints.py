@@ -49,7 +49,7 @@ from lossmap.special_files import not_a_file
 log = logging.getLogger(__name__)
 
 _EXPORTED = ("archive_format", "serialized_exported_program.json")  # members of what torch.export saves
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
 OPTIMIZER_FILE = "optimizer.pt"  # of a checkpoint's folder, as the Trainer of Hugging Face writes it
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".t7")  # ends of names in messages, no more
 _INDEX = ".index.json"  # the end of the name of a list of shards, as Hugging Face writes it
@@ -71,10 +71,10 @@ def kind_of(path: str | Path) -> str | None:
     _refuse_special(path)
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(32)
         if head.startswith(b"PK\x03\x04"):
             return _kind_of_zip(file)
-        if head.startswith(_LEGACY):
+        if head[:1] == b"\x80" and _LEGACY in head:
             return "legacy"
         if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 100_000_000 and size > 9:
             return "safetensors"
@@ -296,10 +296,9 @@ def _content(path: Path, kind: str, unsafe: bool, homes: Sequence[str] = ()) -> 
                 return safe_unpickle.read(file)
         if kind == "zip":
             _refuse_damaged(path)
-        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols other than 2
-            with path.open("rb") as file:  # given a name, torch.load would judge by the suffix
-                return torch.load(file, map_location="cpu", weights_only=True)
+        # given a name, torch.load would judge by the suffix
+        with torch.serialization.safe_globals(_allowed()), path.open("rb") as file:
+            return safe_unpickle.load_tensors(file)
     except Exception as error:
         refused = _what_was_refused(error)
         if refused and unsafe:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.batch_parts import targets_of
 from lossmap.data.batches import Batch, FixedBatches, Resident, copied
 from lossmap.data.criteria import SupervisedLoss, first_argument, takes_class_labels
 from lossmap.data.datasets import labels_within
@@ -126,15 +127,17 @@ def _total_of_a_sample(problem: Problem) -> Tensor:
 
 
 def _check_labels(problem: Problem) -> None:
-    """Raise ValueError where a label has no output of the model."""
-    if not isinstance(problem.loss, SupervisedLoss) or not takes_class_labels(problem.loss.loss):
+    """Raise ValueError where the loss does not take what the model returns, or a label has no output."""
+    if not isinstance(problem.loss, SupervisedLoss) or not isinstance(problem.loss.loss, (str, nn.Module)):
         return
+    batch = copied(next(iter(problem.data)))
     try:
         with temporary_parameters(problem.model, {}):
-            outputs = problem.forward(problem.model, copied(next(iter(problem.data))))
+            outputs = problem.forward(problem.model, batch)
     except Exception:  # said with its shapes where the loss is tried
         return
-    if isinstance(outputs, Tensor) and outputs.dim() > 1:
+    problem.loss.refuse(outputs, targets_of(batch))
+    if takes_class_labels(problem.loss.loss) and isinstance(outputs, Tensor) and outputs.dim() > 1:
         labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
 
 

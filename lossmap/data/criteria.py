@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Number
@@ -158,6 +158,7 @@ def _crossentropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets)
 
 
+_CALLED = {"crossentropy": "F.cross_entropy", "mse": "F.mse_loss"}  # losses by name, as PyTorch's functions
 # PyTorch's functions that are modules too, whose class weights and ignored targets are understood
 _MODULE_OF = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
 
@@ -430,6 +431,7 @@ class SupervisedLoss:
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Raises ValueError for targets that would be broadcast, and for a loss that is no scalar."""
         targets = targets_of(batch, outputs)
+        self.refuse(outputs, targets)
         if isinstance(self.loss, BINARY) and isinstance(targets, Tensor) and not targets.is_floating_point():
             targets = targets.to(outputs.dtype)
         if isinstance(self.loss, ELEMENTWISE) and outputs.shape != targets.shape:
@@ -456,6 +458,48 @@ class SupervisedLoss:
                 "(PyTorch's criteria: reduction='mean')"
             )
         return value
+
+    def refuse(self, outputs: Outputs, targets: Any) -> None:
+        """Raises ValueError for outputs that PyTorch's losses do not take: several, or with the classes at the end."""
+        is_own = not isinstance(self.loss, str) and not str(getattr(self.loss, "__module__", "")).startswith(
+            "torch.nn."
+        )
+        name = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+        if not is_own and not isinstance(outputs, Tensor):
+            what, one = f"a {type(outputs).__name__}", ""
+            if isinstance(outputs, Mapping) and outputs:
+                what, one = f"{what} of {', '.join(map(str, outputs))}", f"[{next(iter(outputs))!r}]"
+            elif isinstance(outputs, (tuple, list)):
+                what, one = f"{what} ({', '.join(type(entry).__name__ for entry in outputs)})", "[0]"
+            raise ValueError(
+                f"the model returns {what}, where the loss {name} takes one tensor; give a loss of outputs and targets "
+                f"of your own, such as lambda outputs, y: {_CALLED.get(name, 'loss')}(outputs{one}, y) (in "
+                "Problem.supervised, or by --loss file.py:function)"
+            )
+        if takes_class_labels(self.loss) and _are_classes_along(outputs, targets) == [-1]:
+            raise ValueError(
+                f"outputs of shape {tuple(outputs.shape)} have their classes along the last dimension, beside targets "
+                f"of shape {tuple(targets.shape)}, where {name} takes them along dimension 1, as PyTorch does; give a "
+                "loss of your own: lambda outputs, y: F.cross_entropy(outputs.movedim(-1, 1), y)"
+            )
+
+    def note_on(self, outputs: Outputs, targets: Any) -> tuple[str, ...]:
+        """A sentence where the classes may stand along either of two dimensions of the outputs; else none."""
+        if not takes_class_labels(self.loss) or _are_classes_along(outputs, targets) != [-1, 1]:
+            return ()
+        return (
+            f"the classes of outputs of shape {tuple(outputs.shape)} are taken along dimension 1, as PyTorch's cross "
+            "entropy does; where they stand along the last one, give a loss of your own: lambda outputs, y: "
+            "F.cross_entropy(outputs.movedim(-1, 1), y)",
+        )
+
+
+def _are_classes_along(outputs: Outputs, targets: Any) -> list[int]:
+    """The dimensions, of the last one and 1, along which outputs (N, ..., ...) may have classes of whole targets."""
+    is_whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if not is_whole or not isinstance(outputs, Tensor) or outputs.dim() < 3:
+        return []
+    return [dim for dim in (-1, 1) if targets.shape == outputs.select(dim, 0).shape]
 
 
 @dataclass(frozen=True)

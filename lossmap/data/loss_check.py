@@ -223,7 +223,10 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
         outputs = probe.outputs
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             ignored = getattr(problem.loss.loss, "ignore_index", -100)
-            problem = problem.with_data(labels_within(problem.data, outputs.shape[1], ignored))
+            problem.loss.refuse(outputs, targets_of(probe.own_batch))
+            notes = problem.loss.note_on(outputs, targets_of(probe.own_batch))
+            data = labels_within(problem.data, outputs.shape[1], ignored)
+            problem = replace(problem, data=data, notes=(*problem.notes, *notes))
             LabelsWithin(outputs.shape[1], ignored)(probe.own_batch)  # streamed ones are asked as they are read
     problem = _with_data_told(problem, probe)
     probe.own_loss = loss_that_leaves_nothing(problem, probe.own_batch)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,11 @@ def _loss_within(value: Any) -> Any:
 
 def _checked_weight(weight: Any) -> float:
     """A batch's weight as a number, an int where it is whole. Raises ValueError where it is no weight."""
+    if not any(isinstance(weight, kind) for kind in (Tensor, np.ndarray, np.generic, Number)):
+        raise ValueError(
+            f"beside the loss may stand the batch's weight alone, a number; got a {type(weight).__name__}: "
+            "metrics go to Problem.supervised(..., metrics={name: function of outputs and targets})"
+        )
     size = weight.numel() if isinstance(weight, Tensor) else np.size(weight)
     if size != 1:
         raise ValueError(f"the weight of a batch must be one number; got {size} of them: their sum is the weight")

@@ -10,6 +10,8 @@ import argparse
 import codecs
 import io
 import pickle
+import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -56,7 +58,9 @@ class Refused(ValueError):
     """The pickle asks for something that could run code."""
 
 
-class _Reader(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
+    """Python's, by a list of names."""
+
     def find_class(self, module: str, name: str) -> Any:
         """Only the names on the list, whatever the pickle asks for."""
         known = NAMES.get((module, name)) or TENSORS.get((module, name))
@@ -72,4 +76,22 @@ def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
 
     Raises Refused where it asks for anything else, and pickle's own errors where it is cut off.
     """
-    return _Reader(file, encoding=encoding).load()
+    return Unpickler(file, encoding=encoding).load()
+
+
+load = read  # with it and Unpickler this module is a `pickle_module` of torch.load
+
+
+def load_tensors(source: Any, *, mmap: bool = False) -> Any:
+    """What a file of torch.save holds, on the CPU, without running code from it; of any pickle protocol."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about pickle protocols other than 2
+        try:
+            return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "Unsupported operand" not in str(error):  # as of protocols 4 and 5
+                raise
+        if hasattr(source, "seek"):
+            source.seek(0)
+        here = sys.modules[__name__]
+        return torch.load(source, map_location="cpu", mmap=mmap, weights_only=False, pickle_module=here)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.checkpoints import kind_of
+from lossmap.data.safe_unpickle import load_tensors
 from lossmap.memory import LARGE_MODEL, trim_heap
 
 MAX_READ = 1 << 24  # bytes of mapped memory that are read before its pages are let go of
@@ -207,7 +208,7 @@ class StoredTensors(Mapping[str, Tensor]):
             from safetensors import safe_open
 
             return safe_open(self.path, framework="pt", device="cpu").__enter__()  # type: ignore[no-untyped-call]
-        content = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+        content = load_tensors(self.path, mmap=True)
         names = list(self._about)
         for key in NESTED:
             if isinstance(content, Mapping) and names and names[0] not in content and key in content:

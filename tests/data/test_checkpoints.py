@@ -110,6 +110,21 @@ def test_parameters_in_a_pickle_are_read_as_tensors(net, tmp_path):
     assert all(not t.requires_grad for t in load_state(tmp_path / "a.pkl").values())
 
 
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_pickle_protocol_is_read(net, tmp_path, monkeypatch, protocol, is_zip):
+    monkeypatch.chdir(tmp_path)
+    state = {**net.state_dict(), "half": torch.ones(2, dtype=torch.bfloat16), "epoch": 3}
+    how = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_zip}
+    torch.save({"state_dict": state}, "a.pt", **how)
+    del state["epoch"]
+    assert same(load_state("a.pt"), state)
+    torch.save({"state_dict": state, "extra": Trap()}, "a.pt", **how)
+    with pytest.raises(ValueError, match=r"holds more than tensors \(it asks for .*mkdir.*ask for --unsafe-load"):
+        load_state("a.pt")
+    assert not (tmp_path / "trap").exists()
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("trap",)

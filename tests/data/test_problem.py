@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lossmap
 from lossmap.data.batches import Resident, Streamed
+from lossmap.data.checks import tried_on_samples
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, targets_of, temporary_parameters
 from lossmap.geometry.directions import move_point, origin_of, random_plane
@@ -389,6 +390,8 @@ def test_batches_without_weight_count_nothing_and_all_of_them_are_refused():
         (-1.0, r"the weight of a batch must be finite and >= 0; got -1"),
         (float("nan"), r"must be finite and >= 0; got nan"),
         (torch.ones(3), r"must be one number; got 3 of them: their sum is the weight"),
+        ({"acc": 1.0}, r"beside the loss may stand the batch's weight alone, a number; got a dict: metrics go to"),
+        ("acc", r"beside the loss may stand the batch's weight alone, a number; got a str"),
     ],
 )
 def test_a_weight_that_is_none_is_refused(weight, message):
@@ -406,6 +409,49 @@ class Record:
 class Recorder(nn.Linear):
     def forward(self, x):
         return Record(super().forward(x))
+
+
+class Several(nn.Module):
+    """A model that returns one tensor within something else."""
+
+    def __init__(self, put):
+        super().__init__()
+        self.layer, self.put = nn.Linear(3, 2), put
+
+    def forward(self, x):
+        return self.put(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("put", "loss", "message"),
+    [
+        (lambda f: (f, f), "crossentropy", r"a tuple \(Tensor, Tensor\), .* y: F.cross_entropy\(outputs\[0\], y\)"),
+        (lambda f: {"out": f, "aux": f}, "crossentropy", r"a dict of out, aux, .* F.cross_entropy\(outputs\['out'\]"),
+        (lambda f: [f], nn.CrossEntropyLoss(), r"a list \(Tensor\), where the loss CrossEntropyLoss takes one tensor"),
+        (lambda f: (f, f), "mse", r"the loss mse takes one tensor; .* y: F.mse_loss\(outputs\[0\], y\)"),
+        (lambda f: (f, f), F.mse_loss, r"where the loss mse_loss takes one tensor"),
+    ],
+)
+def test_a_model_that_returns_several_tensors_is_named_where_the_loss_takes_one(put, loss, message):
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    problem = Problem.supervised(Several(put), loss, (x, y))
+    ways = [check_loss] if loss is F.mse_loss else [check_loss, lambda problem: tried_on_samples(problem, "train")]
+    for way in ways:
+        with pytest.raises(ValueError, match=message) as refused:
+            way(problem)
+        assert "does the data set fit" not in str(refused.value)
+
+
+def test_classes_along_the_last_dimension_are_refused_by_name_or_said_where_both_may_be():
+    tokens = torch.arange(20).reshape(4, 5) % 4
+    problem = Problem.supervised(nn.Embedding(5, 6), "crossentropy", (tokens, tokens))
+    for way in (check_loss, lambda problem: tried_on_samples(problem, "train")):
+        with pytest.raises(ValueError, match=r"shape \(4, 5, 6\) have their classes along the last .*movedim\(-1, 1\)"):
+            way(problem)
+    checked = check_loss(Problem.supervised(nn.Embedding(5, 5), "crossentropy", (tokens, tokens)), report=False)
+    assert "shape (4, 5, 5) are taken along dimension 1" in checked.notes[0]
+    plain = check_loss(Problem.supervised(nn.Linear(3, 4), "crossentropy", (torch.ones(4, 3), torch.arange(4))))
+    assert not plain.notes
 
 
 def test_outputs_and_batches_of_any_class_are_taken_apart():
