@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmap.data import safe_unpickle
+from lossmap import safe_unpickle
 from lossmap.data.checkpoint_match import (
     USUAL_KEYS,
     Fit,

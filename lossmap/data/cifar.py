@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lossmap.data import safe_unpickle
+from lossmap import safe_unpickle
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.checkpoints import kind_of
-from lossmap.data.safe_unpickle import load_tensors
 from lossmap.memory import LARGE_MODEL, trim_heap
+from lossmap.safe_unpickle import load_tensors
 
 MAX_READ = 1 << 24  # bytes of mapped memory that are read before its pages are let go of
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where the tensors may stand in a file

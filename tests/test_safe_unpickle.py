@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lossmap.data import safe_unpickle
+from lossmap import safe_unpickle
 
 
 def read(content, protocol=2):
