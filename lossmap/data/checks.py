@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -101,7 +102,9 @@ def _first_line(error: Exception) -> str:
 def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> ValueError:
     """What is raised where model or loss fail on some samples."""
     shapes = [tuple(t.shape) for t in _tensors(batch)]
-    guess = "does the data set fit the model?"
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    is_ours = isinstance(error, ValueError) and frame.f_globals.get("__name__", "").startswith("lossmap.data.")
+    guess = "" if is_ours else "does the data set fit the model?"  # ours says itself what to do
     if shapes and len(shapes[0]) == 4 and shapes[0][3] in (1, 3) and shapes[0][1] not in (1, 3):
         guess = "are these images whose channels come last? x.permute(0, 3, 1, 2) puts them first"
     if isinstance(problem.forward, CustomLoss) and first_argument(problem.forward.loss) in OF_OUTPUTS:
@@ -112,7 +115,7 @@ def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> V
         guess = "memory ran out"
     return ValueError(
         f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: "
-        f"{_first_line(error)}; {guess}"
+        f"{_first_line(error)}{'; ' if guess else ''}{guess}"
     )
 
 

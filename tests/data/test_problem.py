@@ -396,6 +396,9 @@ def test_batches_without_weight_count_nothing_and_all_of_them_are_refused():
 )
 def test_a_weight_that_is_none_is_refused(weight, message):
     problem = Problem.custom(nn.Linear(1, 1), lambda m, b: (m(b).mean(), weight), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=message) as refused:
+        tried_on_samples(problem, "train")
+    assert "does the data set fit" not in str(refused.value)
     with pytest.raises(ValueError, match=message):
         problem.total(next(iter(problem.data)))
 
