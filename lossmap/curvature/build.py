@@ -31,7 +31,7 @@ from lossmap.curvature.product_check import check_product
 from lossmap.curvature.rounding import RoundingProbe, problem_in
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.criteria import ScaledCriterion, SupervisedLoss
-from lossmap.data.loss_check import check_loss
+from lossmap.data.loss_check import NO_MEAN, check_loss
 from lossmap.data.problem import Problem
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.preconditioned import PreconditionedOperator
@@ -59,7 +59,8 @@ def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tup
     The empirical Fisher matrix is a mean over the samples that count. Of the Monte-Carlo Fisher matrix the problem is
     that with drawn targets, which takes a pass over the data.
 
-    Raises ValueError for an unknown name, and where the loss implies no distribution to draw from.
+    Raises ValueError for an unknown name, for the empirical Fisher matrix of a loss that is no mean over samples, and
+    where the loss implies no distribution to draw from.
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
@@ -67,6 +68,11 @@ def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tup
         device = next(problem.model.parameters()).device
         problem = made_by_all(total, device, lambda: with_drawn_targets(problem), "drawing of targets")
     if matrix == "fisher":
+        if any(note.startswith(NO_MEAN) for note in problem.notes):
+            raise ValueError(
+                f"the empirical Fisher matrix is a mean over samples of each one's own gradient, and {NO_MEAN}; where "
+                "targets are ignored or classes weighted, give nn.CrossEntropyLoss(...), whose weights are known"
+            )
         problem = _over_counted(problem)
     if matrix == "preconditioned":
         if problem.preconditioner is None:

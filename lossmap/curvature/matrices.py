@@ -92,7 +92,7 @@ def empirical_fisher(
     """The empirical Fisher matrix, (n, n), as an operator: 1/N sum_i g_i g_i^T, g_i the gradient of sample i's loss.
 
     Of the data's own targets. It has no negative eigenvalue, its rank is at most N, and its trace is the mean squared
-    norm of the samples' gradients. Samples whose targets are ignored have no part in it: N counts the others. Where
+    norm of the samples' gradients. Samples whose targets a mean ignores have no part in it: N counts the others. Where
     classes have weights, sample i's loss bears its own, over their mean. It is no approximation of the Hessian away
     from a well-fitted model, see Kunstner et al. (2019), arXiv:1905.12558. The Fisher matrix proper, the mean over
     targets drawn from the model, is for cross entropy and for a Gaussian's squared errors the Gauss-Newton matrix:

@@ -86,6 +86,7 @@ from lossmap.sums import for_float64
 from lossmap.trees import rebuilt
 
 logger = logging.getLogger("lossmap")
+NO_MEAN = "the loss of a batch is not a mean over its samples"  # a note begins so where batches stay as they are given
 MAX_SAMPLES = 16  # that are looked at
 MANY_SAMPLES = 256  # of a batch in one, against its parts
 SOME_SAMPLES = 64  # the same of costly models
@@ -859,7 +860,7 @@ def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     if _gives_weight(problem):
         by = "the weight that the loss gives"
     note = (
-        "the loss of a batch is not a mean over its samples (" + _measured(probe) + "): it is evaluated on the "
+        f"{NO_MEAN} (" + _measured(probe) + "): it is evaluated on the "
         f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by {by}"
         + _advice(problem, probe)
     )

@@ -90,7 +90,7 @@ def _elsewhere(model: nn.Module, moving: Mapping[str, Tensor]) -> Iterator[Abstr
 
 
 def _drawn(name: str, p: Tensor, draw: int) -> Tensor:
-    """Normal numbers of about a parameter's size, but 0 where some of its entries are: a mask may be read from these."""
+    """Normal numbers of about a parameter's size; 0 where some of its entries are, of which a mask may be read."""
     drawn = normal(p.numel(), "a weight beside a loss", draw, name).view(p.shape).to(p)
     if not bool(p.any()):
         return 0.1 * drawn

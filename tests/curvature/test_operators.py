@@ -233,6 +233,26 @@ def test_samples_that_do_not_count_have_no_part_in_the_fisher_matrix(weights, to
     assert found.loss == pytest.approx(loss(model(x), y).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 5.0]])
+@pytest.mark.parametrize("size", [30, 7])
+def test_the_fisher_matrix_of_a_loss_that_is_no_mean_over_samples_is_refused(weight, size):
+    torch.manual_seed(0)
+    weight = None if weight is None else torch.tensor(weight)
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    if weight is None:
+        y[::4] = -100
+    problem = Problem.supervised(
+        nn.Linear(4, 3), lambda f, t: nn.functional.cross_entropy(f, t, weight=weight), (x, y), batch_size=size
+    )
+    for backend in ("double-backward", "linearized"):
+        with pytest.raises(
+            ValueError, match=r"Fisher matrix is a mean over samples .*, and the loss of a batch is not"
+        ):
+            lossmap.empirical_fisher(problem, backend=backend)
+    with pytest.raises(ValueError, match=r"give nn.CrossEntropyLoss\(...\), whose weights are known"):
+        lossmap.spectrum(problem, matrix="fisher")
+
+
 def test_the_fisher_matrix_of_a_loss_of_probabilities_which_is_an_error_elsewhere():
     torch.manual_seed(0)
     model, loss = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()).double(), nn.BCELoss()

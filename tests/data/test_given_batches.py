@@ -1724,17 +1724,18 @@ def classed(rows):
         (lambda i: 4, classed, classes_by_sequence),
     ],
 )
-def test_batches_with_the_time_first_count_by_what_their_loader_says(batch_of, steps, collate, error):
+@pytest.mark.parametrize("size", [4, 1])
+def test_batches_with_the_time_first_count_by_what_their_loader_says(batch_of, steps, collate, error, size):
     g = torch.Generator().manual_seed(2)
     rows = [(torch.randn(steps(i), 3, generator=g), torch.randint(3, (steps(i),), generator=g)) for i in range(11)]
     model = LastOfPadded()
-    loader = torch.utils.data.DataLoader(rows, 4, collate_fn=lambda rows: batch_of(collate(rows)))
+    loader = torch.utils.data.DataLoader(rows, size, collate_fn=lambda rows: batch_of(collate(rows)))
     problem = lossmap.Problem.custom(model, error, loader)
     assert problem.samples == 11 == sum(problem.share(rank, 2).samples for rank in (0, 1))
     truth = sum(error(model, collate([row])).item() for row in rows) / 11
     assert loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
     summed = lossmap.Problem.custom(model, lambda m, b: error(m, b) * batch_count(b), loader)
-    for each, notes in ((problem, 0), (summed, 1)):
+    for each, notes in ((problem, 0), (summed, int(size > 1))):  # of one sequence the sum is its mean
         checked = check_loss(each, report=False)
         assert len(checked.notes) == notes and mean_loss(checked) == pytest.approx(truth, rel=1e-5)
 
