@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import generator, preserved_random_state, random_states, same_random_state
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,12 @@ def with_fixed_draws(
         return dataset, collate
     at_once = _put_together(dataset, list(first))
     draws, states = random_states() != states, random_states()
-    collate(samples[:1] if at_once is None else at_once)
+    for part in (samples[:1], samples) if at_once is None else (at_once,):
+        try:
+            collate(part)
+            break
+        except Exception as error:  # of samples of several lengths, or all of which it leaves out
+            raise_if_of_device(error)
     mixes = random_states() != states
     if draws or mixes:
         log.warning(
@@ -128,7 +134,8 @@ def loader_with_fixed_draws(loader: DataLoader[Any]) -> DataLoader[Any]:
         return loader
     try:
         dataset, collate = with_fixed_draws(data, loader.collate_fn, type(data).__name__)
-    except (LookupError, TypeError):  # samples by other keys than 0, 1, ..., which its own sampler knows
+    except Exception as error:  # samples by other keys than 0, 1, ..., or that its own sampler leaves out
+        raise_if_of_device(error)
         return loader
     is_unchanged = dataset is data and collate is loader.collate_fn
     if is_unchanged or type(loader).__iter__ is not DataLoader.__iter__:

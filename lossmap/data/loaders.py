@@ -47,7 +47,8 @@ from lossmap.data.batches import (
     read_into_memory,
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
-from lossmap.data.sample_count import Collated, CountedCollate, samples_in, with_entries
+from lossmap.data.sample_count import Collated, CountedCollate, is_counted_otherwise, samples_in, with_entries
+from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import leaves_own_generators, preserved_random_state
 from lossmap.trees import rebuilt
 
@@ -168,21 +169,25 @@ def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: 
     try:
         if not samples or samples * Source(fetch, samples).bytes_each(size) <= budget:
             return None
-    except LookupError:  # as where the first sample is left out, and nothing put together
+    except Exception as error:  # as where the first sample is left out, and nothing put together
+        raise_if_of_device(error)
         return None
     if not _keeps_samples(Source(fetch, samples)):
         return None
     log.info("%d samples are more than the memory for samples; they are streamed", samples)
-    return Streamed(of_dataset(dataset, collate).fetch, range(samples), size)
+    return Streamed(CompleteFetch(of_dataset(dataset, collate).fetch), range(samples), size)
 
 
 def _keeps_samples(source: Source) -> bool:
     """Whether two samples are put together as two and three as three; not so where a sample is a batch by itself."""
     try:
         return all(samples_in(source.fetch(range(n))) == n for n in (2, 3) if n <= source.samples)
-    except (ValueError, TypeError, RuntimeError):  # a user's collate may raise any of them
-        return True
-    except LookupError:  # it leaves samples out, and these are all
+    except Exception as error:  # a user's collate may raise any: of unequal samples, or as it leaves all of them out
+        raise_if_of_device(error)
+    try:
+        return all(pytree.tree_leaves(source.fetch([i])) for i in range(min(2, source.samples)))
+    except Exception as error:
+        raise_if_of_device(error)
         return False
 
 
@@ -348,7 +353,8 @@ def source_of(
         if _plain_loader(value):
             source = of_dataset(value.dataset, prepared_collate(value.collate_fn, prepare))
             if _keeps_samples(source):
-                return replace(source, whole=value, batch_size=value.batch_size, prepare=prepare)
+                fetch = CompleteFetch(source.fetch)
+                return replace(source, fetch=fetch, whole=value, batch_size=value.batch_size, prepare=prepare)
         _report_drawing(value)
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing, prepare=prepare))
     if isinstance(value, IterableDataset):
@@ -460,6 +466,25 @@ class DatasetFetch:
         is_listed = told.samples == len(indices)
         (batch,) = with_entries([open_batch(told.batch)], [told if is_listed else Collated(None, len(indices))], True)
         return batch
+
+
+@dataclass(frozen=True, eq=False)
+class CompleteFetch:
+    """A fetch of samples that count by their indices, so that none may be left out: a loss would be too small."""
+
+    fetch: Callable[[Sequence[int]], Batch]
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these samples. Raises ValueError where it has fewer rows, and nothing else of their number."""
+        batch = self.fetch(indices)
+        shapes = {leaf.shape[:2] for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()}
+        rows, n = {shape[0] for shape in shapes}, len(indices)
+        if len(rows) != 1 or max(rows) >= n or n in {shape[-1] for shape in shapes} or is_counted_otherwise(batch):
+            return batch
+        raise ValueError(
+            f"the loader's collate_fn leaves samples out ({n} were put together into {max(rows)}), so that samples "
+            "streamed or drawn would be counted wrong: give a Dataset without them, such as torch.utils.data.Subset"
+        )
 
 
 def _same(samples: list[Any]) -> list[Any]:

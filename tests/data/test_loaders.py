@@ -206,6 +206,47 @@ def test_a_collate_that_leaves_samples_out_is_read_as_the_loader_gives_it():
     assert source.samples == 8 and source.fetch(range(8))[1].equal(y[y >= 0])
 
 
+@pytest.mark.parametrize("left_out", [[0], [0, 1, 2, 3], [4]])
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_a_collate_that_raises_where_it_leaves_all_out_is_read_as_the_loader_gives_it(left_out, is_stacked, caplog):
+    def valid(rows):
+        kept = [(x, y) for x, y in rows if int(y) not in left_out]
+        if is_stacked:
+            return tuple(map(torch.stack, zip(*kept, strict=True)))  # "not enough values to unpack", of whoever reads
+        x, y = zip(*kept, strict=True)  # ValueError
+        return torch.stack(x) + torch.rand(1), torch.stack(y)
+
+    y = torch.arange(12)
+    loader = DataLoader(TensorDataset(torch.zeros(12, 1), y), 6, collate_fn=valid)
+    first, second = as_batches(loader), as_batches(loader)
+    assert torch.cat([batch[1] for batch in first]).tolist() == [i for i in range(12) if i not in left_out]
+    if len(left_out) == 1 and not is_stacked:  # what it draws is seen where some of the first samples are kept
+        assert "the loader's collate_fn draws at random" in caplog.text
+        assert all(a[0].equal(b[0]) for a, b in zip(first, second, strict=True))
+    source = source_of(loader, "data")
+    if left_out != [4]:  # the first samples show it
+        assert source.samples == 12 - len(left_out)
+        return
+    for data in (source, as_batches(loader, budget=10)):  # 12 samples would share the loss of 11
+        assert data.samples == 12
+        with pytest.raises(ValueError, match=r"leaves samples out \(6 were put together into 5\)"):
+            data.fetch(range(6))
+
+
+def test_a_sample_that_raises_and_that_the_sampler_leaves_out_is_not_needed():
+    class Broken(Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            if index == 0:
+                raise OSError("cannot identify image file")
+            return torch.zeros(2), index
+
+    loader = DataLoader(Broken(), 3, sampler=range(1, 8))
+    assert torch.cat([y for _, y in as_batches(loader)]).tolist() == list(range(1, 8))
+
+
 def test_samples_drawn_many_at_once_are_drawn_once_and_stay_as_they_are_put_together(caplog):
     class Noisy(Dataset):
         def __len__(self):
