@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.report.text import value_with_error
 from lossmap.studies.designs import LARGE_BATCH, SMALL_BATCH
 from lossmap.studies.net import NORMALISED, RAW, SHARPNESS
 from lossmap.studies.statistics import Interval, log_ratio, mean_interval, rank_correlation
@@ -223,7 +224,7 @@ def planes(nets: Nets) -> list[str]:
         error = float(net["trace_error"]) / float(net["parameters"])
         lines.append(
             f"{net['name']}: eigenvalues {number(net['smallest'])} to {number(net['largest'])}, their mean trace/n "
-            f"{number(mean)} +- {error:.2g}"
+            f"{value_with_error(mean, error)}"
         )
         for kind in ("gaussian", "filter"):
             low, high = np.asarray(net[f"{kind}_low"]), np.asarray(net[f"{kind}_high"])
@@ -242,8 +243,10 @@ def planes(nets: Nets) -> list[str]:
 
 def _against(seen: Interval, mean: float, error: float) -> str:
     """How the mean over planes compares with trace/n, whose own error counts with twice its size."""
-    if seen.low - 2 * error <= mean <= seen.high + 2 * error:
+    if seen.low <= mean <= seen.high:
         return "trace/n lies within the interval"
+    if seen.low - 2 * error <= mean <= seen.high + 2 * error:
+        return "trace/n agrees with it within their errors"
     if mean == 0:
         return "trace/n is 0"
     return f"{seen.value / mean:.3g} times trace/n, beyond the interval"

@@ -143,6 +143,20 @@ def test_planes_say_whether_the_mean_is_that_of_all_eigenvalues():
     draw_study("plane-curvature", [net])
 
 
+@pytest.mark.parametrize(
+    "interval, words",
+    [
+        ((0.0180, 0.0433), "trace/n lies within the interval"),
+        ((0.0195, 0.0433), "trace/n agrees with it within their errors"),
+        ((0.0150, 0.0187), "trace/n agrees with it within their errors"),
+        ((0.0199, 0.0433), "1.65 times trace/n, beyond the interval"),
+    ],
+)
+def test_trace_over_n_lies_within_an_interval_only_where_it_does(interval, words):
+    seen = Interval(sum(interval) / 2, *interval, 20)
+    assert verdicts._against(seen, 0.0191, 0.00027) == words
+
+
 def test_an_interval_that_holds_one_says_nothing():
     nothing, up = Interval(0.1, -0.1, 0.3, 5), Interval(0.3, 0.1, 0.5, 5)
     assert "no difference is shown" in verdicts.survival([nothing], [nothing])
