@@ -38,7 +38,8 @@ class LabelNoise:
 
     joint: Array  # (C, C) samples labelled i, confidently j
     accuracy: float
-    negative_log_likelihood: tuple[float, float]  # mean -log of the label's probability, nats, and standard error
+    # mean -log of the label's probability, nats, and standard error, which is at least the rounding of the outputs
+    negative_log_likelihood: tuple[float, float]
     entropy: float  # of the labels' frequencies, nats: the likelihood of predicting these alone
     majority: float  # the share of the most frequent label: the accuracy of predicting it alone
     suspected_errors: Array  # indices of samples confidently of another class, the most confident first
@@ -108,6 +109,7 @@ def label_noise(problem: Problem) -> LabelNoise:
     """
     read: list[tuple[Tensor, Tensor]] = []  # outputs and targets on the host
     there: list[tuple[Tensor, Tensor]] = []  # and those that are still on the device
+    eps = 0.0  # of the precision of the outputs
     with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
@@ -116,6 +118,7 @@ def label_noise(problem: Problem) -> LabelNoise:
                 y = targets_of(batch)
             if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
                 raise ValueError("label noise requires a classifier: outputs (B, C) and whole-number targets (B,)")
+            eps = max(eps, torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0)
             there.append((outputs.detach(), y))
             if sum(f.nbytes for f, _ in there) >= MAX_BYTES_THERE:
                 read.append(_read(there))
@@ -129,11 +132,14 @@ def label_noise(problem: Problem) -> LabelNoise:
         raise ValueError(
             f"label noise requires a classifier: {classes} outputs are no scores of the classes that the targets name"
         )
-    if not _are_probabilities(outputs):
-        outputs = outputs.softmax(1)
-    found = confident_learning(outputs[known].numpy(), y[known].numpy())
+    outputs = outputs[known]
+    p = outputs if _are_probabilities(outputs) else outputs.softmax(1)
+    found = confident_learning(p.numpy(), y[known].numpy())
     places = known.nonzero()[:, 0].numpy()
-    return replace(found, suspected_errors=places[found.suspected_errors])
+    loss, error = found.negative_log_likelihood
+    size = float((p * outputs.abs()).nan_to_num().sum(1).mean())  # of those that count: a mask's -inf does not
+    error = float(np.maximum(error, eps * max(loss, size)))  # NaN stays
+    return replace(found, suspected_errors=places[found.suspected_errors], negative_log_likelihood=(loss, error))
 
 
 def _read(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -167,11 +173,12 @@ def confident_learning(p: Array, y: Array) -> LabelNoise:
     with np.errstate(divide="ignore", invalid="ignore"):
         # of a probability near 1 the others' sum has the digits that it lacks itself
         likelihood = np.where(own > 0.5, -np.log1p(-np.minimum(others.sum(axis=1), 0.5)), -np.log(own))
+        deviation = float(likelihood.std())  # NaN where one is infinite
     share = count[count > 0] / len(y)
     return LabelNoise(
         joint=joint,
         accuracy=float((p.argmax(axis=1) == y).mean()),
-        negative_log_likelihood=(float(likelihood.mean()), float(likelihood.std() / np.sqrt(len(y)))),
+        negative_log_likelihood=(float(likelihood.mean()), deviation / float(np.sqrt(len(y)))),
         entropy=float(-(share * np.log(share)).sum()),
         majority=float(share.max(initial=0.0)),
         suspected_errors=other[order],

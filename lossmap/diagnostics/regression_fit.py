@@ -29,7 +29,7 @@ LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # and `mse`
 class RegressionFit:
     """Squared errors beside the variance of the targets, both means over samples and outputs.
 
-    error     mean squared error, and its standard error
+    error     mean squared error, and its standard error, which is at least the rounding of the outputs
     variance  of the targets about their mean, output by output
     gain      mean of variance less squared error, and its standard error over samples
     """
@@ -68,14 +68,17 @@ def regression_fit(problem: Problem) -> RegressionFit:
             found, y = problem.forward(problem.model, batch), _targets(batch)
             if not isinstance(found, Tensor) or y.shape != found.shape:
                 raise ValueError(NO_NUMBERS)
-            found = in_float64(found.detach())
+            eps, found = torch.finfo(found.dtype).eps, in_float64(found.detach())
             y = y.to(found.device)
-            differences = (found - y, y - mean.to(y.device))
-            by_batch.append(torch.stack([d.square().reshape(len(y), -1).mean(1) for d in differences]))
-    errors, spread = torch.cat(by_batch, 1).cpu()
+            off, spread = found - y, y - mean.to(y.device)
+            parts = (off.square(), spread.square(), 2 * eps * (off * found).abs())
+            by_batch.append(torch.stack([part.reshape(len(y), -1).mean(1) for part in parts]))
+    errors, spread, rounding = torch.cat(by_batch, 1).cpu()
     if count < 2 or not bool(torch.isfinite(errors + spread).all()):
         raise ValueError("a regression is judged by two samples and more, with finite outputs and targets")
-    return RegressionFit(_mean(errors), float(spread.mean()), _mean(spread - errors), count)
+    value, error = _mean(errors)
+    error = max(error, float(rounding.mean()))
+    return RegressionFit((value, error), float(spread.mean()), _mean(spread - errors), count)
 
 
 def _targets(batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from lossmap.diagnostics.activations import Activation, Gain
 from lossmap.health.finding import MODERATE, SERIOUS, Finding, Suggestion
 from lossmap.health.measurements import Measurements
 from lossmap.health.suggestions import CLIP, INITIALIZE, NORMALIZE, RETRAINING, SMALLER_STEP
+from lossmap.report.text import value_with_error
 
 DEAD_SHARE, HALF = 0.3, 0.5
 SATURATED_SHARE = 0.5
@@ -136,4 +137,4 @@ def _gain_text(gain: Gain) -> str:
     by = ", with no normalization after it,"
     if gain.norm:
         by = f" with its {gain.norm}"
-    return f"the output of {gain.name}{by} is {gain.gain:.3g} +- {gain.error:.2g} times its input (rms)"
+    return f"the output of {gain.name}{by} is {value_with_error(gain.gain, gain.error)} times its input (rms)"

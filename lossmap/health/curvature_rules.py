@@ -14,7 +14,7 @@ from lossmap.diagnostics.stability import stability_limit
 from lossmap.health.finding import MODERATE, NOTE, Finding, Suggestion
 from lossmap.health.measurements import Measurements
 from lossmap.health.suggestions import CLIP, NORMALIZE, SECOND_ORDER, SMALLER_STEP
-from lossmap.report.text import number, value_with_limit
+from lossmap.report.text import number, value_with_error, value_with_limit
 
 AT_THE_EDGE, BEYOND_THE_EDGE = 0.9, 1.1  # of the stability threshold
 MAX_NEGATIVE_RATIO = 0.1
@@ -35,7 +35,7 @@ def edge_of_stability(measured: Measurements) -> Iterator[Finding]:
     limit = stability_limit(measured.rate, measured.momentum, measured.nesterov)
     share = value / limit
     evidence = (
-        f"largest eigenvalue {value:.4g} +- {error:.2g}, {share:.3g} times the stability limit, {limit:.4g}, of "
+        f"largest eigenvalue {value_with_error(value, error)}, {share:.3g} times the stability limit, {limit:.4g}, of "
         f"full-batch steps with {_optimizer_text(measured)}"
     )
     means = "such steps diverge along the leading eigenvector until curvature decreases"

@@ -1,4 +1,4 @@
-"""Rules on labels and predictions: label noise, memorization, chance level, class means.
+"""Rules on labels and predictions: label noise, memorization, chance level and over-confidence, class means.
 
 Each rule takes the measurements and yields findings; which of them stand `rules.apply_rules` decides.
 """
@@ -6,19 +6,38 @@ Each rule takes the measurements and yields findings; which of them stand `rules
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isfinite
 
 import numpy as np
 
 from lossmap.health.finding import CHANCE_LEVEL, MODERATE, NOTE, SERIOUS, Finding, Suggestion
 from lossmap.health.measurements import Measurements
-from lossmap.report.text import percent_with_error
+from lossmap.health.suggestions import RETRAINING
+from lossmap.report.text import meaningful_digits, percent_with_error, value_with_error
 
 MAX_NOISE = 0.05
 MIN_ACCURACY = 0.5  # of a classifier whose doubts about labels are taken seriously
 MAX_GAP = 0.1
 MAX_NC4 = 0.25
 STOP_EARLY = "stop early"
+CALIBRATE = (
+    Suggestion(
+        "calibrate the temperature of the outputs on held-out samples",
+        "Guo et al. 2017, arXiv:1706.04599",
+        "changes the probabilities alone, no predicted class",
+    ),
+    Suggestion(
+        "label smoothing",
+        "Szegedy et al. 2016, arXiv:1512.00567; Mueller et al. 2019, arXiv:1906.02629",
+        f"{RETRAINING}; a network distilled from it was seen to learn less",
+    ),
+    Suggestion(
+        f"{STOP_EARLY}, by the loss on held-out samples",
+        "Guo et al. 2017, arXiv:1706.04599",
+        "the accuracy may still rise where that loss does too",
+    ),
+)
 
 
 def label_noise(measured: Measurements) -> Iterator[Finding]:
@@ -92,12 +111,15 @@ def memorization(measured: Measurements) -> Iterator[Finding]:
 
 
 def chance_level(measured: Measurements) -> Iterator[Finding]:
-    """A negative log-likelihood no lower than the entropy of the labels' frequencies, both in nats."""
+    """A negative log-likelihood no lower than the entropy of the labels' frequencies, both in nats.
+
+    Of a network that classifies nevertheless it says that its probabilities are wrong, not its classes.
+    """
     labels = measured.labels
     if labels is None or labels.entropy == 0.0:  # samples of one class: nothing is better than their frequency
         return
     loss, error = labels.negative_log_likelihood
-    yield Finding(
+    finding = Finding(
         rule=CHANCE_LEVEL,
         where="the model",
         value=loss,
@@ -105,12 +127,24 @@ def chance_level(measured: Measurements) -> Iterator[Finding]:
         threshold=labels.entropy,
         sense="above",
         level=SERIOUS,
-        evidence=f"the mean negative log-likelihood of the labels is {loss:.3g} +- {error:.2g} nats; predicting their "
-        f"frequencies alone gives {labels.entropy:.3g}",
+        evidence=f"the mean negative log-likelihood of the labels is {value_with_error(loss, error)} nats; predicting "
+        f"their frequencies alone gives {meaningful_digits(labels.entropy, error)}",
         means="untrained, wrong checkpoint or preprocessing, or confidently wrong; no other finding means much",
         source="by definition",
         tries=(Suggestion("check checkpoint, normalization and order of the classes", "-", "-"),),
     )
+    if labels.classifies:
+        finding = replace(
+            finding,
+            rule="over-confident",
+            level=MODERATE,
+            evidence=f"{finding.evidence}, although the network is right on "
+            f"{percent_with_error(*labels.accuracy_estimate)} of the samples (chance {100 * labels.chance:.3g} %)",
+            means="its mistakes are made with great confidence, or some labels are wrong: the predicted classes mean "
+            "something, their probabilities do not, and few samples make most of the loss",
+            tries=CALIBRATE,
+        )
+    yield finding
 
 
 def class_means(measured: Measurements) -> Iterator[Finding]:

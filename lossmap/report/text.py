@@ -53,12 +53,22 @@ def value_with_error(value: float, error: float) -> str:
     """
     if isnan(value):
         return "not found"
-    if not isfinite(error) or error <= 0.0:
+    bar = f" +- {_digits(error, DIGITS_OF_ERRORS)}" if isfinite(error) and error > 0.0 else ""
+    return meaningful_digits(value, error) + bar
+
+
+def meaningful_digits(value: float, error: float) -> str:
+    """`12.345` of an error of 0.012, which is printed elsewhere: as `value_with_error` has the value."""
+    if not (isfinite(error) and error > 0.0 and isfinite(value) and value):
         return f"{value:.6g}"
-    if not isfinite(value) or value == 0.0:
-        return f"{value:.6g} +- {_digits(error, DIGITS_OF_ERRORS)}"
     digits = floor(log10(abs(value))) - floor(log10(error)) + DIGITS_OF_ERRORS
-    return f"{_digits(value, min(max(digits, 2), MAX_DIGITS))} +- {_digits(error, DIGITS_OF_ERRORS)}"
+    return _digits(value, min(max(digits, 2), MAX_DIGITS))
+
+
+def interval_text(low: float, high: float) -> str:
+    """`4.25674 to 4.25677`: as many digits as its half width, taken for an error, leaves meaningful."""
+    half = (high - low) / 2.0
+    return f"{meaningful_digits(low, half)} to {meaningful_digits(high, half)}"
 
 
 def value_with_limit(value: float, error: float, limit: float) -> str:

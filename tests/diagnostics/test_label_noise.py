@@ -79,6 +79,30 @@ def test_negative_log_likelihood_and_entropy_are_those_of_the_definition():
     assert found.entropy == pytest.approx(np.log(2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [0.0, 100.0, [0.0, 0.0, -torch.inf], [0.0, 0.0, -1e9]])
+def test_the_error_of_a_likelihood_is_no_less_than_the_rounding_of_the_outputs(dtype, bias):
+    model, y = nn.Linear(2, 3, bias=False).to(dtype), torch.arange(30) % 2
+    with torch.no_grad():
+        model.weight.zero_()
+    shifted = Shifted(model, torch.as_tensor(bias, dtype=dtype))
+    found = label_noise(Problem.supervised(shifted, "crossentropy", (torch.randn(30, 2, dtype=dtype), y)))
+    loss, error = found.negative_log_likelihood
+    largest = max(loss, 100.0 if bias == 100.0 else 0.0)
+    assert loss == pytest.approx(np.log(3 if isinstance(bias, float) else 2))
+    assert error == pytest.approx(torch.finfo(dtype).eps * largest, rel=1e-6)
+
+
+class Shifted(nn.Module):
+    def __init__(self, inner, shift):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("shift", shift)
+
+    def forward(self, x):
+        return self.inner(x) + self.shift
+
+
 def untrained(samples, classes, seed, width=64):
     """An untrained network over samples whose inputs differ by class: probabilities (N, C) and labels (N,)."""
     torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import nan
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +16,15 @@ from lossmap.data import datasets
 from lossmap.data.batches import FixedBatches, Resident, Streamed
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.stability import stability_limit
+from lossmap.health.activation_rules import signal_gains
+from lossmap.health.curvature_rules import edge_of_stability
 from lossmap.health.diagnose import diagnose, diagnose_network_health, subset
 from lossmap.health.finding import SERIOUS
+from lossmap.health.label_rules import chance_level
 from lossmap.health.measurements import Measurements
 from lossmap.health.rules import apply_rules
 from lossmap.linalg.power_law import PowerLawTail
+from lossmap.report.text import percent_with_error
 from lossmap.training import Recipe, train
 
 
@@ -158,6 +163,39 @@ def test_a_net_at_the_edge_of_stability_is_found_and_called_no_fault(data):
 def test_an_untrained_net_is_at_chance_level(data):
     health = diagnose_network_health(zoo.build("mlp", seed=0), data, examinations=("signals",))
     assert rules(health)[0] == "chance-level"
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e4])  # of which some likelihoods are 0
+def test_a_confident_net_whose_mistakes_ruin_its_likelihood_is_not_at_chance_level(data, net, scale):
+    with torch.no_grad():
+        for parameter in net[-1].parameters():
+            draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            parameter.add_(0.5 * parameter.std() * draw).mul_(scale)  # some mistakes more
+    health = diagnose_network_health(net, data, examinations=("signals",))
+    labels = health.measurements.labels
+    loss, error = labels.negative_log_likelihood
+    assert (
+        labels.classifies and (np.isinf(loss) or loss - 2 * error > labels.entropy) and np.isinf(loss) == (scale > 99)
+    )
+    assert "chance-level" not in rules(health)
+    (found,) = (f for f in health.findings if f.rule == "over-confident")
+    assert found.severity == "moderate" and (found.value, found.threshold) == (loss, labels.entropy)
+    assert f"right on {percent_with_error(*labels.accuracy_estimate)} of the samples (chance" in found.evidence
+    text = " ".join(repr(health).split())
+    assert "its task above chance: " in text and "no other finding means much" not in text
+    assert "calibrate the temperature" in text
+
+
+def test_a_value_in_the_evidence_has_the_digits_of_its_error():
+    spectrum = SimpleNamespace(largest=(4.2567568, 8.4e-6), smallest=(nan, nan), top=None)
+    (edge,) = edge_of_stability(Measurements("net", 3, 5, spectrum=spectrum, rate=1.0))
+    assert "largest eigenvalue 4.2567568 +- 8.4e-06, " in edge.evidence
+    labels = SimpleNamespace(negative_log_likelihood=(1.0986123, 1.3e-7), entropy=1.05, classifies=False)
+    (chance,) = chance_level(Measurements("net", 3, 5, labels=labels))
+    assert chance.rule == "chance-level" and "labels is 1.0986123 +- 1.3e-07 nats" in chance.evidence
+    gain = SimpleNamespace(name="1", gain=12.3456789, error=8.4e-6, first=False, last=False, norm="")
+    (exploding,) = signal_gains(Measurements("net", 3, 5, activity=SimpleNamespace(gains=(gain,))))
+    assert "is 12.3456789 +- 8.4e-06 times" in exploding.evidence
 
 
 def test_saturated_units_are_found(data):

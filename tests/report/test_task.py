@@ -93,6 +93,10 @@ def test_of_a_regression_the_squared_error_stands_against_the_variance_of_the_ta
     assert both.startswith("not shown to be better than the targets' mean: ") and "of 100 held-out samples" in both
     assert "explained" not in both
     assert regression_fit(regression(0.3, loss=torch.nn.L1Loss())[0]).variance == fit.variance
+    x = torch.randn(30, 2)
+    constant = regression(0.0, scale=0.0)[0].model
+    of_one_error = regression_fit(Problem.supervised(constant, "mse", (x, torch.full((30, 1), 6.5))))
+    assert of_one_error.error == (2.25, pytest.approx(2 * 1.5 * 5.0 * torch.finfo(torch.float32).eps))
     for other in (linear(5.0), regression(0.3, loss=torch.nn.BCEWithLogitsLoss())[0]):
         with pytest.raises(ValueError, match="a regression has the loss mse"):
             regression_fit(other)
