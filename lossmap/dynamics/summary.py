@@ -26,7 +26,7 @@ import numpy as np
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics
 from lossmap.dynamics.nulls import CONFIDENCE, InformedNull
 from lossmap.linalg import subspaces
-from lossmap.report.text import WIDTH, filled
+from lossmap.report.text import WIDTH, filled, value_with_error
 
 Array = np.ndarray
 STILL = 0.02  # loss of overlap, over the whole run and per step, below which nothing rotates
@@ -144,10 +144,8 @@ def _beside_halves(successive: float, null: InformedNull) -> tuple[str, str, dic
     divisions = null.halves.shape[1]
     widths = null.half_width if divisions > 1 else np.zeros(len(null.steps))  # of one division nothing is known
     low, high = float((null.mean - widths).min()), float((null.mean + widths).max())
-    bars = [f" +- {w:.2g}" if divisions > 1 else "" for w in widths]
-    measured = " and ".join(
-        f"{mean:.3g}{bar} at step {step:g}" for step, mean, bar in zip(null.steps, null.mean, bars, strict=True)
-    )
+    means = [value_with_error(m, w) if divisions > 1 else f"{m:.3g}" for m, w in zip(null.mean, widths, strict=True)]
+    measured = " and ".join(f"{mean} at step {step:g}" for mean, step in zip(means, null.steps, strict=True))
     how = "one division: no error bar"
     if divisions > 1:
         how = f"means of {divisions} random divisions with their {100 * CONFIDENCE:g} % intervals"

@@ -33,6 +33,7 @@ from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.preconditioned import PreconditionedOperator
+from lossmap.report.text import meaningful_digits, value_with_error
 from lossmap.sums import in_float64, norm
 
 logger = logging.getLogger("lossmap")
@@ -129,9 +130,15 @@ def _eigenvector(
     if angle > MAX_ANGLE:
         near = [i for i in (place - 2, place) if 0 <= i < pairs.values.size]
         next_one = min(near, key=lambda i: abs(float(pairs.values[i]) - value), default=None)
-        beside = "" if next_one is None else f", beside the next one, {float(pairs.values[next_one]):.4g}"
+        beside = (
+            ""
+            if next_one is None
+            else f", beside the next one, {meaningful_digits(float(pairs.values[next_one]), error)}"
+        )
         within = f"within {angle:.2g} radians of an eigenvector" if angle < 1 else "not told from those next to it"
-        logger.warning("the axis %s is %s: its eigenvalue is %.4g +- %.1g%s", kind, within, value, error, beside)
+        logger.warning(
+            "the axis %s is %s: its eigenvalue is %s%s", kind, within, value_with_error(value, error), beside
+        )
     return pairs.vectors[:, place - 1], {"eigenvalue": value, "residual": error, "max_angle": min(angle, pi / 2)}
 
 

@@ -20,6 +20,8 @@ from math import inf, nan
 
 import numpy as np
 
+from lossmap.report.text import value_with_error
+
 Array = np.ndarray
 MIN_TAIL_SIZE = 50  # values in a tail that can be fitted
 MAX_STARTS = 60  # values of x_min that are tried
@@ -63,7 +65,7 @@ class PowerLawTail:
         word = "rejected"
         if self.plausible:
             word = "not rejected"
-        fit = f"alpha {self.alpha:.2f} +- {self.error:.2f} over {self.count} values"
+        fit = f"alpha {value_with_error(self.alpha, self.error)} over {self.count} values"
         return f"{fit}; a power law is {word} (p {self.p:.2f})"
 
 

@@ -26,6 +26,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting.contour_levels import suits_log, usual_ends
 from lossmap.plotting.html import digest_of
 from lossmap.plotting.quantities import Quantity, quantity
+from lossmap.report.text import value_with_error
 
 Row = Mapping[str, Any]
 WIDTH, HEIGHT = 168, 126  # of a small multiple, in pixels
@@ -203,8 +204,9 @@ def _cell(value: Any, error: Any) -> str:
         return "<td></td>"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"<td>{_text(_plain(value))}</td>"
-    bar = f' <span class="bar">&plusmn; {error:.2g}</span>' if error is not None else ""
-    return f'<td class="number" data-value="{value!r}">{value:.5g}{bar}</td>'
+    shown, _, bar = (value_with_error(value, error) if error is not None else f"{value:.5g}").partition(" +- ")
+    bar = f' <span class="bar">&plusmn; {bar}</span>' if bar else ""
+    return f'<td class="number" data-value="{value!r}">{shown}{bar}</td>'
 
 
 # ---- the small multiples
@@ -443,7 +445,7 @@ def _strip(values: np.ndarray, errors: np.ndarray, low: float, high: float) -> s
         marks.append(
             f'<line x1="{left(value - error):.1f}" x2="{left(value + error):.1f}" y1="{top:.1f}" y2="{top:.1f}" '
             f'stroke="#3b5b92"/><circle cx="{left(value):.1f}" cy="{top:.1f}" r="2.4" fill="#3b5b92">'
-            f"<title>{value:.6g} &#177; {error:.2g}</title></circle>"
+            f"<title>{value_with_error(value, error).replace('+-', '&#177;')}</title></circle>"
         )
     ends = ", ".join(f"{value:.4g}" for value in values[order])
     return _svg("".join(marks), low, high, f"eigenvalues {ends}")

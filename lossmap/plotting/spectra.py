@@ -40,6 +40,7 @@ from lossmap.plotting.style import (
 from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name, set_titles
 from lossmap.plotting.unfinished_spectra import MISSING
 from lossmap.report.stored import names_in_file
+from lossmap.report.text import value_with_error
 
 PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
 NAME_LETTERS, SHARE_OF_NAME = 18, 0.2  # of a line of a spectrum's name at its row; of the figure's width, at most
@@ -625,8 +626,8 @@ def _say_unfinished(figure: Figure, group: Group) -> None:
         return
     lines = [f"unfinished, still to come: {attributes[MISSING]}"]
     if "trace" in attributes:
-        error = f" ± {float(attributes['trace_error']):.2g}" if "trace_error" in attributes else ""
-        lines.append(f"trace {float(attributes['trace']):.4g}{error}")
+        trace = value_with_error(float(attributes["trace"]), float(attributes.get("trace_error", 0.0)))
+        lines.append(f"trace {trace.replace('+-', '±')}")
     figure.suptitle("\n".join("\n".join(wrap(line, 52)) for line in lines), fontsize=7, color=RED)
 
 

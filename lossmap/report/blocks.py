@@ -31,6 +31,7 @@ from lossmap.report.text import (
     some,
     table,
     titled,
+    value_with_error,
     value_with_limit,
     wrapped,
 )
@@ -90,8 +91,8 @@ def block_text(b: BlockSummary, matrix: str = "hessian") -> str:
     flatness = "; no curvature by itself" * (matrix != GAUSS_NEWTON)
     high, low, floor = number(b.largest), number(b.smallest), f"{b.floor:.1e}"
     up, down, flat = (some(c, "eigenvalue") for c in (b.positive, b.negative, b.zero))
-    text = f"from {low} to {high}, each +- {b.error:.2g}; {counts(b.positive)} positive, {counts(b.negative)} negative "
-    text += f"beyond {floor}"
+    text = f"from {value_with_error(b.smallest, b.error)} to {value_with_error(b.largest, b.error)}; "
+    text += f"{counts(b.positive)} positive, {counts(b.negative)} negative beyond {floor}"
     if b.kind == "zero":
         text = f"all {b.size:,} eigenvalues are zero{flatness}"
         if b.largest > 0.0 or b.smallest < 0.0:
@@ -115,7 +116,7 @@ def block_text(b: BlockSummary, matrix: str = "hessian") -> str:
     elif b.kind == "indefinite":
         smallest = f"smallest {low}, {_percent(b.smallest, b.largest)} of the largest"
         if b.smallest >= 0.0:
-            smallest = f"the smallest found, {low} +- {b.error:.2g}, is not resolved from them"
+            smallest = f"the smallest found, {value_with_error(b.smallest, b.error)}, is not resolved from them"
         text = (
             f"{up} positive (largest {high}), {down} negative ({smallest}); a saddle in these parameters where the "
             "gradient is zero"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lossmap.report.text import value_with_error
+from lossmap.report.text import interval_text, meaningful_digits, value_with_error
 
 SHOWN_ROUNDING = 5e-6  # of an exact trace, from which on rounding reaches the digits that are printed
 
@@ -21,8 +21,8 @@ def trace_text(value: float, error: float, interval: tuple[float, float], method
     kind = "standard error"
     if method == "xtrace":
         kind = "jackknife standard error (conservative)"
-    low, high = interval
-    return f"{value:.4g} +- {error:.2g} ({kind}; 95 % interval {low:.4g} to {high:.4g}; {method}, {products} products)"
+    text = f"{value_with_error(value, error)} ({kind}; 95 % interval {interval_text(*interval)}"
+    return f"{text}; {method}, {products} products)"
 
 
 def diagonal_text(size: int, smallest: float, largest: float, error: float, method: str) -> str:
@@ -30,7 +30,8 @@ def diagonal_text(size: int, smallest: float, largest: float, error: float, meth
     kind = "standard error"
     if method == "unit vectors":
         kind = "exact but for rounding, error"
-    return f"{size:,} entries, estimates from {smallest:.4g} to {largest:.4g}; {kind} {error:.2g} in the median"
+    low, high = meaningful_digits(smallest, error), meaningful_digits(largest, error)
+    return f"{size:,} entries, estimates from {low} to {high}; {kind} {error:.2g} in the median"
 
 
 def mass_text(shares: Sequence[float], size: int, confidence: float) -> str:

@@ -13,7 +13,17 @@ from math import inf, isfinite, isnan
 
 import numpy as np
 
-from lossmap.report.text import WIDTH, filled, number, rough_number, table, value_with_error, value_with_limit, wrapped
+from lossmap.report.text import (
+    WIDTH,
+    filled,
+    meaningful_digits,
+    number,
+    rough_number,
+    table,
+    value_with_error,
+    value_with_limit,
+    wrapped,
+)
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of
 
@@ -94,9 +104,7 @@ class Comparison:
         parts = []
         for name, (value, error) in self.gap(first, second).items():
             if isfinite(value):
-                text = f"{name} {value:+.4g}"
-                if error:
-                    text += f" +- {error:.2g}"
+                text = f"{name} {'+' * (value >= 0.0)}{value_with_error(value, error)}"
                 if name != "loss" and abs(value) <= error:
                     text += " (within the error)"
                 parts.append(text)
@@ -150,7 +158,7 @@ class L2Path:
             limit = inf
             if self.largest[i] > 0:
                 limit = 2.0 / self.largest[i]
-            row = [f"{strength:g}", f"{self.largest[i]:.5g}", f"{self.smallest[i]:.5g}"]
+            row = [f"{strength:g}", *map(meaningful_digits, (self.largest[i], self.smallest[i]), self.errors)]
             row += [number(self.conditions[i]), number(limit)]
             if self.retrained:
                 s = self.retrained[i]
@@ -162,7 +170,7 @@ class L2Path:
         lines += table(rows, right=range(len(rows[0])))
         text = (
             f"(errors: largest +- {self.errors[0]:.2g}, smallest +- {self.errors[1]:.2g}; no eigenvalue is negative "
-            f"from strength {self.convex_from:.4g} on)"
+            f"from strength {meaningful_digits(self.convex_from, self.errors[1])} on)"
         )
         lines += [f"  {line}" for line in filled(text, WIDTH - 2)]
         return "\n".join(lines)

@@ -19,6 +19,7 @@ from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import summarize
 from lossmap.io.eigenvector_store import results_of
 from lossmap.plotting.dynamics import draw_panel
+from lossmap.report.text import value_with_error
 
 
 def net(seed):
@@ -83,7 +84,7 @@ def test_the_nulls_are_those_of_dense_eigenvectors_and_stay_in_the_file(tmp_path
     np.testing.assert_allclose(group["null_divisions"], halves, atol=1e-4)
     np.testing.assert_allclose(group["null_halves"], np.mean(halves, axis=1), atol=1e-4)
     bar = 4.302653 * np.std(halves[0], ddof=1) / np.sqrt(3)
-    assert f"{np.mean(halves[0]):.3g} +- {bar:.2g} at step 0" in " ".join(run.summary.split())
+    assert f"{value_with_error(np.mean(halves[0]), bar)} at step 0" in " ".join(run.summary.split())
     assert group["null_step"].tolist() == [0, 2]
     other = dense(given, tmp_path / "other.pt", 2)
     seed = [overlap(dense(given, folder / f"epoch_{step}.pt", 2), other) for step in (0, 1, 2)]

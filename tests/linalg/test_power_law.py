@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lossmap.linalg.power_law import power_law_tail
+from lossmap.linalg.power_law import PowerLawTail, power_law_tail
 
 
 def pareto(alpha, count, seed=0):
@@ -35,6 +35,10 @@ def test_the_error_is_the_spread_over_draws():
     draws = [power_law_tail(pareto(2.5, 200, seed=k), draws=25) for k in range(16)]
     spread = np.std([t.alpha for t in draws])
     assert 0.4 * spread < np.mean([t.error for t in draws]) < 2.5 * spread
+
+
+def test_the_exponent_has_the_digits_of_its_error():
+    assert "alpha 2.5012 +- 0.0031 over" in repr(PowerLawTail(2.501234, 0.0031, 1.0, 900, 900, 0.01, 0.5))
 
 
 def test_a_few_values_are_reported_as_too_few():

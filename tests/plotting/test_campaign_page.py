@@ -14,7 +14,7 @@ from PIL import Image
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import write_surface
 from lossmap.io.surface import Group, Surface
-from lossmap.plotting.campaign_page import campaign_page
+from lossmap.plotting.campaign_page import _cell, _strip, campaign_page
 
 CHROMIUM = shutil.which("chromium")
 GRID = Grid(np.linspace(-1, 1, 6), np.linspace(1, -1, 5))  # x ascending, y descending
@@ -48,6 +48,14 @@ def page(tmp_path):
         member(tmp_path, "dddd", Surface(Grid(GRID.x), {"train_loss": GRID.x**2 + 1}), "line"),
     ]
     return campaign_page(rows, "sweep <i>.toml", tmp_path / "report.html")
+
+
+def test_values_have_the_digits_of_their_errors():
+    bar = '<span class="bar">&plusmn; 8.4e-06</span>'
+    assert _cell(4.2567568, 8.4e-6) == f'<td class="number" data-value="4.2567568">4.2567568 {bar}</td>'
+    assert _cell(4.2567568, None).endswith(">4.2568</td>")
+    strip = _strip(np.array([4.2567568]), np.array([8.4e-6]), 0.0, 5.0)
+    assert "<title>4.2567568 &#177; 8.4e-06</title>" in strip
 
 
 def test_signs_and_scales_are_those_of_the_print(page):

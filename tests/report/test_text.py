@@ -1,11 +1,25 @@
 """Sentences of reports: none may contradict its own numbers."""
 
-from math import inf
+import re
+from math import inf, nan
+from pathlib import Path
 
 import pytest
 
 from lossmap.report.blocks import BlockSummary, block_text
-from lossmap.report.text import filled, percent_with_error, raised_error, table, wrapped
+from lossmap.report.text import (
+    filled,
+    interval_text,
+    meaningful_digits,
+    percent_with_error,
+    raised_error,
+    table,
+    value_with_error,
+    wrapped,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN_DIGITS = re.compile(r"(?:\{[^{}]*:[^{}]*\.\d[efg]\}|%\.\d[efg]) ?(?:\+-|\u00b1|&plusmn;|&#177;) ?(?:\{|%)")
 
 
 @pytest.mark.parametrize(
@@ -19,6 +33,44 @@ from lossmap.report.text import filled, percent_with_error, raised_error, table,
 )
 def test_shares_with_errors_are_written_in_plain_digits(share, error, text):
     assert percent_with_error(share, error) == text
+
+
+@pytest.mark.parametrize(
+    "value, error, text",
+    [
+        (4.2567568, 8.4e-6, "4.2567568 +- 8.4e-06"),
+        (1.0986123, 1.3e-7, "1.0986123 +- 1.3e-07"),  # a zero at the end is left out
+        (12.3449, 0.0123, "12.345 +- 0.012"),
+        (-0.5, 3.0, "-0.5 +- 3"),
+        (0.0, 0.02, "0 +- 0.02"),
+        (4.0, 0.0, "4"),
+        (4.0, nan, "4"),
+        (nan, 1.0, "not found"),
+    ],
+)
+def test_a_value_has_as_many_digits_as_its_error(value, error, text):
+    assert value_with_error(value, error) == text
+    assert text == "not found" or text.partition(" ")[0] == meaningful_digits(value, error)
+
+
+def test_the_ends_of_an_interval_have_as_many_digits_as_tell_them_apart():
+    assert interval_text(4.25674, 4.25677) == "4.25674 to 4.25677"
+    assert interval_text(1.0, 3.0) == "1 to 3" and interval_text(-inf, inf) == "-inf to inf"
+
+
+def test_no_module_prints_a_value_and_its_bar_with_digits_of_its_own():
+    assert OWN_DIGITS.search('f"{value:.4g} +- {error:.2g}"') and OWN_DIGITS.search('"%.4g +- %.1g"')
+    for path in (ROOT / "lossmap").rglob("*.py"):
+        found = OWN_DIGITS.findall(path.read_text())
+        assert not found, f"{path}: {found}"
+
+
+def test_the_ends_of_a_block_have_the_digits_of_their_error():
+    block = BlockSummary(
+        "1.weight", "1", 3, 4.2567568, 1.0986123, 4.2567568, inf, 8.4e-6, 4e-11, 2e-7, True, (3, 3), (0, 0), (0, 0),
+        "undecided", "",
+    )  # fmt: skip
+    assert "from 1.0986123 +- 8.4e-06 to 4.2567568 +- 8.4e-06; 3 positive" in block_text(block)
 
 
 def test_negative_counts_beside_a_smallest_eigenvalue_that_is_not_resolved_from_them():

@@ -15,6 +15,7 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.probabilistic_bounds import NO_LIMITS
 from lossmap.spectra.compare import compare, l2_path
 from lossmap.spectra.spectrum import spectrum, spectrum_of
 from lossmap.spectra.summaries import masses_of, share_by_tensor
@@ -280,6 +281,18 @@ def test_spectra_stand_side_by_side_with_their_gap(problem):
     assert "test - train: loss" in text and list(both) == ["train", "test"]
     with pytest.raises(ValueError, match="there are no spectra to compare"):
         compare({})
+
+
+def test_gaps_and_shifts_have_the_digits_of_their_errors(problem):
+    s = replace(spectrum(problem, top=1, trace_products=0, density_error=None), loss=1.5, loss_error=0.0, trace=None)
+    a, b = (
+        replace(s, top=replace(s.top, values=np.array([v]), residuals=np.array([4e-6]), limits=NO_LIMITS))
+        for v in (4.0, 8.2567568)
+    )
+    assert "largest +4.2567568 +- 8e-06" in " ".join(repr(compare({"a": a, "b": b})).split())
+    assert "largest -4.2567568 +- 8e-06" in " ".join(repr(compare({"b": b, "a": a})).split())
+    row = repr(l2_path(b, [0.5])).splitlines()
+    assert any(line.split()[:2] == ["0.5", "8.7567568"] for line in row)
 
 
 def test_an_l2_path_is_the_exact_shift_at_fixed_weights(problem):
