@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from lossmap.report.text import percent_with_error, value_with_error
+from lossmap.report.text import meaningful_digits, percent_with_error, value_with_error
 
 WHOLE_NETWORK = ("the model", "the data", "held-out samples")  # what findings are about that is no layer
 MAX_LAYERS = 3  # that are named
@@ -65,12 +65,18 @@ def _numbers(task: Mapping[str, Any], brief: bool = False) -> str:
             return error
         explained = 100 * (1 - task["loss"] / task["variance"])
         share = f", {explained:.3g} % of it explained" if task["is_better"] else ""
-        return f"{error} (variance of the targets {task['variance']:.3g}{share})"
+        return f"{error} (variance of the targets {_beside_loss(task, 'variance')}{share})"
     accuracy = f"accuracy {percent_with_error(task['accuracy'], task['accuracy_error'])}"
     loss = f"loss {_loss(task)} nats"
     if brief:
         return f"{accuracy}, {loss}"
-    return f"{accuracy} (chance {100 * task['chance']:.3g} %), {loss} (labels' frequencies alone {task['entropy']:.3g})"
+    alone = _beside_loss(task, "entropy")
+    return f"{accuracy} (chance {100 * task['chance']:.3g} %), {loss} (labels' frequencies alone {alone})"
+
+
+def _beside_loss(task: Mapping[str, Any], name: str) -> str:
+    """What the loss is compared with, to the digits that the loss's error leaves meaningful."""
+    return meaningful_digits(task[name], task["loss_error"]) if task["loss_error"] else f"{task[name]:.3g}"
 
 
 def _loss(task: Mapping[str, Any]) -> str:
