@@ -52,6 +52,7 @@ from lossmap.curvature.team_check import any_of_all, check_by_all
 from lossmap.data.batch_structure import strided_parts
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.weight_check import refuse_moving_frozen
 from lossmap.device_errors import loses_gpu, out_of_memory
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import free_memory
@@ -166,6 +167,7 @@ def _prepared(
     moving = selected(problem.model, parameters)
     refuse_unfit(moving.values())
     problem = check_loss(problem, total=total)
+    refuse_moving_frozen(problem, moving)
     device = next(iter(moving.values())).device
     if memory is None:
         memory = free_memory(device) // 3

@@ -33,6 +33,7 @@ from lossmap.curvature.team_check import check_by_all
 from lossmap.data.criteria import ScaledCriterion, SupervisedLoss
 from lossmap.data.loss_check import NO_MEAN, check_loss
 from lossmap.data.problem import Problem
+from lossmap.data.weight_check import refuse_moving_frozen
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.preconditioned import PreconditionedOperator
 
@@ -213,6 +214,7 @@ def _operator(
     measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
     plain = CurvatureOperator(problem, product, parameters, total, measure)
     refuse_unfit(plain.named.values())
+    refuse_moving_frozen(problem, plain.named)
     device = next(iter(plain.named.values())).device
     unplanned = plan is None and backend_of(backend) == "double-backward"
 

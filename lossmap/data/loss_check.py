@@ -216,7 +216,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     problem = with_copied_batches(problem, few_samples(problem, most))
     find_merged_layers(problem, few_samples(problem, most))
     problem = with_gradients_recorded(problem, few_samples(problem, most), 5 * rounding_of(problem.model))
-    problem = with_weight_checked(problem)
+    problem = with_weight_checked(problem, few_samples(problem, most))
     probe = _Probe(problem, most)
     _refuse_stale_memo(problem, probe)
     refuse_aliases(problem, probe.own_batch, rounding_of(problem.model))

@@ -8,7 +8,7 @@ and metrics are not: their sum was counted at one theta, and is another at every
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
@@ -25,24 +25,28 @@ from lossmap.data.problem import CustomCount, Problem, gives_weight
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import normal, same_random_state
 
-MAX_BATCHES, MAX_SAMPLES = 2, 256  # at which it is looked: of batches that are never cut, and of samples of others
+MAX_BATCHES = 2  # of batches that are never cut, at which it is looked
 SCALES = (0.05, 20.0)  # of all weights: margins turn, and every number that is made of outputs moves
 DRAWS = 3  # of all weights at random, at which a classifier is right by chance alone
 TOLERANCE = 1e-5  # relative, by which weights that are sums in floating point may differ
 
 
-def with_weight_checked(problem: Problem) -> Problem:
+OF_FROZEN = "the weight that the loss returns beside its value depends on frozen parameters"  # a note begins so
+
+
+def with_weight_checked(problem: Problem, few: Batch) -> Problem:
     """The problem; with a note where its batches' weights depend on parameters that are frozen.
+
+    few  the samples that are looked at, of data that are not kept in batches
 
     Raises ValueError where the weight of a batch is another one at other values of the trainable parameters.
     """
     count = problem.count
     if not isinstance(count, CustomCount):
         return problem
-    data = problem.data
-    if not isinstance(data, FixedBatches):
-        data = data.rebatched(min(MAX_SAMPLES, data.samples))
-    batches = list(islice(data, MAX_BATCHES if isinstance(data, FixedBatches) else 1))
+    batches = [few]
+    if isinstance(problem.data, FixedBatches):
+        batches = list(islice(problem.data, MAX_BATCHES))
     with temporary_parameters(count.model, {}), torch.enable_grad(), same_random_state(20):
         if not gives_weight(count.loss, count.model, batches[0]):
             return problem
@@ -59,11 +63,23 @@ def with_weight_checked(problem: Problem) -> Problem:
     frozen = {name: p for name, p in named.items() if name not in trainable}
     if not frozen or _differing(count, batches, frozen) is None:
         return problem
-    note = (
-        "the weight that the loss returns beside its value depends on frozen parameters: it is taken as it is at the "
-        "model's own, so that these have to stay (--parameters trainable)"
-    )
-    return replace(problem, notes=(*problem.notes, note))
+    return replace(problem, notes=(*problem.notes, f"{OF_FROZEN}; these stay at the model's own"))
+
+
+def refuse_moving_frozen(problem: Problem, moving: Iterable[str | Mapping[str, Tensor]]) -> None:
+    """Raise ValueError where frozen parameters on which a batch's weight depends move.
+
+    moving  names of parameters, or directions by these, along which the model is moved or differentiated
+    """
+    if not any(note.startswith(OF_FROZEN) for note in problem.notes):
+        return
+    frozen = [name for name, p in problem.model.named_parameters() if not p.requires_grad]
+    for each in moving:
+        if each in frozen if isinstance(each, str) else any(bool(each[name].any()) for name in frozen if name in each):
+            raise ValueError(
+                f"{OF_FROZEN}, which move here, so that the mean over it would be of another loss at every point; "
+                "leave them where they are: --parameters trainable (parameters='trainable')"
+            )
 
 
 def _differing(
@@ -105,7 +121,7 @@ def _weights(count: CustomCount, batches: Sequence[Batch], borrowed: AbstractCon
             try:
                 with same_random_state(20):
                     weights.append(count(batch))
-            except (ValueError, ArithmeticError, RuntimeError) as error:
+            except Exception as error:  # somebody's own loss may raise anything far away
                 raise_if_of_device(error)
                 weights.append(nan)
     return weights

@@ -43,6 +43,7 @@ from lossmap.data.borrow import temporary_parameters
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.data.random_batches import rows_of
+from lossmap.data.weight_check import refuse_moving_frozen
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.io.surface import Group
@@ -474,6 +475,9 @@ def connection_map(
     Raises ValueError where a loss cannot be evaluated repeatably.
     """
     checked = {split: check_loss(p, total=total) for split, p in problems.items()}
+    for way in (plane, *(each.plane for each in (beside or {}).values())):
+        for problem in checked.values():
+            refuse_moving_frozen(problem, way.axes)
     return ConnectionMap(
         checked, plane, plan, statistics=statistics, beside=beside, total=total, autocast=autocast,
         settings=settings, noise_repeats=noise_repeats,

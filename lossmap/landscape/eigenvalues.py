@@ -36,6 +36,7 @@ from lossmap.curvature.rounding import extrapolated_rounding
 from lossmap.data.loss_check import check_loss
 from lossmap.data.noise import mean_and_error, mean_over, realizations
 from lossmap.data.problem import Problem
+from lossmap.data.weight_check import refuse_moving_frozen
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
@@ -174,6 +175,9 @@ class EigenvalueMap:
         if unit is None:
             unit = problems[0].unit if problems else "nats"
         ready = _prepared(given, parameters, backend, noise_repeats)
+        for factory in ready.factories.values():
+            if isinstance(own := getattr(factory, "problem", None), Problem):  # somebody's own factory may have none
+                refuse_moving_frozen(own, plane.axes)
         self.prepared: dict[str, OperatorFactory] = ready.factories
         self.plane, self.which = plane, which
         self.parts = parts_of(which)

@@ -24,6 +24,7 @@ from lossmap.data.criteria import NoWeight
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_weights import stored_origin
 from lossmap.data.problem import Problem
+from lossmap.data.weight_check import refuse_moving_frozen
 from lossmap.device_errors import loses_gpu, out_of_memory
 from lossmap.geometry.directions import Plane
 from lossmap.keywords import checked_keywords
@@ -91,6 +92,8 @@ def losses(
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
     with stored_origin(next(iter(problems.values())).model, plane.origin):
         problems = {split: check_loss(p, total=total) for split, p in problems.items()}
+    for each in problems.values():
+        refuse_moving_frozen(each, plane.axes)
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
     has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())

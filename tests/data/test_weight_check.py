@@ -119,14 +119,33 @@ def by_frozen_weights(model, batch):
     return (each * weight).sum() / weight.sum(), weight.sum()
 
 
-def test_a_weight_of_frozen_parameters_is_taken_with_a_word(caplog):
+def test_a_weight_of_frozen_parameters_is_taken_where_these_stay(caplog):
     model = Frozen()
     problem = Problem.custom(model, by_frozen_weights, [(X[:25], Y[:25]), (X[25:], Y[25:])])
     truth = F.cross_entropy(model(X), Y, weight=model.of_classes.detach()).item()
     line = lossmap.random_plane(model, 1, parameters="trainable")
     found = lossmap.survey(lossmap.losses(problem, line), lossmap.Grid([0.0]))
     assert found["train_loss"].item() == pytest.approx(truth, rel=1e-6)
-    assert "depends on frozen parameters: it is taken as it is at the model's own" in caplog.text
+    assert "depends on frozen parameters; these stay at the model's own" in caplog.text
+    top = lossmap.spectrum(problem, parameters="trainable", top=1).top
+    exact = lossmap.spectrum(
+        Problem.supervised(model, nn.CrossEntropyLoss(weight=model.of_classes.detach()), (X, Y)),
+        parameters="trainable", top=1,
+    ).top  # fmt: skip
+    assert abs(top.values[0] - exact.values[0]) <= top.residuals[0] + exact.residuals[0]
+    moving, other = lossmap.random_plane(model, 1, ignore="none"), Frozen()
+    with torch.no_grad():
+        other.of_classes += 1.0
+    named = "depends on frozen parameters, which move here.*--parameters trainable"
+    for measure in (
+        lambda: lossmap.losses(problem, moving),
+        lambda: lossmap.EigenvalueMap(problem, moving, parameters="trainable"),
+        lambda: lossmap.spectrum(problem, parameters="all", top=1),
+        lambda: lossmap.hessian(problem, parameters="all"),
+        lambda: lossmap.connect(problem, other, points=3),
+    ):
+        with pytest.raises(ValueError, match=named):
+            measure()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -144,6 +163,21 @@ def test_a_count_of_right_answers_is_found_where_all_are_right(size, bias):
     assert (model(x).argmax(1) == Y).all()
     with pytest.raises(ValueError, match="depends on the parameters: of one batch it is"):
         check_loss(Problem.custom(model, with_correct, (x, Y), batch_size=size))
+
+
+@pytest.mark.parametrize("error", [AssertionError, IndexError, KeyError, TypeError, ValueError])
+def test_whatever_a_loss_raises_far_from_its_weights_is_no_error(error):
+    largest = []
+
+    def guarded(model, batch):
+        outputs = model(batch[0])
+        if outputs.abs().max() > 3.0:
+            raise error("far away")
+        largest.append(len(batch[0]))
+        return F.cross_entropy(outputs, batch[1]), len(batch[0])
+
+    check_loss(Problem.custom(net(), guarded, (X, Y), batch_size=4))
+    assert max(largest) <= 16
 
 
 def test_a_mask_that_is_read_from_an_embedding_of_zero_is_taken():
