@@ -199,12 +199,16 @@ _SAME_NAMES = frozenset((
     "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
     "softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "softmax", "log_softmax",
     "dropout", "contiguous", "clone", "detach", "neg", "abs", "exp", "sqrt", "rsqrt", "square", "pow",
-    "clamp",
+    "clamp", "float", "double", "half", "bfloat16", "cpu", "cuda",
 ))  # fmt: skip
+_CASTS = frozenset(("to", "type", "type_as"))
 _POOL_NAMES = {f"{kind}_pool{n}d": n + 2 for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
 _PAIRED = frozenset(("add", "add_", "iadd", "sub", "mul", "imul", "mul_", "div", "truediv", "maximum", "minimum"))
 _REDUCTIONS = frozenset(("mean", "sum", "amax", "amin"))
-_ASKS = frozenset(("size", "dim", "getattr"))  # answers that are no tensors
+_ASKS = frozenset((  # answers that are no tensors, and depend on no values: dtypes, devices, sizes
+    "size", "dim", "ndimension", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "get_device",
+    "type", "getattr",
+))  # fmt: skip
 
 
 class _Search:
@@ -241,7 +245,7 @@ class _Search:
     def groups(self, model: nn.Module) -> PermutationGroups:
         """The groups after a walk through the whole graph."""
         calls = Counter(n.target for n in self.traced.graph.nodes if n.op == "call_module")
-        direct = {str(n.target) for n in self.traced.graph.nodes if n.op == "get_attr"}
+        direct = {str(n.target) for n in self.traced.graph.nodes if n.op == "get_attr" and self._is_read(n)}
         for node in self.traced.graph.nodes:
             self.axes[node] = self._visit(node, calls)
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
@@ -265,6 +269,14 @@ class _Search:
         fixed |= self._others(model, calls, direct)
         moving = {g: tuple(dict.fromkeys(kept[g])) for g in sizes}
         return PermutationGroups(sizes, moving, fixed, {g: tuple(layers[g]) for g in sizes})
+
+    def _is_read(self, tensor: fx.Node) -> bool:
+        """Whether the values of a tensor are used, not only its dtype, its device or its sizes."""
+        for user in tensor.users:
+            asks = _name(user) in _ASKS and user.name not in self.shapes
+            if not asks and (not _is_cast(user) or user.args[0] is tensor):
+                return True
+        return False
 
     def _others(self, model: nn.Module, calls: Mapping[Any, int], direct: Collection[str]) -> dict[str, str]:
         """Why layers with matrices stay of which the walk follows no unit, such as an LSTM."""
@@ -366,6 +378,8 @@ class _Search:
         name, first = _name(node), node.all_input_nodes[0]
         if name in _PAIRED:
             return self._paired(node)
+        if _is_cast(node) and isinstance(node.args[0], fx.Node):
+            return self.axes[node.args[0]]
         axis, shape = inputs[0], self.shapes.get(first.name)
         if axis is not None and shape is not None and not any(inputs[1:]) and node.args and node.args[0] is first:
             alone = sum(n.name in self.shapes for n in node.all_input_nodes) == 1
@@ -447,6 +461,11 @@ class _Search:
 def _name(node: fx.Node) -> str:
     """The name of a function or a method that a node calls."""
     return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", node.target))
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether it gives its first tensor in another dtype or on another device; of others it reads no values."""
+    return node.op == "call_method" and node.target in _CASTS
 
 
 def _argument(node: fx.Node, place: int, *names: str) -> Any:

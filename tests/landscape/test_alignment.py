@@ -10,6 +10,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lossmap
@@ -436,6 +437,90 @@ def test_every_form_of_a_call_that_turns_dimensions_is_read(turn):
     twin.load_state_dict(state)
     assert "a" in groups.sizes
     assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12
+
+
+class Asking(nn.Module):
+    """Asks its own parameters for their dtype, device or sizes: before its layers and between them."""
+
+    def __init__(self, before, between):
+        super().__init__()
+        self.a, self.norm, self.b, self.last = nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Linear(7, 7), nn.Linear(7, 3)
+        self.before, self.between = before, between
+
+    def forward(self, x):
+        x = self.norm(self.a(self.before(self, x)).relu())
+        return self.last(self.between(self, self.b(self.between(self, x)).relu()))
+
+
+def same(net, x):
+    return x
+
+
+ASKED = {
+    "dtype before": (lambda net, x: x.to(net.a.weight.dtype), same),
+    "device before": (lambda net, x: x.to(net.a.weight.device), same),
+    "sizes before": (lambda net, x: x.reshape(-1, net.a.weight.shape[1]) / net.a.weight.size(0), same),
+    "dtype between": (same, lambda net, x: x.to(net.b.weight.dtype)),
+    "both": (same, lambda net, x: x.to(net.b.weight.device, net.b.weight.dtype)),
+    "by name": (same, lambda net, x: x.to(device=net.b.weight.device, dtype=net.b.bias.dtype)),
+    "a tensor": (same, lambda net, x: x.to(net.b.weight)),
+    "a tensor by name": (same, lambda net, x: x.to(tensor=net.b.weight)),
+    "a buffer": (same, lambda net, x: x.to(net.norm.running_mean)),
+    "type_as": (same, lambda net, x: x.type_as(net.a.weight)),
+    "type": (same, lambda net, x: x.type(net.a.weight.type()).type(net.a.weight.dtype)),
+    "sizes between": (same, lambda net, x: x / (net.b.weight.numel() * net.b.weight.dim() * net.a.weight.ndim)),
+    "another activation": (same, lambda net, x: x.to(net.a.weight.dtype).type_as(x)),
+    "float64 and back": (same, lambda net, x: x.double().to(torch.float64).type_as(x)),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_parameter_that_is_asked_for_its_kind_alone_moves(asked):
+    model = stirred(Asking(*ASKED[asked]).double())
+    problem = problem_of(model, shape=(9, 6))
+    groups = permutation_groups(problem)
+    assert dict(groups.sizes) == {"a": 7, "b": 7} and dict(groups.fixed) == {"last": "units of the output"}
+    state, _ = shuffled(groups, model.state_dict())
+    twin, x = copy.deepcopy(model), torch.randn(9, 6, dtype=torch.float64)
+    twin.load_state_dict(state)
+    assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12
+    found = align(problem, state)
+    assert found.after == 0.0 < found.before
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+READ = {
+    "a function": lambda net, x: x * F.normalize(net.b.weight)[0, 0],
+    "a cast of it": lambda net, x: x * net.b.weight.to(x)[0, 0],
+    "its data": lambda net, x: x * net.b.weight.data[0, 0],
+    "its kind and an entry": lambda net, x: x.to(net.b.weight.dtype) * net.b.weight[0, 0],
+    "a number": lambda net, x: x * net.b.weight.clone().min(),
+}
+
+
+@pytest.mark.parametrize("read", READ)
+def test_a_parameter_whose_values_are_read_elsewhere_stays(read):
+    groups = permutation_groups(problem_of(stirred(Reading(READ[read]).double()), shape=(9, 6)))
+    assert groups.fixed["b"] == "b.weight is used in several places" and set(groups.sizes) == {"free"}
+
+
+def test_a_weight_that_two_layers_share_by_a_function_stays():
+    model = stirred(Reading(lambda net, x: F.linear(x, net.b.weight.to(x.dtype))).double())
+    groups = permutation_groups(problem_of(model, shape=(9, 6)))
+    assert set(groups.fixed) == {"a", "b", "last"} and set(groups.sizes) == {"free"}
+
+
+class Reading(nn.Module):
+    """A layer whose weight is read a second time, behind another whose units are free."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.free, self.a = nn.Linear(6, 5), nn.Linear(5, 7)
+        self.b, self.last, self.read = nn.Linear(7, 7), nn.Linear(7, 3), read
+
+    def forward(self, x):
+        x = self.a(self.free(x).relu()).relu()
+        return self.last(self.read(self, self.b(x).relu()))
 
 
 class Unfollowed(nn.Module):
