@@ -4,7 +4,8 @@
 
 By default it runs on the packaged digits: the network is trained on clean images first (a few seconds), then on images
 with Gaussian noise of level 5; every few batches the r largest eigenvalues of the Hessian and their eigenvectors are
-computed, always over the same samples. The level has the strength of ImageNet-C, 0.38 of the range of the image: that
+computed, always over the same samples, and compared with chance and with those of two halves of these samples at the
+first and the last checkpoint (--null). The level has the strength of ImageNet-C, 0.38 of the range of the image: that
 of CIFAR-10-C, 0.1, leaves a network of the digits nothing to adapt to (--strengths). Accuracy and loss before and after
 are reported of the images that are trained on and, for the digits, of held-out ones, with noise and without.
 
@@ -61,6 +62,12 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4, help="number of epochs of the fine-tuning")
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate of the fine-tuning")
     parser.add_argument("--r", type=int, default=10, help="number of leading eigenpairs")
+    parser.add_argument(
+        "--null",
+        default="halves",
+        choices=("halves", "none"),
+        help="what overlaps are compared with beside chance: two halves of the samples, at the price of 6 checkpoints",
+    )
     parser.add_argument("--save-interval", type=int, default=6, help="number of batches between two checkpoints")
     parser.add_argument(
         "--resume",
@@ -238,6 +245,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> RunDynamics:
         Problem.supervised(model, "crossentropy", fixed),
         path=result,
         top=args.r,
+        null=args.null,
         overwrite=not args.resume,
         command="finetune_corruptions",
     )

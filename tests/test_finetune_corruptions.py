@@ -26,7 +26,7 @@ def experiment():
 
 
 @pytest.mark.slow
-def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
+def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path, capsys):
     module = experiment()
     folder = tmp_path / "ft"
     words = ["--save-dir", str(folder), "--threads", "1", "--hessian-batch-size", "16", "--r", "4"]
@@ -34,7 +34,22 @@ def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
     run = module.main(words)
     assert run.outcome == "complete" and "course:" in run.summary
     steps = [0, 6, 12]
-    assert results_of(folder / "hessian_analysis.h5")["step"].tolist() == steps
+    found = results_of(folder / "hessian_analysis.h5")
+    assert found["step"].tolist() == steps
+    # beside chance, halves of the samples at the first and the last checkpoint
+    assert found["null_step"].tolist() == [0, 12] and found["null_divisions"].shape == (2, 3)
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    chance = re.search(r"related: .*successive snapshots overlap ([\d.]+) on average; chance gives ([\d.e-]+)", printed)
+    assert float(chance.group(2)) == pytest.approx(4 / 67_848, rel=0.02)
+    halves = re.search(
+        r"null: two disjoint halves of the samples at the same weights overlap ([\d.]+) \+- [\d.]+ at step 0 and "
+        r"([\d.]+) \+- [\d.]+ at step 12 .*successive snapshots ([\d.]+)",
+        printed,
+    )
+    means = found["null_divisions"].mean(1)
+    assert [float(halves.group(i)) for i in (1, 2)] == pytest.approx(means, abs=0.006)
+    assert all(10 * float(chance.group(2)) < mean < 1 for mean in means)  # chance is the lower bar by far
+    assert halves.group(3) == chance.group(1)
     for step in steps:
         vectors = np.load(folder / "eigen_vectors" / f"step_{step:06d}.npy")
         values = np.load(folder / "hessian_matrices" / f"step_{step:06d}.npz")["eigenvalues"]
@@ -45,7 +60,7 @@ def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
         assert (folder / "plots" / f"{name}.png").stat().st_size > 5000
     assert np.load(folder / "pca_results" / "pca.npz")["cumulative"][-1] == pytest.approx(1.0)
     log = (folder / "hessian_analysis.log").read_text()
-    assert "course:" in log
+    assert "course:" in log and "null:" in log
     noisy = re.escape("on digits+gaussian_noise:5:imagenet-c, held out")
     before, after = (
         float(re.search(rf"{when}, {noisy}: loss ([\d.]+) nats", log).group(1)) for when in ("before", "after")
@@ -93,7 +108,7 @@ def test_a_net_trained_on_cifar_files_is_fine_tuned_on_those_of_cifar_10_c(tmp_p
     folder = tmp_path / "ft"
     words = ["--cifar10c-path", str(tmp_path), "--resume", str(tmp_path / "clean.pt"), "--corruption-level", "4"]
     words += ["--save-dir", str(folder), "--threads", "1", "--batch-size", "15", "--epochs", "1"]
-    run = experiment().main([*words, "--save-interval", "2", "--hessian-batch-size", "4", "--r", "1"])
+    run = experiment().main([*words, "--save-interval", "2", "--hessian-batch-size", "4", "--r", "1", "--null", "none"])
     assert run.outcome == "complete"
     assert results_of(folder / "hessian_analysis.h5")["step"].tolist() == [0, 2]
     assert np.load(folder / "eigen_vectors" / "step_000002.npy").shape == (1, 270_896)
@@ -120,6 +135,7 @@ def test_the_defaults_are_those_published(tmp_path):
     module = experiment()
     args = module.options([])
     assert (args.noise_type, args.corruption_level, args.resume) == ("gaussian_noise", 5, False)
+    assert args.null == "halves"
     assert module.corrupted_digits(args) == "digits+gaussian_noise:5:imagenet-c"
     assert module.corrupted_digits(module.options(["--noise-type", "fog"])) == "digits+fog:5:cifar-10-c"
     assert module.corrupted_digits(module.options(["--strengths", "cifar-10-c"])).endswith(":cifar-10-c")
