@@ -18,7 +18,7 @@ from lossmap.cli.grid_window import tick_texts
 from lossmap.cli.load_model import read_checkpoint, run_files, selection_of
 from lossmap.cli.load_preconditioner import preconditioner_from
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
-from lossmap.cli.settings import Settings, UsageError
+from lossmap.cli.settings import Settings, UsageError, flag_of
 from lossmap.data import checkpoints
 from lossmap.data.problem import Problem
 from lossmap.geometry.degenerate import lead_one_way, leads_nowhere
@@ -127,7 +127,13 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
             "--optimizer-state is of preconditioned directions: add --xdir preconditioned:max, or leave it out"
         )
     names = ("x",) if plane.y is None else ("x", "y")
-    if plane.dir_file and Path(plane.dir_file).exists():
+    if plane.dir_file:
+        if not Path(plane.dir_file).exists():
+            raise UsageError(
+                f"there is no {plane.dir_file} to read directions of: lossmap plane --dir-file {plane.dir_file} writes "
+                "it; without --dir-file they are made anew, and the result holds them"
+            )
+        _warn_of_idle(files, plane)
         return plane_in_file(plane.dir_file, model, origin, names)
     axes, recipes = zip(*(_axis(name, model, files, plane, origin, curved) for name in names), strict=True)
     made = Plane(origin, tuple(axes), tuple(recipes))
@@ -135,6 +141,15 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
         both = " and ".join(recipe["kind"] for recipe in recipes)
         raise UsageError(f"the directions {both} are one and the same (cosine {made.cosine:.6f}): they span no plane")
     return made
+
+
+def _warn_of_idle(files: ModelSettings, plane: PlaneSettings) -> None:
+    """Say which flags make directions, where these come from a file."""
+    made_by = [n for n in ("model_file2", "model_file3") if getattr(files, n)]
+    made_by += [n for n in ("xdir", "ydir", "xnorm", "ynorm", "xignore", "yignore", "same_dir") if getattr(plane, n)]
+    if made_by:
+        flags = ", ".join(map(flag_of, made_by))
+        logger.warning("the directions are those of --dir-file %s, of which %s changes nothing", plane.dir_file, flags)
 
 
 def _are_one(plane: Plane) -> bool:

@@ -1,10 +1,11 @@
 """`lossmap plane`, net_plotter.py: make and inspect planes, project a training path onto one.
 
-With --dir-file a plane is made and stored; with --proj-file also the path of the run in --model-folder on it. With the
-name of a result or direction file its plane is described, with two they are compared, and --to-original writes the
-plane, and the surface where there is one, as files of the original tool. Data are read only for directions of
-curvature (gradient, sam:adaptive, hessian:max:2), and for the losses along a path; what these will take is said first.
-All else is done in seconds, and has no price.
+With --dir-file a plane is made and stored. With --proj-file it is stored there, with the path on it of the run in
+--model-folder, and --dir-file names a plane to take instead of one that is made. With the name of a result or direction
+file its plane is described, with two they are compared, and --to-original writes the plane, and the surface where there
+is one, as files of the original tool. Data are read only for directions of curvature (gradient, sam:adaptive,
+hessian:max:2), and for the losses along a path; what these will take is said first. All else is done in seconds, and
+has no price.
 """
 
 from __future__ import annotations
@@ -157,7 +158,9 @@ def make(settings: Settings, world: World) -> int:
         say(f"would make a plane of {' and '.join(filter(None, _kinds(settings)))}\n  result  {path}")
         say(NOTHING_DONE)
         return 0
-    plane = load_plane.plane_and_ranks(settings, world, model, curved)
+    # of a plane that is to be written nothing is read, also where the file exists
+    made = settings if settings.plane.proj_file else settings.changed("plane", dir_file=None)
+    plane = load_plane.plane_and_ranks(made, world, model, curved)
     if world.rank != 0:
         return 0
     say(repr(plane))
@@ -190,9 +193,15 @@ def make(settings: Settings, world: World) -> int:
 
 def _output_path(settings: Settings) -> str:
     """The file to write. Raises UsageError where none is named, it exists, or there is no path to project."""
-    path: str | None = settings.plane.proj_file or settings.plane.dir_file
+    directions: str | None = settings.plane.dir_file
+    path: str | None = settings.plane.proj_file or directions
     if not path:
         raise UsageError("name a file for the plane (--dir-file), or for the path on it (--proj-file)")
+    if directions and path != directions and not Path(directions).exists():
+        raise UsageError(
+            f"there is no {directions}, whose plane --proj-file would take; {path} holds a plane that is made as well: "
+            f"leave --dir-file out, and give --dir-file {path} to lossmap surface"
+        )
     if Path(path).exists() and not settings.run.overwrite:
         raise UsageError(f"{path} exists; --overwrite replaces it")
     if settings.plane.proj_file and not settings.model.model_folder:

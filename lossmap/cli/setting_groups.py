@@ -188,9 +188,14 @@ class PlaneSettings:
     same_dir: bool = setting(False, "the same random direction for y as for x")
     idx: int = setting(0, "number of a repeated experiment, with other random directions", metavar="NUMBER")
     seed: int = setting(0, "seed of directions, probes and start vectors", metavar="SEED")
-    dir_file: str | None = setting(None, "file of directions: read if it exists, else written", metavar="FILE")
+    dir_file: str | None = setting(
+        None, "file of directions, which are read; lossmap plane without --proj-file writes it", metavar="FILE"
+    )
     proj_file: str | None = setting(None, "training path to draw on the plane", metavar="FILE")
-    store_directions: bool = setting(True, "storage of the directions in the result")
+    store_directions: bool = setting(
+        True, "storage of the directions in the result; on the CPU, random ones of more than 8,388,608 weights are "
+        "never stored, but drawn again from their seed",
+    )  # fmt: skip
 
     @property
     def moving(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ from lossmap.io import legacy
 from lossmap.io.read import read_group
 from lossmap.io.surface import MADE_AS
 from lossmap.landscape.survey_file import DRAWN_INDEX, DRAWN_SEED
+
+logger = logging.getLogger("lossmap")
 
 SAME_LENGTH = 1e-5  # relative
 
@@ -75,6 +79,10 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named
     missing = [k for k in origin if k not in arrays]
     if len(missing) == len(origin):
         raise ValueError(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
+    if any(np.any(arrays[k]) for k in _standing_statistics(model, origin) if k in arrays):
+        logger.warning(
+            "%s: along %s running statistics move too; --dir-type states moves them, weights none", path, name
+        )
     axis: dict[str, Tensor] = {}
     for k, w in origin.items():
         if k not in arrays:  # the axis of another --dir-type or --parameters: nothing moves along this tensor
@@ -85,6 +93,11 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named
             raise ValueError(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
         axis[k] = d.to(w.device, precision_of_step(w)).reshape(w.shape)
     return axis
+
+
+def _standing_statistics(model: nn.Module, origin: Named) -> list[str]:
+    """The names of the running statistics that do not move with the origin's tensors."""
+    return [k for k, b in model.named_buffers() if b.is_floating_point() and k not in origin]
 
 
 def _drawn_axis(path: str, name: str, model: nn.Module, origin: Named) -> Named | None:
@@ -103,6 +116,10 @@ def _drawn_axis(path: str, name: str, model: nn.Module, origin: Named) -> Named 
     axis = random_or_drawn(origin, str(recipe[DRAWN_SEED]), index, *scaling, names)
     length, stated = Plane(origin, (axis,), ({},)).lengths[0], float(recipe["length"])
     if not abs(length - stated) <= SAME_LENGTH * stated:
+        if recipe.get("states") and _standing_statistics(model, origin):
+            raise ValueError(
+                f"{path}: the direction {name} is drawn with the running statistics: --dir-type states moves them"
+            )
         raise ValueError(
             f"{path}: the direction {name} is drawn for the model at hand with length {length:.6g}; there it was "
             f"{stated:.6g}: it belongs to another model"

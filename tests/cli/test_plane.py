@@ -11,6 +11,7 @@ import lossmap
 from lossmap import zoo
 from lossmap.cli.__main__ import main as command_line
 from lossmap.io.legacy_write import write_surface
+from lossmap.io.read import read_group
 
 NET = ["--model", "mlp", "--samples", "40", "--no-probe"]
 
@@ -112,3 +113,31 @@ def test_axes_as_adams_step_sees_them_take_its_state_from_the_checkpoint_or_a_fi
     capsys.readouterr()
     assert command_line(["plane", *words, "--model-file", "plain.pt", "--dir-file", "c.h5"]) == 2
     assert "preconditioned:max: plain.pt holds no state of an optimizer" in capsys.readouterr().err
+
+
+def test_a_plane_that_is_written_anew_is_that_of_the_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = ["plane", *NET[:2], "--y=-1:1:3", "--dir-file", "p.h5", "--overwrite"]
+    digests = []
+    for seed in ("1", "2", "1"):
+        assert command_line([*made, "--seed", seed]) == 0
+        group = read_group("p.h5", "directions/x")
+        assert group.attributes["kind"] == "random" and int(group.attributes["seed"]) == int(seed)
+        digests.append(group.attributes["digest"])
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_the_plane_of_a_path_is_read_or_made_and_never_lost(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for i in range(3):
+        torch.save(zoo.build("mlp", seed=i).state_dict(), f"run/{i}.pt")
+    path = ["plane", "--model", "mlp", "--model-folder", "run", "--no-losses", "--y=-1:1:3", "--proj-file"]
+    pca = ["--xdir", "pca:1", "--ydir", "pca:2"]
+    assert command_line([*path, "path.h5", *pca, "--dir-file", "pca.h5"]) == 2
+    assert "there is no pca.h5, whose plane --proj-file would take; path.h5 holds" in capsys.readouterr().err
+    assert not (tmp_path / "path.h5").exists()
+    assert command_line([*path, "path.h5", *pca]) == 0
+    assert command_line([*path, "again.h5", "--dir-file", "path.h5"]) == 0
+    first, again = (read_group(file, "directions/x").attributes["digest"] for file in ("path.h5", "again.h5"))
+    assert first == again

@@ -547,6 +547,60 @@ def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
     assert surface["train_loss"][0, 0] == pytest.approx(path["loss"][-1], rel=1e-5)
 
 
+@pytest.mark.parametrize("command", ["surface", "eigenmap", "estimate"])
+def test_a_file_of_directions_that_is_not_there_is_refused(here, capsys, command):
+    from lossmap.cli.__main__ import main as lossmap_command
+
+    words = ["estimate", "--", "surface"] if command == "estimate" else [command]
+    line = "--model mlp --samples 10 --x=0:1:2 --dir-file missing.h5 --surf-file s.h5"
+    for flags in ("", " --dry-run") if command != "estimate" else ("",):
+        assert lossmap_command([*words, *(line + flags).split()]) == 2
+        assert "there is no missing.h5 to read directions of: lossmap plane --dir-file miss" in capsys.readouterr().err
+    assert not Path("missing.h5").exists() and not Path("s.h5").exists()
+
+
+def test_an_axis_with_running_statistics_that_stand_still_is_said_to_have_them(here, caplog):
+    from lossmap.cli import plane
+
+    torch.manual_seed(0)
+    net = resolve_callable("net.py:Small")()
+    torch.save(net.state_dict(), "a.pt")
+    for name, moved in (("same", net.fc.weight), ("other", net.bn1.running_mean)):
+        moved.data += 1.0
+        torch.save(net.state_dict(), f"{name}.pt")
+    own = "--model net.py:Small --model-file a.pt"
+    sentence = "other.dir.h5: along x running statistics move too; --dir-type states moves them"
+    for name, flags, is_said in (
+        ("same", "", False),
+        ("other", "", True),
+        ("other", " --dir-type states", False),
+        ("other", " --xdir file:other.dir.h5:x", True),
+    ):
+        made = f"{name}.dir.h5"
+        assert plane.main(f"{own} --xdir to:{name}.pt --dir-type states --dir-file {made} --overwrite".split()) == 0
+        caplog.clear()
+        which = flags if "--xdir" in flags else f"--dir-file {made}{flags}"
+        assert run(f"{own} {which} --samples 10 --x=0:1:2 --surf-file s.h5 --overwrite") == 0
+        assert (sentence in caplog.text) is is_said
+    assert "changes nothing" not in caplog.text
+    assert run(f"{own} --dir-file {made} --xdir to:same.pt --xnorm layer --x=0:1:2 --surf-file t.h5 --dry-run") == 0
+    assert f"are those of --dir-file {made}, of which --xdir, --xnorm changes nothing" in caplog.text
+
+
+def test_an_axis_that_is_drawn_with_running_statistics_is_refused_without_them(here, capsys, monkeypatch):
+    from lossmap.cli import plane
+    from lossmap.geometry import directions
+
+    monkeypatch.setattr(directions, "MAX_HELD_ENTRIES", 0)
+    own = "--model net.py:Small --dir-file d.h5"
+    assert plane.main(f"{own} --dir-type states --xignore none".split()) == 0
+    capsys.readouterr()
+    assert run(f"{own} --samples 10 --x=0:1:2 --surf-file s.h5") == 2
+    sentence = "d.h5: the direction x is drawn with the running statistics: --dir-type states moves them"
+    assert sentence in capsys.readouterr().err
+    assert run(f"{own} --samples 10 --x=0:1:2 --surf-file s.h5 --dir-type states") == 0
+
+
 def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(here, caplog, capsys):
     torch.manual_seed(0)
     net = resolve_callable("net.py:Small")()
