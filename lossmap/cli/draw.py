@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.setting_groups import DrawSettings
-from lossmap.cli.settings import Settings, UsageError, setting
+from lossmap.cli.settings import Settings, UsageError, decode_settings, setting
 from lossmap.cli.whole_result import is_there, queue_sentences, read_whole
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import Group, NotASurface, Surface, is_of_another_plane, training_path
@@ -123,10 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = [Path(f) for f in settings.picture.files]
     if not files:
         raise UsageError("draw needs a result file, such as lossmap draw surface.h5")
-    surfaces = [read_any(f) for f in files]
+    surfaces = [without_other_path(read_any(f), f) for f in files]
     proj_file = settings.picture.proj_file
-    if proj_file:
-        warn_of_another_plane(proj_file, surfaces[0], files[0])
+    if proj_file and is_other_path(proj_file, surfaces[0], files[0]) and not settings.picture.no_trajectory:
+        settings = settings.changed("picture", proj_file=None, dir_file=None, no_trajectory=True)
     for path in _draw(settings, files, surfaces):
         print(f"picture: {path}")
     for file, surface in zip(files, surfaces, strict=True):
@@ -456,11 +456,33 @@ def _show(settings: Settings, written: Sequence[Path]) -> None:
         print(f"no viewer was found on this machine to show {pictures[-1]}")
 
 
-def warn_of_another_plane(path: str, surface: Surface, file: str | Path) -> None:
-    """Say where the training path in a file is of another plane than the surface that it is drawn on."""
+def is_other_path(path: str | Path, surface: Surface, file: str | Path) -> bool:
+    """Whether the training path in a file is of another plane than a surface, and is not drawn on it, which is said."""
     axis = surface.groups.get("directions/x")
-    if axis is not None and is_of_another_plane(path, axis.attributes.get("digest")):
-        print(f"{path} was projected onto another plane than that of {file}")
+    if axis is None or not is_of_another_plane(path, axis.attributes.get("digest")):
+        return False
+    print(f"{path} was projected onto another plane than that of {file}: the path is not drawn")
+    return True
+
+
+def without_other_path(surface: Surface, file: str | Path) -> Surface:
+    """The surface without a training path of another plane, as earlier versions stored it.
+
+    It is known by the file that the path came from, where that is still there.
+    """
+    stored = surface.attributes.get("resolved_surface") or surface.attributes.get("resolved_eigenmap")
+    own = surface.groups.get("trajectory")
+    made = decode_settings(stored) if stored else {}
+    if own is None or not made.get("settings", {}).get("proj_file"):
+        return surface
+    source = Path(made["folder"], made["settings"]["proj_file"])
+    try:
+        is_same = np.array_equal(training_path(source)["x"], own["x"])
+    except (OSError, ValueError):
+        return surface
+    if not is_same or not is_other_path(source, surface, file):
+        return surface
+    return replace(surface, groups={name: group for name, group in surface.groups.items() if name != "trajectory"})
 
 
 def _trajectory(settings: Settings) -> Group | bool | None:

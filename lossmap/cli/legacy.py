@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.cli.command_line import Command
-from lossmap.cli.draw import warn_of_another_plane
+from lossmap.cli.draw import is_other_path, without_other_path
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.settings import Settings, UsageError, flag_of, setting
 from lossmap.geometry.grid import Field, Grid
@@ -187,7 +187,7 @@ def plot_2d(settings: Settings) -> list[Path]:
     files, picture = settings.file, settings.picture
     levels = {"vmin": picture.vmin, "vmax": picture.vmax, "vlevel": picture.vlevel}
     if not files.proj_file:
-        surface = _plane(files.surf_file, "plot_2D")
+        surface = without_other_path(_plane(files.surf_file, "plot_2D"), files.surf_file)
         name = _field(surface, picture.surf_name)
         stem = f"{files.surf_file}_{name}"
         kinds = {"contour": "_2dcontour", "filled": "_2dcontourf", "map": "_2dheat", "3d": "_3dsurface"}
@@ -200,8 +200,8 @@ def plot_2d(settings: Settings) -> list[Path]:
         return [save(draw(alone, "path"), Path(f"{files.proj_file}.pdf"))]
     surface = _plane(files.surf_file, "plot_2D")
     name = _field(surface, picture.surf_name)
-    warn_of_another_plane(files.proj_file, surface, files.surf_file)
-    figure = draw(surface, "contour", name, trajectory=path, **levels)
+    is_other = is_other_path(files.proj_file, surface, files.surf_file)
+    figure = draw(surface, "contour", name, trajectory=False if is_other else path, **levels)
     return [save(figure, Path(f"{files.proj_file}_{name}_2dcontour_proj.pdf"))]
 
 

@@ -90,9 +90,29 @@ class OutputFile:
         if settings.run.shard:
             self.path = Shard.parse(settings.run.shard).file(self.path)
         self.trajectory: Group | None = None
+        self._about_path: str | None = None
         if settings.plane.proj_file and grid.axes == 2 and command != "plane":  # which writes that file itself
-            self.trajectory = training_path(settings.plane.proj_file)
+            self.trajectory = self._path_on_plane(settings.plane.proj_file)
         self.started, self.began = time.monotonic(), command_began()
+
+    def _path_on_plane(self, path: str) -> Group | None:
+        """The training path in a file; None where it is of another plane, and a result that is there goes on.
+
+        Raises UsageError where it is of another plane and the result is new.
+        """
+        trajectory = training_path(path)
+        is_of_another = is_of_another_plane(path, self.plane.digest)
+        if is_of_another is None:
+            self._about_path = f"{path} does not name the plane of its path, which is taken to be that of the surface"
+        if not is_of_another:
+            return trajectory
+        self._about_path = f"{path} was projected onto another plane: its path is left out"
+        if self.settings.run.overwrite or not self.path.exists():
+            raise UsageError(
+                f"{path} was projected onto another plane, with other directions or another origin: --dir-file {path} "
+                "takes those directions, and the origin is the --model-file, or the last checkpoint of --model-folder"
+            )
+        return None
 
     def chosen(self, world: World, measure: str, name: str, probe: Callable[[], Any]) -> Any:
         """What an earlier run's probe chose for this file, else what the probe chooses now on rank 0, for all ranks.
@@ -129,9 +149,8 @@ class OutputFile:
         product   whether that measure makes products
         """
         run: RunSettings = self.settings.run
-        path = self.settings.plane.proj_file
-        if path and self.trajectory is not None and is_of_another_plane(path, self.plane.digest):
-            logger.warning("%s was projected onto another plane: --dir-file %s takes that plane", path, path)
+        if self._about_path:
+            logger.warning("%s", self._about_path)
         estimates = stored_estimate(self.path) or {}
         cosine = self.plane.cosine
         identity: dict[str, Any] = self.file_settings

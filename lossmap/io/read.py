@@ -99,14 +99,14 @@ def training_path(path: PathLike, directions_file: PathLike | None = None) -> Gr
         return groups["trajectory"]
 
 
-def is_of_another_plane(path: PathLike, digest: str | None) -> bool:
-    """Whether the training path in a file is known to belong to another plane than that of this digest."""
+def is_of_another_plane(path: PathLike, digest: str | None) -> bool | None:
+    """Whether the training path in a file belongs to another plane than that of this digest; None: not known."""
     try:
         axis = read(path).groups.get("directions/x")
     except NotASurface:  # a path of the original tool does not name its plane
-        return False
+        return None
     own = None if axis is None else axis.attributes.get("digest")
-    return own is not None and digest is not None and own != digest
+    return None if own is None or digest is None else own != digest
 
 
 def read_group(path: PathLike, name: str) -> Group:

@@ -84,18 +84,45 @@ def test_a_training_path_is_taken_from_another_file(file, tmp_path, capsys):
     assert "run.1.h5 holds no training path" in capsys.readouterr().err
 
 
-def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
+def test_a_training_path_of_another_plane_is_left_out_and_said_to_be(tmp_path, capsys, monkeypatch):
+    drawn: list[object] = []
+    for module in (command, legacy):
+        own = module.draw
+        monkeypatch.setattr(
+            module, "draw", lambda *a, own=own, **k: (drawn.append(k.get("trajectory")), own(*a, **k))[1]
+        )
     trail = Group({"x": np.zeros(2), "y": np.ones(2), "step": np.arange(2)})
     for name, digest in (("path", "a"), ("same", "a"), ("other", "b")):
         groups = {"directions/x": Group({}, {"kind": "random", "digest": digest}), "trajectory": trail}
         write_surface(tmp_path / f"{name}.h5", Surface(GRID, {"train_loss": X}, groups=groups))
-    for name, is_reported in (("same", False), ("other", True)):
+    for name, is_left_out in (("same", False), ("other", True)):
         words = [str(tmp_path / f"{name}.h5"), "--proj-file", str(tmp_path / "path.h5"), "-o", str(tmp_path / "a.png")]
         assert command.main(words) == 0
-        assert ("was projected onto another plane" in capsys.readouterr().out) is is_reported
+        assert ("was projected onto another plane" in capsys.readouterr().out) is is_left_out
+        assert (drawn[-1] is False) is is_left_out
         words = ["plot_2D", "--surf_file", str(tmp_path / f"{name}.h5"), "--proj_file", str(tmp_path / "path.h5")]
         assert legacy.main(words) == 0
-        assert ("was projected onto another plane" in capsys.readouterr().out) is is_reported
+        assert ("was projected onto another plane" in capsys.readouterr().out) is is_left_out
+        assert (drawn[-1] is False) is is_left_out
+
+
+def test_a_path_of_another_plane_that_an_earlier_version_stored_is_left_out(tmp_path, capsys):
+    trail = Group({"x": np.zeros(2), "y": np.ones(2), "step": np.arange(2), "residual": np.ones(2)})
+    directions = {d: Group({}, {"kind": "random", "digest": d}) for d in "ab"}
+    made = {"settings": {"proj_file": "path.h5"}, "folder": str(tmp_path)}
+    for name, digest in (("path", "a"), ("same", "a"), ("other", "b")):
+        groups = {"directions/x": directions[digest], "trajectory": trail}
+        own = Surface(GRID, {"train_loss": X}, groups=groups, attributes={"resolved_surface": made})
+        write_surface(tmp_path / f"{name}.h5", own)
+    for name, is_left_out in (("same", False), ("other", True)):
+        file = tmp_path / f"{name}.h5"
+        surface = command.without_other_path(command.read_any(file), file)
+        assert ("trajectory" not in surface.groups) is is_left_out
+        capsys.readouterr()
+        assert command.main([str(file), "-o", str(tmp_path / "a.png")]) == 0
+        assert ("the path is not drawn" in capsys.readouterr().out) is is_left_out
+    (tmp_path / "path.h5").unlink()  # whose plane is not known then
+    assert "trajectory" in command.without_other_path(command.read_any(file), file).groups
 
 
 @pytest.mark.parametrize(

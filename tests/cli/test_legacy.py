@@ -146,10 +146,20 @@ def test_plot_trajectory_projects_the_checkpoints_that_it_names(tmp_path, capsys
     assert main(words) == 0
     assert "nothing is projected unless it is deleted" in capsys.readouterr().out
     path, nets = str(run / name), ["--model-file", str(run / "net3.t7"), "--x=0:1:2", "--y=0:1:2", "--proj-file"]
-    for i, plane in enumerate(([], ["--dir-file", path])):
-        caplog.clear()
-        assert main(["surface", *words[2:6], *nets, path, *plane, "--surf-file", str(tmp_path / f"{i}.h5")]) == 0
-        assert ("was projected onto another plane" in caplog.text) is (not plane)
+    surface, file = ["surface", *words[2:6], *nets, path, "--surf-file"], tmp_path / "random.h5"
+    assert main([*surface, str(file)]) == 2
+    assert f"was projected onto another plane, with other directions or another origin: --dir-file {path} takes" in (
+        capsys.readouterr().err
+    )
+    assert not file.exists()
+    assert main([*surface, str(tmp_path / "path.h5"), "--dir-file", path]) == 0
+    assert "trajectory" in lossmap.read(tmp_path / "path.h5").groups
+    assert main([*surface[:-3], "--surf-file", str(file)]) == 0
+    assert main([*surface, str(file)]) == 0  # continued
+    assert "was projected onto another plane: its path is left out" in caplog.text
+    assert "trajectory" not in lossmap.read(file).groups
+    assert main([*words, "--start_epoch", "1", "--save_epoch", "2", "--dir_file", str(tmp_path / "no.h5")]) == 2
+    assert f"there is no {tmp_path / 'no.h5'}, whose plane --proj-file would take" in capsys.readouterr().err
     assert main([*words, "--max_epoch", "5"]) == 2
     assert "there is no" in (text := capsys.readouterr().err) and "net4.t7" in text
 

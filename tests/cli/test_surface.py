@@ -601,6 +601,14 @@ def test_an_axis_that_is_drawn_with_running_statistics_is_refused_without_them(h
     assert run(f"{own} --samples 10 --x=0:1:2 --surf-file s.h5 --dir-type states") == 0
 
 
+def test_a_path_that_does_not_name_its_plane_is_taken_and_said_not_to(here, caplog):
+    with h5py.File("proj.h5", "w") as made:  # of the original tool
+        made["proj_xcoord"], made["proj_ycoord"] = np.zeros(2), np.ones(2)
+    assert run("--model mlp --samples 10 --x=0:1:2 --y=0:1:2 --proj-file proj.h5 --surf-file s.h5") == 0
+    assert "proj.h5 does not name the plane of its path, which is taken to be that of the surface" in caplog.text
+    assert list(lossmap.read("s.h5").groups["trajectory"]["y"]) == [1, 1]
+
+
 def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(here, caplog, capsys):
     torch.manual_seed(0)
     net = resolve_callable("net.py:Small")()
