@@ -114,7 +114,7 @@ POSITIVE = re.compile(  # of arrays and attributes that are never below 0
     r"(\w+_)?(error|rounding|residual|spread)|size|weight|floor|strength|area|ball_(radius|draws|starts|steps)"
 )
 LARGEST = 1e307  # beyond which axes and their margins leave double precision, if they are linear
-TEXT_ATTRIBUTES = ("parameters",)  # of sharpness, in words
+TEXT_ATTRIBUTES = ("parameters", "ends_at")  # of sharpness and of directions, in words
 SIDES = ("unaligned", "curve")  # ways beside the line between two networks
 REPORT = {"label": str, "findings": list, "parameters": int, "samples": int, "skipped": dict, "numbers": dict}
 REQUIRED_IN_REPORT = ("label", "findings", "parameters", "samples")
