@@ -100,8 +100,12 @@ class OutputFile:
 
         Raises UsageError where it is of another plane and the result is new.
         """
+        from lossmap.landscape.plane_in_file import are_of_file
+
         trajectory = training_path(path)
         is_of_another = is_of_another_plane(path, self.plane.digest)
+        if is_of_another and are_of_file(path, self.plane):
+            is_of_another = None  # by another precision, or machine; where it begins is not known
         if is_of_another is None:
             self._about_path = f"{path} does not name the plane of its path, which is taken to be that of the surface"
         if not is_of_another:
@@ -109,8 +113,9 @@ class OutputFile:
         self._about_path = f"{path} was projected onto another plane: its path is left out"
         if self.settings.run.overwrite or not self.path.exists():
             raise UsageError(
-                f"{path} was projected onto another plane, with other directions or another origin: --dir-file {path} "
-                "takes those directions, and the origin is the --model-file, or the last checkpoint of --model-folder"
+                f"{path} was projected onto another plane, with other directions, another --dir-type or another "
+                f"origin: --dir-file {path} takes those directions, and the origin is the --model-file, or the last "
+                "checkpoint of --model-folder"
             )
         return None
 

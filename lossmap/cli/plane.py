@@ -159,7 +159,8 @@ def make(settings: Settings, world: World) -> int:
         say(NOTHING_DONE)
         return 0
     # of a plane that is to be written nothing is read, also where the file exists
-    made = settings if settings.plane.proj_file else settings.changed("plane", dir_file=None)
+    is_read = settings.plane.proj_file and settings.plane.proj_file != settings.plane.dir_file
+    made = settings if is_read else settings.changed("plane", dir_file=None)
     plane = load_plane.plane_and_ranks(made, world, model, curved)
     if world.rank != 0:
         return 0
@@ -195,6 +196,8 @@ def _output_path(settings: Settings) -> str:
     """The file to write. Raises UsageError where none is named, it exists, or there is no path to project."""
     directions: str | None = settings.plane.dir_file
     path: str | None = settings.plane.proj_file or directions
+    if path == directions:  # one file for both, which is made
+        directions = None
     if not path:
         raise UsageError("name a file for the plane (--dir-file), or for the path on it (--proj-file)")
     if directions and path != directions and not Path(directions).exists():

@@ -512,7 +512,10 @@ def _collected(
             )
     order = getattr(batches, "batch_sampler", None)
     if isinstance(order, _CountedOrder):
-        told = [each if each.samples == n else Collated(None, n) for each, n in zip(told, order.numbers, strict=False)]
+        told = [
+            each if each.samples is not None and each.samples + each.left_out == n else Collated(None, n)
+            for each, n in zip(told, order.numbers, strict=False)
+        ]
     sizes = {each.samples for each in told}
     is_shown = all(any(each.lists) for each in told) or have_columns(told)
     are_whole = sizes == {1} and not is_shown  # its samples may be batches

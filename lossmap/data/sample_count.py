@@ -152,6 +152,8 @@ def _with_counts(batches: Sequence[Any], told: Sequence[Collated], of_stream: bo
     if len(graphs) == len(batches) and are_known and len(set(map(len, batches))) == 1:
         return list(map(counted, batches, graphs))  # pairs of graphs, also where each puts together one
     lengths = [lengths_of(leaves_of(batch)) for batch in batches]
+    if any(map(_has_other_rows, batches, numbers)):  # some samples were left out
+        return list(batches)
     if len(numbers) < len(batches) or any(map(is_counted_otherwise, batches)) or not all(lengths):
         return list(batches)
     sizes = [samples_in(batch) for batch in batches]
@@ -160,6 +162,12 @@ def _with_counts(batches: Sequence[Any], told: Sequence[Collated], of_stream: bo
     if not have_columns(told) and (of_stream or not known):
         return list(batches)
     return [counted(batch, number) for batch, number in zip(batches, numbers, strict=True)]
+
+
+def _has_other_rows(batch: Any, number: int) -> bool:
+    """Whether several tensors in a batch have rows, as many as each other, and none has this number of them."""
+    rows = [shape[0] for shape in _shapes(batch)]
+    return number not in {n for shape in _shapes(batch) for n in shape} and len(rows) > len(set(rows))
 
 
 def _graphs_in_each(batch: Any) -> int | None:
@@ -196,12 +204,14 @@ class Collated:
     lists    whether it is a list of its samples, and whether it is made of lists of their parts
     in_columns  whether samples stand along the second dimension of a tensor, and of every one along this or the first;
                 None where both dimensions are as long
+    left_out    how many were None, which a `collate_fn` leaves out
     """
 
     batch: Any
     samples: int | None = None
     lists: tuple[bool, bool] = (False, False)
     in_columns: bool | None = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +224,8 @@ class CountedCollate:
         """The batch of these samples."""
         if not isinstance(samples, (tuple, list)):
             return Collated(self.collate(samples))
-        n, others = len(samples), in_own_containers(samples[:1])
+        kept = [sample for sample in samples if sample is not None] or samples  # None is a sample that is left out
+        n, others = len(kept), in_own_containers(kept[:1])
         batch = self.collate(samples)
         lists = [number_of(batch) == n for number_of in _numbers_of()]
         by_columns = _may_be_in_columns(batch, n)
@@ -224,12 +235,12 @@ class CountedCollate:
                 with preserved_random_state(devices=False):
                     other = self.collate(others)
             except Exception:  # what a user's function raises of samples that it is never given
-                return Collated(batch, n, (n > 1 and lists[0], n > 1 and lists[1]))
+                return Collated(batch, n, (n > 1 and lists[0], n > 1 and lists[1]), left_out=len(samples) - n)
             numbers = [number_of(other) for number_of in _numbers_of()]
             lists = [is_list and number == len(others) for is_list, number in zip(lists, numbers, strict=True)]
             by_columns = by_columns and _are_in_columns(batch, n, other, len(others))
         are_rows = {shape[0] for shape in _shapes(batch)} == {n}
-        return Collated(batch, n, (lists[0], lists[1]), None if are_rows else by_columns)
+        return Collated(batch, n, (lists[0], lists[1]), None if are_rows else by_columns, len(samples) - n)
 
 
 def _may_be_in_columns(batch: Any, n: int) -> bool:

@@ -67,19 +67,32 @@ def with_weight_checked(problem: Problem, few: Batch) -> Problem:
 
 
 def refuse_moving_frozen(problem: Problem, moving: Iterable[str | Mapping[str, Tensor]]) -> None:
-    """Raise ValueError where frozen parameters on which a batch's weight depends move.
+    """Raise ValueError where frozen parameters, or buffers, on which a batch's weight depends move.
 
-    moving  names of parameters, or directions by these, along which the model is moved or differentiated
+    moving  names of parameters, or directions by these and by buffers, along which the model is moved or differentiated
     """
-    if not any(note.startswith(OF_FROZEN) for note in problem.notes):
+    if not isinstance(problem.count, CustomCount):
         return
-    frozen = [name for name, p in problem.model.named_parameters() if not p.requires_grad]
-    for each in moving:
-        if each in frozen if isinstance(each, str) else any(bool(each[name].any()) for name in frozen if name in each):
-            raise ValueError(
-                f"{OF_FROZEN}, which move here, so that the mean over it would be of another loss at every point; "
-                "leave them where they are: --parameters trainable (parameters='trainable')"
-            )
+    moving, model = list(moving), problem.model
+    depends = any(note.startswith(OF_FROZEN) for note in problem.notes)
+    frozen = [name for name, p in model.named_parameters() if depends and not p.requires_grad]
+    axes = [axis for axis in moving if not isinstance(axis, str)]
+    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point() and _moves(axes, name)}
+    if any(name in moving or _moves(axes, name) for name in frozen):
+        what, advice = OF_FROZEN, "leave them where they are: --parameters trainable (parameters='trainable')"
+    elif buffers and _differing(problem.count, list(islice(problem.data, MAX_BATCHES)), buffers) is not None:
+        what = "the weight that the loss returns beside its value depends on buffers"
+        advice = "leave them where they are: without --dir-type states (states=True), or --bn recompute"
+    else:
+        return
+    raise ValueError(
+        f"{what}, which move here, so that the mean over it would be of another loss at every point; {advice}"
+    )
+
+
+def _moves(axes: Sequence[Mapping[str, Tensor]], name: str) -> bool:
+    """Whether a tensor moves along one of the directions."""
+    return any(name in axis and bool(axis[name].any()) for axis in axes)
 
 
 def _differing(

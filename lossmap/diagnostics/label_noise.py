@@ -18,6 +18,7 @@ from math import nan
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossmap.data.criteria import are_classes
@@ -137,6 +138,9 @@ def label_noise(problem: Problem) -> LabelNoise:
     found = confident_learning(p.numpy(), y[known].numpy())
     places = known.nonzero()[:, 0].numpy()
     loss, error = found.negative_log_likelihood
+    if not np.isfinite(loss) and p is not outputs:  # a probability of 0 in float64, whose logarithm is finite
+        each = F.cross_entropy(in_float64(outputs), y[known], reduction="none")
+        loss, error = float(each.mean()), float(each.std(correction=0)) / len(each) ** 0.5
     size = float((p * outputs.abs()).nan_to_num().sum(1).mean())  # of those that count: a mask's -inf does not
     error = float(np.maximum(error, eps * max(loss, size)))  # NaN stays
     return replace(found, suspected_errors=places[found.suspected_errors], negative_log_likelihood=(loss, error))

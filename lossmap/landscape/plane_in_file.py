@@ -141,3 +141,19 @@ def _arrays_of_axis(path: str, name: str, model: nn.Module) -> Mapping[str, Any]
     if not arrays:
         raise ValueError(f"{path} holds only the recipe of the direction {name} (--no-store-directions)")
     return arrays
+
+
+def are_of_file(path: str, plane: Plane) -> bool:
+    """Whether the axes of a plane are those of a file but for rounding, as of another precision or machine."""
+    for name, axis in zip("xy", plane.axes, strict=False):
+        try:
+            arrays = read_group(path, f"directions/{name}").arrays
+        except (KeyError, ValueError):
+            return False
+        if set(arrays) != set(axis):
+            return False
+        for key, tensor in axis.items():
+            own, other = tensor.detach().double().cpu().reshape(-1), torch.as_tensor(arrays[key]).double().reshape(-1)
+            if own.shape != other.shape or float((own - other).norm()) > SAME_LENGTH * float(own.norm()):
+                return False
+    return True

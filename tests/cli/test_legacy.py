@@ -148,9 +148,9 @@ def test_plot_trajectory_projects_the_checkpoints_that_it_names(tmp_path, capsys
     path, nets = str(run / name), ["--model-file", str(run / "net3.t7"), "--x=0:1:2", "--y=0:1:2", "--proj-file"]
     surface, file = ["surface", *words[2:6], *nets, path, "--surf-file"], tmp_path / "random.h5"
     assert main([*surface, str(file)]) == 2
-    assert f"was projected onto another plane, with other directions or another origin: --dir-file {path} takes" in (
-        capsys.readouterr().err
-    )
+    refusal = capsys.readouterr().err
+    assert "was projected onto another plane, with other directions, another --dir-type or another origin" in refusal
+    assert f"--dir-file {path} takes those directions" in refusal
     assert not file.exists()
     assert main([*surface, str(tmp_path / "path.h5"), "--dir-file", path]) == 0
     assert "trajectory" in lossmap.read(tmp_path / "path.h5").groups

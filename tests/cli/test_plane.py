@@ -141,3 +141,30 @@ def test_the_plane_of_a_path_is_read_or_made_and_never_lost(tmp_path, monkeypatc
     assert command_line([*path, "again.h5", "--dir-file", "path.h5"]) == 0
     first, again = (read_group(file, "directions/x").attributes["digest"] for file in ("path.h5", "again.h5"))
     assert first == again
+
+
+def test_one_file_may_hold_a_plane_and_its_path_and_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digests = []
+    for run, seed in (("runa", 0), ("runb", 5)):
+        (tmp_path / run).mkdir()
+        for i in range(3):
+            torch.save(zoo.build("mlp", seed=seed + i).state_dict(), f"{run}/{i}.pt")
+        made = f"plane --model mlp --model-folder {run} --no-losses --xdir pca:1 --ydir pca:2 --overwrite --y=-1:1:3"
+        assert command_line([*made.split(), "--proj-file", "same.h5", "--dir-file", "same.h5"]) == 0
+        digests.append(read_group("same.h5", "directions/x").attributes["digest"])
+    assert digests[0] != digests[1]
+
+
+def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for i in range(4):
+        torch.save(zoo.build("mlp", seed=i).state_dict(), f"run/{i}.pt")
+    pca = "--model mlp --model-folder run --xdir pca:1 --ydir pca:2 --y=-1:1:2"
+    assert command_line([*f"plane {pca} --no-losses --proj-file path.h5".split()]) == 0
+    surface = f"surface {pca} --x=-1:1:2 --samples 20 --proj-file path.h5 --surf-file s.h5 --precision float64"
+    assert command_line(surface.split()) == 0
+    assert "trajectory" in lossmap.read("s.h5").groups
+    random = "surface --model mlp --model-file run/3.pt --samples 20 --x=-1:1:2 --y=-1:1:2 --proj-file path.h5"
+    assert command_line([*random.split(), "--surf-file", "t.h5"]) == 2

@@ -1837,3 +1837,29 @@ def test_a_report_says_that_batches_may_count_otherwise_than_they_should():
     for loss, is_told in ((mean, True), (lambda m, b: (mean(m, b), len(b["cls"])), False)):
         text = " ".join(str(lossmap.spectrum(lossmap.Problem.custom(Last(), loss, batches), top=1)).split())
         assert ("one length, perhaps by chance" in text) == is_told
+
+
+@pytest.mark.parametrize("error", [tags_by_sequence, classes_by_sequence])
+def test_samples_of_none_that_a_collate_leaves_out_do_not_count(error):
+    g = torch.Generator().manual_seed(2)
+    rows = [(torch.randn(6, 3, generator=g), torch.randint(3, (6,), generator=g)) for i in range(19)]
+    collate = tagged if error is tags_by_sequence else classed
+    broken = [None if i in (3, 9, 10) else row for i, row in enumerate(rows)]
+    loader = torch.utils.data.DataLoader(broken, 8, collate_fn=lambda r: collate([row for row in r if row is not None]))
+    model = LastOfPadded()
+    problem = lossmap.Problem.custom(model, error, loader)
+    assert problem.samples == 16
+    truth = sum(error(model, collate([row])).item() for row in broken if row is not None) / 16
+    assert loss_at_origin(problem) == pytest.approx(truth, rel=1e-5)
+
+
+def test_rows_beside_tensors_of_other_lengths_do_not_count_by_samples_that_were_left_out(caplog):
+    rows = [(x, y) for x, y in zip(X, Y, strict=True)]
+
+    def collate(rows):
+        x, y = zip(*(row for row in rows if row[1] != 1), strict=True)
+        return torch.stack(x), torch.stack(y), torch.ones(11)
+
+    batches = as_batches(torch.utils.data.DataLoader(rows, 8, collate_fn=collate))
+    assert [samples_in(batch) for batch in batches] == [1] * len(batches.batches)
+    assert "once" in caplog.text

@@ -1,5 +1,7 @@
 """Weights beside a loss: those of the batch stay, those that hang on the parameters are refused by name."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,3 +192,46 @@ def test_a_mask_that_is_read_from_an_embedding_of_zero_is_taken():
         return F.cross_entropy(model(batch[0])[kept], batch[1][kept]), kept.sum()
 
     assert check_loss(Problem.custom(model, padded, (tokens, labels))).samples == 50
+
+
+class Teacher(nn.Module):
+    """A network whose loss counts the samples of which its frozen teacher, with batch norm, is sure."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+        self.teacher = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).requires_grad_(False).eval()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def where_the_teacher_is_sure(model, batch):
+    sure, labels = model.teacher(batch[0]).softmax(1).max(1)
+    kept = sure > 0.5
+    return F.cross_entropy(model(batch[0])[kept], labels[kept]), kept.sum()
+
+
+def by_running_mean(model, batch):
+    each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    weight = (batch[0] - model.teacher[0].running_mean).square().sum(1)
+    return (each * weight).sum() / weight.sum(), weight.sum()
+
+
+@pytest.mark.parametrize("loss", [where_the_teacher_is_sure, by_running_mean])
+def test_a_weight_that_hangs_on_buffers_is_refused_where_these_move(loss):
+    torch.manual_seed(0)
+    model = Teacher()
+    other = copy.deepcopy(model)
+    other.teacher[0].running_mean += 2.0
+    with torch.no_grad():
+        other.net[0].weight += 0.1
+    problem = Problem.custom(model, loss, [(X[:25], Y[:25]), (X[25:], Y[25:])])
+    line = lossmap.line_between(model, other, parameters="^net")
+    lossmap.losses(problem, line)
+    for measure in (
+        lambda: lossmap.losses(problem, lossmap.line_between(model, other, states=True)),
+        lambda: lossmap.connect(problem, other, points=3, bn="interpolate"),
+    ):
+        with pytest.raises(ValueError, match=r"depends on buffers, which move here.*without --dir-type states"):
+            measure()

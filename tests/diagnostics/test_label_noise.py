@@ -177,3 +177,17 @@ def test_the_likelihood_of_a_network_that_fits_keeps_its_digits():
     x = 50.0 * torch.eye(3, dtype=torch.float64)[y]
     found = label_noise(Problem.supervised(model, "crossentropy", (x, y)))
     assert found.negative_log_likelihood[0] == pytest.approx(2 * np.exp(-50.0), rel=1e-9)  # log(1 + 2 exp(-50))
+
+
+def test_the_likelihood_of_logits_far_apart_is_finite():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    x, y = torch.randn(60, 4, dtype=torch.float64), torch.arange(60) % 3
+    with torch.no_grad():
+        model.weight *= 2000.0
+    found = label_noise(Problem.supervised(model, "crossentropy", (x, y)))
+    each = nn.functional.cross_entropy(model(x), y, reduction="none").detach()
+    assert each.max() > 800.0  # beyond which a probability is 0
+    value, error = found.negative_log_likelihood
+    assert value == pytest.approx(each.mean().item(), rel=1e-12)
+    assert error == pytest.approx(each.std(correction=0).item() / 60**0.5, rel=1e-9)
