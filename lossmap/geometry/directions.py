@@ -367,20 +367,22 @@ def left_behind(model: nn.Module, origin: Named, axis: Named, other: Named) -> t
 
     other  its tensors by name; what is not among them is no part of it, nor is the count of batch norm's batches
     """
-    parts: tuple[Iterator[tuple[str, Tensor]], ...] = (model.named_parameters(), model.named_buffers())
-    names: tuple[list[str], list[str]] = ([], [])
-    for part, found in zip(parts, names, strict=True):
-        for name, own in part:
-            end = other.get(name)
-            if end is None or name.rpartition(".")[2] == "num_batches_tracked":
-                continue
-            if name not in origin:
-                reached = own.shape == end.shape and torch.equal(own, end.to(own.device, own.dtype))
-            else:
-                reached = torch.equal(axis[name], difference({name: origin[name]}, other)[name])
-            if not reached:
-                found.append(name)
-    return names
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    apart: dict[str, Tensor] = {}
+    for name, own in {**parameters, **buffers}.items():
+        end = other.get(name)
+        if end is None or name.rpartition(".")[2] == "num_batches_tracked":
+            continue
+        if name in origin:
+            apart[name] = (axis[name] != difference({name: origin[name]}, other)[name]).any()
+        elif own.shape == end.shape:
+            apart[name] = (own != end.to(own.device, own.dtype)).any()
+        else:
+            apart[name] = torch.tensor(True)
+    devices = {t.device for t in apart.values()}  # of one the host waits once
+    known = torch.stack([t if len(devices) == 1 else t.cpu() for t in apart.values()]).tolist() if apart else []
+    names = [name for name, is_apart in zip(apart, known, strict=True) if is_apart]
+    return [name for name in names if name in parameters], [name for name in names if name not in parameters]
 
 
 def moving_only(plane: Plane, model: nn.Module, parameters: str) -> Plane:
