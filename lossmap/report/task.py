@@ -89,7 +89,7 @@ def _loss(task: Mapping[str, Any]) -> str:
 
 def outstanding_text(findings: Sequence[Mapping[str, Any]]) -> str:
     """The layers that findings are about, the most severe first, and what could be tried first; empty for none."""
-    layers = dict.fromkeys(f["where"] for f in findings if f["where"] not in WHOLE_NETWORK)
+    layers = dict.fromkeys(f["where"] for f in findings if f["where"] not in ("", *WHOLE_NETWORK))
     parts = []
     if layers:
         more = f" and {len(layers) - MAX_LAYERS} more" * (len(layers) > MAX_LAYERS)

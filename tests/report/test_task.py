@@ -57,6 +57,8 @@ def test_layers_are_named_most_severe_first_and_only_what_has_a_suggestion_is_tr
         text
         == "layers that stand out: layer 0, layer 1, layer 2 and 1 more; could be tried first: thing 0 (for rule 0)"
     )
+    bare = {"where": "", "rule": "r", "tries": []}  # a model that is one layer has no name of its own
+    assert outstanding_text([bare]) == ""
     assert outstanding_text([]) == ""
 
 
