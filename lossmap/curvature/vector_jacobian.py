@@ -49,7 +49,9 @@ def vector_jacobian(
     with torch.inference_mode(False), torch.enable_grad():  # PyTorch gives products also where it records nothing
         along = _Along.apply(len(outputs), *outputs, *vectors)  # type: ignore[no-untyped-call]
     keep = retain_graph or create_graph
-    return torch.autograd.grad(along, inputs, retain_graph=keep, create_graph=create_graph, materialize_grads=True)
+    products = torch.autograd.grad(along, inputs, retain_graph=keep, create_graph=create_graph, materialize_grads=True)
+    # zeros of PyTorch 2.6 ask for a gradient of their own
+    return products if create_graph else tuple(product.detach() for product in products)
 
 
 __all__ = ["vector_jacobian"]

