@@ -26,11 +26,12 @@ and put back. Nothing of the model changes, nor any generator's state.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,8 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # relative to the summed 
 COARSE = 2e-2  # the same in other precisions
 MAX_LOOKS = 3  # at batches of several sizes that stay uncut, until one shows what its parts give
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
-DRAWS = 8  # of a loss that draws, over which it is looked whether it is a sum
+MAX_DRAWS = 64  # of a loss that draws, over which it is looked whether it is a sum
+CLEAR_ERRORS = 6.0  # standard errors by which that has to be told
 REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
@@ -673,32 +675,33 @@ class _Probe:
         return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
 
     def is_sum_on_average(self) -> bool:
-        """Whether the function behind, which draws at random, is nearer to a sum of its parts than to their mean.
+        """Whether the function behind, which draws at random, is the sum of a batch's parts rather than their mean.
 
-        By the means over a few draws, of a batch and its quarters, and only where these are told apart by them.
+        By its means over draws of a batch and its quarters: as many as tell the two apart, if `MAX_DRAWS` do.
         """
         batch = self.batch
         if isinstance(self.original.data, FixedBatches):
             batch = max(self.original.data, key=samples_in)
             batch = batch if self.problem is self.original else map_tensors(for_float64, batch)
-        n = samples_in(batch)
-        ends = sorted({k * min(n, self.most) // 4 for k in range(5)})
+        n = min(samples_in(batch), self.most)
         if n < 2:
             return False
+        ends = sorted({k * n // 4 for k in range(5)})
+        above: list[float] = []  # by how much it lies above the middle of mean and sum
+        apart: list[float] = []  # by how much the sum lies above the mean
         try:
-            whole = rows_within(batch, 0, ends[-1])
-            parts = [rows_within(batch, *part) for part in pairwise(ends)]
-            values = np.array([[self._drawn(b, seed) for b in (whole, *parts)] for seed in range(DRAWS)])
+            parts = [rows_within(batch, 0, n), *(rows_within(batch, *part) for part in pairwise(ends))]
+            while len(above) < MAX_DRAWS:
+                for seed in range(len(above), max(8, 2 * len(above))):
+                    whole, *values = (self._drawn(part, seed) for part in parts)
+                    total, mean = sum(values), float(np.dot(values, np.diff(ends))) / n
+                    above.append(whole - (total + mean) / 2.0)
+                    apart.append(total - mean)
+                if min(abs(_in_errors(above)), abs(_in_errors(apart))) > CLEAR_ERRORS:
+                    return bool(np.mean(above) * np.mean(apart) > 0.0)
         except Exception as error:  # somebody's own loss may raise anything of a part of a batch
             raise_if_of_device(error)
-            return False
-        of_whole, of_parts = values[:, 0], values[:, 1:]
-        total, mean = of_parts.sum(1).mean(), of_parts @ np.diff(ends) / ends[-1]
-        noise = 3.0 * (of_whole.std() + of_parts.sum(1).std()) / DRAWS**0.5
-        apart = total - mean.mean()
-        if not np.isfinite(values).all() or abs(apart) <= noise:
-            return False
-        return bool(0.6 < (of_whole.mean() - mean.mean()) / apart < 1.6)
+        return False
 
     def _drawn(self, batch: Batch, seed: int) -> float:
         """What the user's function gives for a batch with the random numbers of a seed."""
@@ -708,6 +711,14 @@ class _Probe:
 
     def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
         return _agree(whole, total, parts, self.tolerance)
+
+
+def _in_errors(values: Sequence[float]) -> float:
+    """A mean in its standard errors; infinite where all are alike, and 0 where one is not finite."""
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    if not np.isfinite([mean, error]).all() or mean == 0.0:
+        return 0.0
+    return mean / error if error > 0.0 else inf
 
 
 def _agree(whole: float, total: float, parts: list[float], tolerance: float) -> bool:

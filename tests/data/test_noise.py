@@ -279,3 +279,14 @@ def test_a_sum_that_draws_at_random_is_divided_by_the_samples(data):
             reduce is torch.sum and reduction == "mean"
         )
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[2] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.3, 2.0, 6.0])
+@pytest.mark.parametrize("reduce", [torch.sum, torch.mean])
+def test_a_sum_is_told_from_a_mean_though_their_draws_differ_much(reduce, noise):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x, model = torch.randn(16, 4), nn.Linear(4, 1)
+        problem = Problem.custom(model, lambda m, b: reduce((m(b) + noise * torch.randn(len(b), 1)).square()), x)
+        notes = check_loss(problem).notes
+        assert any("divided by the samples" in note for note in notes) == (reduce is torch.sum)
