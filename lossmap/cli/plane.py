@@ -159,8 +159,7 @@ def make(settings: Settings, world: World) -> int:
         say(NOTHING_DONE)
         return 0
     # of a plane that is to be written nothing is read, also where the file exists
-    is_read = settings.plane.proj_file and settings.plane.proj_file != settings.plane.dir_file
-    made = settings if is_read else settings.changed("plane", dir_file=None)
+    made = settings if _is_read(settings) else settings.changed("plane", dir_file=None)
     plane = load_plane.plane_and_ranks(made, world, model, curved)
     if world.rank != 0:
         return 0
@@ -235,9 +234,18 @@ def _with_origin_and_ticks(settings: Settings, files: Sequence[Path]) -> Setting
     """The settings with the run's last checkpoint as origin, and with ticks along y, where these are not set."""
     if files and not settings.model.model_file:
         settings = settings.changed("model", model_file=str(files[-1]))
-    if settings.plane.ydir and not settings.plane.y:
+    has_second = bool(settings.plane.ydir)
+    if _is_read(settings):  # of a plane that is there the path is on both directions
+        has_second = "y" in directions_in(settings.plane.dir_file)[1]
+    if has_second and not settings.plane.y:
         settings = settings.changed("plane", y=settings.plane.x)
     return settings
+
+
+def _is_read(settings: Settings) -> bool:
+    """Whether the plane is that of a file, on which a path is projected, and no new one."""
+    path, directions = settings.plane.proj_file, settings.plane.dir_file
+    return bool(path and directions and path != directions)
 
 
 def _store(

@@ -138,7 +138,8 @@ def test_the_plane_of_a_path_is_read_or_made_and_never_lost(tmp_path, monkeypatc
     assert "there is no pca.h5, whose plane --proj-file would take; path.h5 holds" in capsys.readouterr().err
     assert not (tmp_path / "path.h5").exists()
     assert command_line([*path, "path.h5", *pca]) == 0
-    assert command_line([*path, "again.h5", "--dir-file", "path.h5"]) == 0
+    without_ticks = [word for word in path if not word.startswith("--y")]  # of a plane that is there both axes count
+    assert command_line([*without_ticks, "again.h5", "--dir-file", "path.h5"]) == 0
     first, again = (read_group(file, "directions/x").attributes["digest"] for file in ("path.h5", "again.h5"))
     assert first == again
 
