@@ -130,8 +130,9 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
     if plane.dir_file:
         if not Path(plane.dir_file).exists():
             raise UsageError(
-                f"there is no {plane.dir_file} to read directions of: lossmap plane --dir-file {plane.dir_file} writes "
-                "it; without --dir-file they are made anew, and the result holds them"
+                f"there is no {plane.dir_file} to read directions of: a result that goes on needs it as it was; for a "
+                f"new one lossmap plane --dir-file {plane.dir_file} writes it, or --dir-file takes a result that holds "
+                "the directions; without --dir-file they are made anew"
             )
         _warn_of_idle(files, plane)
         return plane_in_file(plane.dir_file, model, origin, names)

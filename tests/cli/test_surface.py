@@ -555,7 +555,7 @@ def test_a_file_of_directions_that_is_not_there_is_refused(here, capsys, command
     line = "--model mlp --samples 10 --x=0:1:2 --dir-file missing.h5 --surf-file s.h5"
     for flags in ("", " --dry-run") if command != "estimate" else ("",):
         assert lossmap_command([*words, *(line + flags).split()]) == 2
-        assert "there is no missing.h5 to read directions of: lossmap plane --dir-file miss" in capsys.readouterr().err
+        assert "there is no missing.h5 to read directions of: a result that goes on needs" in capsys.readouterr().err
     assert not Path("missing.h5").exists() and not Path("s.h5").exists()
 
 
