@@ -25,7 +25,7 @@ from lossmap.cli.settings import Settings, UsageError, decode_settings, setting
 from lossmap.cli.whole_result import is_there, queue_sentences, read_whole
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import Group, NotASurface, Surface, is_of_another_plane, training_path
-from lossmap.io.surface import TRAINING_PROCESS
+from lossmap.io.surface import ON_PLANE, TRAINING_PROCESS
 from lossmap.plotting.dispatch import figures_of
 from lossmap.plotting.figures import KINDS, draw, fitting_kind, save
 from lossmap.plotting.interpolation import checked_interp
@@ -458,8 +458,10 @@ def _show(settings: Settings, written: Sequence[Path]) -> None:
 
 def is_other_path(path: str | Path, surface: Surface, file: str | Path) -> bool:
     """Whether the training path in a file is of another plane than a surface, and is not drawn on it, which is said."""
-    axis = surface.groups.get("directions/x")
-    if axis is None or not is_of_another_plane(path, axis.attributes.get("digest")):
+    axis, own = (surface.groups.get(name) for name in ("directions/x", "trajectory"))
+    if axis is None or not is_of_another_plane(path, digest := axis.attributes.get("digest")):
+        return False
+    if own is not None and own.attributes.get(ON_PLANE) == digest and _is_path(own, path):
         return False
     print(f"{path} was projected onto another plane than that of {file}: the path is not drawn")
     return True
@@ -477,12 +479,17 @@ def without_other_path(surface: Surface, file: str | Path) -> Surface:
         return surface
     source = Path(made["folder"], made["settings"]["proj_file"])
     try:
-        is_same = np.array_equal(training_path(source)["x"], own["x"])
+        is_same = _is_path(own, source)
     except (OSError, ValueError):
         return surface
     if not is_same or not is_other_path(source, surface, file):
         return surface
     return replace(surface, groups={name: group for name, group in surface.groups.items() if name != "trajectory"})
+
+
+def _is_path(own: Group, path: str | Path) -> bool:
+    """Whether a stored training path is that in a file."""
+    return np.array_equal(training_path(path)["x"], own["x"])
 
 
 def _trajectory(settings: Settings) -> Group | bool | None:

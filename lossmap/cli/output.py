@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, is_of_another_plane, read, training_path
 from lossmap.io.refined import refinement_note
 from lossmap.io.sampled import sampling_note
-from lossmap.io.surface import Group, Surface
+from lossmap.io.surface import ON_PLANE, Group, Surface
 from lossmap.landscape.survey_file import adopted, direction_groups
 from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, stored_estimate
@@ -100,12 +100,12 @@ class OutputFile:
 
         Raises UsageError where it is of another plane and the result is new.
         """
-        from lossmap.landscape.plane_in_file import are_of_file
+        from lossmap.landscape.plane_in_file import is_plane_of_file
 
         trajectory = training_path(path)
         is_of_another = is_of_another_plane(path, self.plane.digest)
-        if is_of_another and are_of_file(path, self.plane):
-            is_of_another = None  # by another precision, or machine; where it begins is not known
+        if is_of_another and is_plane_of_file(path, self.plane):
+            return replace(trajectory, attributes={**trajectory.attributes, ON_PLANE: self.plane.digest})
         if is_of_another is None:
             self._about_path = f"{path} does not name the plane of its path, which is taken to be that of the surface"
         if not is_of_another:

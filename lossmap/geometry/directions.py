@@ -29,10 +29,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lossmap.copies import lazy_copy
 from lossmap.geometry.degenerate import lead_one_way, leads_nowhere
-from lossmap.geometry.grid import ENDS_AT, MODEL, PART, WEIGHTS, Point
+from lossmap.geometry.grid import BUT_STATISTICS, ENDS_AT, MODEL, PART, WEIGHTS, Point
 from lossmap.geometry.parameter_vector import (
     Layout,
     movable_parameters,
@@ -357,9 +358,15 @@ def _through(
 
 
 def end_of(model: nn.Module, origin: Named, axis: Named, other: Named) -> str:
-    """What of another model stands at 1 of an axis to it: the whole MODEL, its WEIGHTS without its buffers, or PART."""
+    """What of another model stands at 1 of an axis to it: MODEL, BUT_STATISTICS, WEIGHTS or PART of `geometry.grid`."""
     parameters, buffers = left_behind(model, origin, axis, other)
-    return PART if parameters else WEIGHTS if buffers else MODEL
+    if parameters:
+        return PART
+    norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
+    statistics = {f"{name}.{of}".removeprefix(".") for name in norms for of in ("running_mean", "running_var")}
+    if set(buffers) <= statistics:
+        return BUT_STATISTICS if buffers else MODEL
+    return WEIGHTS
 
 
 def left_behind(model: nn.Module, origin: Named, axis: Named, other: Named) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ MAX_POINTS = 1 << 31  # of a grid: one field alone would take 16 GB
 
 ENDS_AT = "ends_at"  # in the recipe of an axis that leads to a model: what of that model stands at 1
 MODEL, WEIGHTS, PART = "model", "weights", "part"  # all of it; its parameters, without its buffers; not even those
+BUT_STATISTICS = "all but running statistics"  # of batch or instance norm, all of it
 
 Point = tuple[float, ...]  # (k,): the coordinates along x, and in 2-D y
 

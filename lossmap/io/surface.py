@@ -40,6 +40,7 @@ KNOWN = {
 
 
 MADE_AS = "made_as"  # attribute of a direction that was read from a file: what kind it was made as
+ON_PLANE = "on_plane"  # attribute of a path that was read from a file: digest of the plane that it was found to be of
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.geometry.grid import ENDS_AT, MODEL, PART, WEIGHTS
+from lossmap.geometry.grid import BUT_STATISTICS, ENDS_AT, MODEL, PART, WEIGHTS
 from lossmap.io.surface import Group, Surface
 from lossmap.keywords import checked_init
 from lossmap.report.connection import BESIDE, connection_report
@@ -224,7 +224,8 @@ def _end_of(recipe: Mapping[str, Any], other: str, bn: str) -> str:
         words = {"weights": "weights", "trainable": "trainable parameters"}.get(moving, f"parameters {moving!r}")
         return f"{other} in its {words} alone"
     # recomputed statistics are those of the weights, as they are at 0
-    return f"the weights of {other}" if end == WEIGHTS and bn != "recompute" else ""
+    has_left_out = end == WEIGHTS or (end == BUT_STATISTICS and bn != "recompute")
+    return f"the weights of {other}" if has_left_out else ""
 
 
 def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -> Connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +144,24 @@ def _arrays_of_axis(path: str, name: str, model: nn.Module) -> Mapping[str, Any]
     return arrays
 
 
-def are_of_file(path: str, plane: Plane) -> bool:
-    """Whether the axes of a plane are those of a file but for rounding, as of another precision or machine."""
-    for name, axis in zip("xy", plane.axes, strict=False):
-        try:
+def is_plane_of_file(path: str, plane: Plane) -> bool:
+    """Whether a plane is that of a file but for rounding of its axes, as of another precision or machine."""
+    axes = []
+    try:
+        stated = read_group(path, "directions/x").attributes.get("digest")
+        for name, axis in zip("xy", plane.axes, strict=False):
             arrays = read_group(path, f"directions/{name}").arrays
-        except (KeyError, ValueError):
-            return False
-        if set(arrays) != set(axis):
-            return False
-        for key, tensor in axis.items():
-            own, other = tensor.detach().double().cpu().reshape(-1), torch.as_tensor(arrays[key]).double().reshape(-1)
-            if own.shape != other.shape or float((own - other).norm()) > SAME_LENGTH * float(own.norm()):
+            if set(arrays) != set(axis):
                 return False
-    return True
+            axes.append({key: torch.as_tensor(arrays[key]).reshape(tensor.shape) for key, tensor in axis.items()})
+    except (KeyError, ValueError, RuntimeError):  # RuntimeError: of another shape
+        return False
+    if any(_differ(axis[key], made[key]) for axis, made in zip(plane.axes, axes, strict=True) for key in axis):
+        return False
+    return replace(plane, axes=tuple(axes)).digest == stated  # else it begins at another model
+
+
+def _differ(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape differ by more than rounding."""
+    own = tensor.detach().double().cpu()
+    return float((own - other.double()).norm()) > SAME_LENGTH * float(own.norm())

@@ -9,7 +9,7 @@ from textwrap import fill
 
 import numpy as np
 
-from lossmap.geometry.grid import ENDS_AT, MODEL, PART, WEIGHTS, Field, Grid, shown_unit
+from lossmap.geometry.grid import BUT_STATISTICS, ENDS_AT, MODEL, PART, WEIGHTS, Field, Grid, shown_unit
 from lossmap.io.printable import printable
 from lossmap.io.surface import MADE_AS, Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
@@ -307,7 +307,7 @@ def _end(surface: Surface, direction: str) -> str | None:
     end = attributes.get(ENDS_AT)
     if end is None and MADE_AS not in attributes:
         end = MODEL if all(attributes.get(name, whole) == whole for name, whole in WHOLE.items()) else PART
-    if kind != "to" or end not in (MODEL, WEIGHTS):
+    if kind != "to" or end not in (MODEL, BUT_STATISTICS, WEIGHTS):
         return None
     own = _file_at_end(surface, direction, file) if file else _without_file(direction)
     return own if end == MODEL else f"weights of {own}"

@@ -157,7 +157,7 @@ def test_one_file_may_hold_a_plane_and_its_path_and_is_made_anew(tmp_path, monke
     assert digests[0] != digests[1]
 
 
-def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(tmp_path, monkeypatch, caplog):
+def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     for i in range(4):
@@ -167,5 +167,13 @@ def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(
     surface = f"surface {pca} --x=-1:1:2 --samples 20 --proj-file path.h5 --surf-file s.h5 --precision float64"
     assert command_line(surface.split()) == 0
     assert "trajectory" in lossmap.read("s.h5").groups
+    assert "does not name the plane" not in caplog.text
+    for path in ([], ["--proj-file", "path.h5"]):
+        assert command_line(["draw", "s.h5", *path]) == 0
+        assert "the path is not drawn" not in capsys.readouterr().out
+    other = f"surface {pca} --model-file run/1.pt --dir-file path.h5 --x=-1:1:2 --samples 20 --proj-file path.h5"
+    other = other.replace(" --xdir pca:1 --ydir pca:2", "")
+    assert command_line([*other.split(), "--surf-file", "o.h5"]) == 2  # the same axes from another checkpoint
+    assert "another --dir-type or another origin" in capsys.readouterr().err
     random = "surface --model mlp --model-file run/3.pt --samples 20 --x=-1:1:2 --y=-1:1:2 --proj-file path.h5"
     assert command_line([*random.split(), "--surf-file", "t.h5"]) == 2

@@ -360,6 +360,8 @@ def test_a_recipe_says_how_much_of_the_other_model_stands_at_its_end():
     with_statistics, same_body = copy.deepcopy(b), copy.deepcopy(b)
     with_statistics[3].running_mean += 1.0
     with_statistics[3].num_batches_tracked += 1
+    for net, scale in ((with_scale := copy.deepcopy(with_statistics), 2.0), (with_its_own := copy.deepcopy(a), 1.0)):
+        net.register_buffer("scale", torch.tensor(scale))
     same_body[0].load_state_dict(a[0].state_dict())
     for other, how, end in (
         (b, {}, "model"),
@@ -368,11 +370,12 @@ def test_a_recipe_says_how_much_of_the_other_model_stands_at_its_end():
         (b, {"parameters": "weights"}, "part"),
         (b, {"parameters": "trainable"}, "part"),
         (same_body, {"parameters": "trainable"}, "model"),
-        (with_statistics, {}, "weights"),
+        (with_statistics, {}, "all but running statistics"),
         (with_statistics, {"states": True}, "model"),
         (with_statistics, {"states": True, "parameters": "weights"}, "part"),
         (dict(with_statistics.named_parameters()), {}, "model"),
     ):
         assert line_between(a, other, **how).recipes[0]["ends_at"] == end
+    assert line_between(with_its_own, with_scale).recipes[0]["ends_at"] == "weights"
     ends = [recipe["ends_at"] for recipe in plane_through(a, same_body, with_statistics).recipes]
-    assert ends == ["model", "weights"]
+    assert ends == ["model", "all but running statistics"]

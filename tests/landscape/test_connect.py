@@ -717,15 +717,20 @@ def test_a_line_that_ends_beside_the_other_network_says_so(tmp_path):
     torch.manual_seed(0)
     a, b = (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) for _ in "ab")
     b[1].running_mean += 1.0
+    for net in (a, b):
+        net.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+    masked = copy.deepcopy(b)
+    masked.mask[0] = False
     problem = Problem.supervised(a.eval(), "crossentropy", (torch.randn(30, 6), torch.arange(30) % 3))
-    for how, words in (
-        ({"parameters": "weights"}, "B in its weights alone"),
-        ({"parameters": "^2"}, "B in its parameters '^2' alone"),
-        ({"bn": "keep"}, "the weights of B"),
-        ({"bn": "interpolate"}, "B"),
-        ({}, "B"),
+    for other, how, words in (
+        (b, {"parameters": "weights"}, "B in its weights alone"),
+        (b, {"parameters": "^2"}, "B in its parameters '^2' alone"),
+        (b, {"bn": "keep"}, "the weights of B"),
+        (b, {"bn": "interpolate"}, "B"),
+        (b, {}, "B"),
+        (masked, {}, "the weights of B"),  # statistics are recomputed, but the mask is that of A
     ):
-        line = lossmap.connect(problem, b, points=3, path=tmp_path / "line.h5", overwrite=True, **how)
+        line = lossmap.connect(problem, other, points=3, path=tmp_path / "line.h5", overwrite=True, **how)
         assert repr(line).startswith(f"Line from A to {words}\n")
         stored = lossmap.read(tmp_path / "line.h5")
         for figure in (lossmap.draw(stored), lossmap.draw(stored, kind="line")):
