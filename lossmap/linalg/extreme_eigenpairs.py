@@ -11,6 +11,7 @@ from __future__ import annotations
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
+from lossmap.linalg.foreign import as_operator
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
 
@@ -33,8 +34,8 @@ def eigenpairs(
     """Extreme eigenvalues of a symmetric operator with their eigenvectors, error bars and limits.
 
     Args:
-        operator: (n, n), symmetric, known by its products: that of `hessian` or `gauss_newton`, or any object with
-            `@`, `size`, `dtype` and `device`.
+        operator: (n, n), symmetric, known by its products: that of `hessian` or `gauss_newton`, or anybody's
+            matrix, as of `spectrum`.
         which: `ends` (the largest and the smallest), `top:k`, `bottom:k`, or `abs:k` (largest in absolute value).
         tol: accuracy of each, relative to the largest absolute eigenvalue.
         solver: `auto` or `lanczos`, or `eigsh` (SciPy's ARPACK, without limits).
@@ -61,7 +62,7 @@ def eigenpairs(
         [4.0, 1.0]
 
     """
-    request = Which.parse(which)
+    operator, request = as_operator(operator), Which.parse(which)
     check_eigenvalue_request(request, operator.size, tol, max_products, confidence)
     if request.kind in SUCCESSIVE:
         return successive_eigenpairs(

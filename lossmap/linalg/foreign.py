@@ -106,13 +106,18 @@ def is_operator(value: Any) -> bool:
     )
 
 
+def as_operator(matrix: Any) -> SymmetricOperator:
+    """An operator as it is, and anything else adopted."""
+    return matrix if is_operator(matrix) else adopted(matrix)
+
+
 def adopted(matrix: Any) -> SymmetricOperator:
     """The matrix as an operator.
 
     Raises TypeError for what has no products, ValueError for a matrix that is not square, real and symmetric.
     """
     if isinstance(matrix, type):
-        raise TypeError(f"spectrum takes an object, and {matrix.__name__} is a class: make one, {matrix.__name__}(...)")
+        raise TypeError(f"expected an object, and {matrix.__name__} is a class: make one, {matrix.__name__}(...)")
     if is_operator(matrix):
         operator: SymmetricOperator = matrix
         _size((operator.size, operator.size))
@@ -131,8 +136,9 @@ def _by_scipy(matrix: Any) -> AdoptedOperator:
     is_array = isinstance(matrix, np.ndarray) or issparse(matrix)
     if not (is_array or isinstance(matrix, LinearOperator) or (hasattr(matrix, "shape") and hasattr(matrix, "matvec"))):
         raise TypeError(
-            "spectrum takes a Problem, or a symmetric matrix with products: a SciPy LinearOperator, an array, a sparse "
-            "matrix, a tensor, what has to_scipy(), or shape and matvec(); wrap the products of other classes: "
+            "expected a symmetric matrix with products (or, for spectrum, a Problem, of which lossmap.hessian(problem) "
+            "is the matrix): a SciPy LinearOperator, an array, a sparse matrix, a tensor, what has to_scipy(), or "
+            "shape and matvec(); wrap the products of other classes: "
             f"LinearOperator((n, n), matvec=lambda v: matrix @ v, dtype=...); got {type(matrix).__name__}"
         )
     n = _size(matrix.shape)

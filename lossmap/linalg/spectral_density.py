@@ -32,6 +32,7 @@ import numpy as np
 
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.eigenvalue_counts import count_ranges, pointwise_tail, simultaneous_tail
+from lossmap.linalg.foreign import as_operator
 from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.quadrature import LanczosRun, crowded_ticks, lanczos_run
 from lossmap.report.estimates import density_text, mass_text
@@ -329,7 +330,7 @@ def spectral_density(
     """The density of an operator's eigenvalues by stochastic Lanczos quadrature, with an error band.
 
     Args:
-        operator: (n, n), symmetric, known by its products.
+        operator: (n, n), symmetric, known by its products; also anybody's, as of `spectrum`.
         error: the largest Wasserstein distance to the truth, as a share of the range: steps are added while the
             quadrature's part of it is more than about half of that, probes until the whole fits.
         steps: for each probe; None: chosen by the first probe.
@@ -358,7 +359,7 @@ def spectral_density(
 
     """
     check_density_request(error, steps, probes, confidence)
-    runs = list(runs)
+    operator, runs = as_operator(operator), list(runs)
     if not runs:
         runs.append(first_run(operator, error, steps, probes, max_products, seed))
     each = steps if steps is not None else len(runs[0].alpha)

@@ -37,6 +37,7 @@ from lossmap.keywords import checked_keywords
 from lossmap.linalg.diagonal import Diagonal, Subspaces, diagonal_of, fitted
 from lossmap.linalg.entry_sums import EntrySums, Rows, entry_sums, half_width, spread_of
 from lossmap.linalg.entry_sums import degrees_of_freedom as degrees_of_freedom
+from lossmap.linalg.foreign import as_operator
 from lossmap.linalg.operator import (
     Rounding,
     SymmetricOperator,
@@ -130,7 +131,7 @@ def trace(
     With n products or more to spend, the n unit vectors are multiplied and the result is exact.
 
     Args:
-        operator: (n, n), symmetric, known by its products.
+        operator: (n, n), symmetric, known by its products; also anybody's, as of `spectrum`.
         method: `xtrace`, `hutch++` or `hutchinson`.
         products: to be spent; where `error` is given, to begin with.
         error: the relative standard error requested: the products are doubled until it is met, or until twice as many
@@ -160,7 +161,7 @@ def trace(
 
     """
     check_trace_request(method, products)
-    target = inf
+    operator, target = as_operator(operator), inf
     if error is not None:
         target = error
     sketch: Sketch | None = None

@@ -85,7 +85,7 @@ def test_small_matrices_are_read_whole_and_ours_are_taken():
         (np.ones((3, 4)), ValueError, r"the matrix must be square, \(n, n\); its shape is \(3, 4\)"),
         (np.eye(3) * 1j, ValueError, "the matrix is complex"),
         (torch.eye(3).half(), ValueError, "must be in float32 or float64; it is in float16"),
-        (object(), TypeError, "spectrum takes a Problem, or a symmetric matrix with products"),
+        (object(), TypeError, "expected a symmetric matrix with products"),
         (SimpleNamespace(shape=(3, 3)), TypeError, r"wrap the products of other classes: LinearOperator\(\(n, n\)"),
         (np.ones(3), ValueError, r"the matrix must be square, \(n, n\); its shape is \(3,\)"),
     ],
@@ -93,6 +93,20 @@ def test_small_matrices_are_read_whole_and_ours_are_taken():
 def test_what_is_no_symmetric_matrix_is_refused(value, error, said):
     with pytest.raises(error, match=said):
         lossmap.spectrum(value, top=1)
+
+
+def test_trace_density_and_eigenpairs_take_anybodys_matrix_too():
+    a = matrix()
+    operator = ByMatvec(a)
+    trace = lossmap.trace(operator, products=100)
+    assert abs(trace.value - VALUES.sum()) <= 4 * trace.error
+    pairs = lossmap.eigenpairs(operator, "ends", tol=1e-6)
+    np.testing.assert_allclose(pairs.values, [13.0, -3.0], rtol=1e-5)
+    density = lossmap.spectral_density(operator, steps=30, probes=3)
+    low, high = density.range
+    assert low <= -3.0 + 1e-3 and high >= 13.0 - 1e-3
+    with pytest.raises(TypeError, match=r"lossmap.hessian\(problem\) is the matrix"):
+        lossmap.trace(lossmap.Problem.supervised(nn.Linear(2, 1), "mse", (torch.zeros(3, 2), torch.zeros(3, 1))))
 
 
 def test_symmetry_is_told_where_squares_leave_the_range():
