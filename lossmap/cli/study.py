@@ -11,7 +11,8 @@
   neurons          each layer's neurons along a run's checkpoints, projected
 
 Every net is one member of a campaign in --folder, with report.txt, table.csv and picture.png beside. Under mpirun or
-srun the ranks share the nets. Interrupted or killed, the same command resumes.
+srun the ranks share the nets. Interrupted or killed, the same command resumes. `neurons` trains no net: it prints its
+table, and writes a picture.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def topology_report(stored: StoredReport) -> str:
     shown = np.sort(order[:MAX_ROWS])
     lines += ["", *table(_rows(stored, shown), right=(0,))]
     if len(order) > MAX_ROWS:
-        lines.append(f"  and {len(order) - MAX_ROWS} less persistent ones")
+        more = len(order) - MAX_ROWS
+        lines.append(f"  and {more} less persistent one{'' if more == 1 else 's'}")
     notes = _notes(stored, real)
     if notes:
         lines += ["", *(f"  {line}" for note in notes for line in filled(note, WIDTH - 2))]
