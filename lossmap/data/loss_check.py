@@ -18,15 +18,16 @@ among them; and a batch as large as the loader's against two parts.
 
 The ranks of a team, each with its share of the samples, do the same: what the most cautious of them would do.
 
-Price: some seventeen passes over at most 16 samples; and a second set of weights, moved at random, but for a model
-whose origin is read again from its file (`moved_weights.stored_origin`): that one is moved itself, anew for each pass,
-and put back. Nothing of the model changes, nor any generator's state.
+Price: some seventeen passes over at most 16 samples (of a loss that draws 8 to 64 times two more, of a sum four); and a
+second set of weights, moved at random, but for a model whose origin is read again from its file
+(`moved_weights.stored_origin`): that one is moved itself, anew for each pass, and put back. Nothing of the model
+changes, nor any generator's state.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -101,6 +103,7 @@ MAX_LOOKS = 3  # at batches of several sizes that stay uncut, until one shows wh
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
 MAX_DRAWS = 64  # of a loss that draws, over which it is looked whether it is a sum
 CLEAR_ERRORS = 6.0  # standard errors by which that has to be told
+LIKELY_ERRORS = 4.0  # the same by which it may differ from the sum of its parts
 REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
@@ -158,8 +161,10 @@ class _Agreement:
 
         kind = self.most_cautious(look)
         checked, probe, _ = looks[0]
-        if kind == RANDOM and self.most_cautious(lambda: SUM if probe.is_sum_on_average() else MEAN) == SUM:
-            checked = _as_sum(checked)
+        if kind == RANDOM:
+            answers = (False, None, True)
+            answer = answers[self.most_cautious(lambda: answers.index(probe.is_sum_on_average()))]
+            checked = _as_sum(checked) if answer else _with_sums_told(checked, answer)
         treated: list[Problem] = []
 
         def treat() -> int:  # it raises where a random loss does not repeat
@@ -392,9 +397,8 @@ def _with_doubts_told(problem: Problem) -> Problem:
 def _with_counts_told(problem: Problem) -> Problem:
     """With a note on the weights of batches of which no part can be evaluated, if their structure alone shows them."""
     batches = list(problem.data)
-    is_known = isinstance(problem.loss, SupervisedLoss) and isinstance(problem.loss.loss, (str, nn.Module))
     counts = {samples_in(batch) for batch in batches}
-    if is_known or len(counts) == 1 or all(map(is_counted_otherwise, batches)) or _gives_weight(problem):
+    if _is_known(problem) or len(counts) == 1 or all(map(is_counted_otherwise, batches)) or _gives_weight(problem):
         return problem
     note = (
         f"each batch counts by its samples as its structure shows them ({listed_counts(batches)}), and the loss is "
@@ -402,6 +406,25 @@ def _with_counts_told(problem: Problem) -> Problem:
         "is a mean over anything else, return (mean, weight), and where it is a sum, take reduction='sum'"
     )
     return replace(problem, notes=(*problem.notes, note))
+
+
+def _with_sums_told(problem: Problem, is_sum: bool | None) -> Problem:
+    """With a note where parts of a batch do not tell whether a loss that draws at random is a mean or a sum."""
+    if is_sum is False or _is_known(problem) or _gives_weight(problem):
+        return problem
+    note = (
+        "parts of a batch do not show whether the loss, which draws at random, is the mean over its samples or a sum; "
+        f"it is taken for a mean, and each batch counts by its {_counted(problem)[0]}: where it is a sum, take "
+        "reduction='sum'"
+    )
+    return replace(problem, notes=(*problem.notes, note))
+
+
+def _is_known(problem: Problem) -> bool:
+    """Whether a loss is one of PyTorch's, or said to be a sum."""
+    if isinstance(problem.forward, CustomLoss):
+        return problem.forward.reduction == "sum"
+    return isinstance(problem.loss, SupervisedLoss) and isinstance(problem.loss.loss, (str, nn.Module))
 
 
 def _with_underflow_told(problem: Problem, probe: _Probe) -> Problem:
@@ -674,34 +697,41 @@ class _Probe:
         whole, _ = self._value(self.batch)
         return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
 
-    def is_sum_on_average(self) -> bool:
-        """Whether the function behind, which draws at random, is the sum of a batch's parts rather than their mean.
+    def is_sum_on_average(self) -> bool | None:
+        """Whether the function behind, which draws at random, is the sum of a batch's parts; None where none tell it.
 
-        By its means over draws of a batch and its quarters: as many as tell the two apart, if `MAX_DRAWS` do.
+        It is not where it lies, over draws, nearer to the mean of the batch's quarters than to their sum; and it is
+        where it is the sum of these and of the batch's samples: a contrastive loss grows with a batch as well.
         """
         batch = self.batch
         if isinstance(self.original.data, FixedBatches):
             batch = max(self.original.data, key=samples_in)
             batch = batch if self.problem is self.original else map_tensors(for_float64, batch)
         n = min(samples_in(batch), self.most)
-        if n < 2:
-            return False
-        ends = sorted({k * n // 4 for k in range(5)})
-        above: list[float] = []  # by how much it lies above the middle of mean and sum
-        apart: list[float] = []  # by how much the sum lies above the mean
-        try:
-            parts = [rows_within(batch, 0, n), *(rows_within(batch, *part) for part in pairwise(ends))]
-            while len(above) < MAX_DRAWS:
-                for seed in range(len(above), max(8, 2 * len(above))):
-                    whole, *values = (self._drawn(part, seed) for part in parts)
-                    total, mean = sum(values), float(np.dot(values, np.diff(ends))) / n
-                    above.append(whole - (total + mean) / 2.0)
-                    apart.append(total - mean)
-                if min(abs(_in_errors(above)), abs(_in_errors(apart))) > CLEAR_ERRORS:
-                    return bool(np.mean(above) * np.mean(apart) > 0.0)
-        except Exception as error:  # somebody's own loss may raise anything of a part of a batch
-            raise_if_of_device(error)
-        return False
+        for dim in _dims_of_samples(batch, samples_in(batch)) if n > 1 else ():
+            try:
+                is_sum = self._is_sum_of_parts(batch, sorted({k * n // 4 for k in range(5)}), dim)
+                return is_sum and self._is_sum_of_parts(batch, list(range(n + 1)), dim)
+            except Exception as error:  # somebody's own loss may raise anything of a part of a batch
+                raise_if_of_device(error)
+        return None if n > 1 else False
+
+    def _is_sum_of_parts(self, batch: Batch, ends: list[int], dim: int) -> bool | None:
+        """The same of the parts that end there, by as many draws as tell, if `MAX_DRAWS` do."""
+        parts = [rows_within(batch, *part, dim) for part in ((0, ends[-1]), *pairwise(ends))]
+        rows: list[list[float]] = []
+        while len(rows) < MAX_DRAWS:
+            rows += [[self._drawn(part, seed) for part in parts] for seed in range(len(rows), max(8, 2 * len(rows)))]
+            whole, *values = np.array(rows).T
+            total, mean = np.sum(values, axis=0), np.dot(np.diff(ends), values) / ends[-1]
+            above, apart = _in_errors(whole - (total + mean) / 2.0), _in_errors(total - mean)
+            if min(abs(above), abs(apart)) <= CLEAR_ERRORS:
+                continue
+            if above * apart < 0.0:
+                return False
+            if abs(_in_errors(whole - total)) < LIKELY_ERRORS or self._agree(whole.mean(), total.mean(), []):
+                return True
+        return None
 
     def _drawn(self, batch: Batch, seed: int) -> float:
         """What the user's function gives for a batch with the random numbers of a seed."""
@@ -713,7 +743,7 @@ class _Probe:
         return _agree(whole, total, parts, self.tolerance)
 
 
-def _in_errors(values: Sequence[float]) -> float:
+def _in_errors(values: NDArray[Any]) -> float:
     """A mean in its standard errors; infinite where all are alike, and 0 where one is not finite."""
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
     if not np.isfinite([mean, error]).all() or mean == 0.0:

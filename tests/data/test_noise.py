@@ -290,3 +290,72 @@ def test_a_sum_is_told_from_a_mean_though_their_draws_differ_much(reduce, noise)
         problem = Problem.custom(model, lambda m, b: reduce((m(b) + noise * torch.randn(len(b), 1)).square()), x)
         notes = check_loss(problem).notes
         assert any("divided by the samples" in note for note in notes) == (reduce is torch.sum)
+
+
+def contrastive(model, x):
+    """InfoNCE of two noisy views of each sample, the others of the batch as negatives."""
+    one, other = (F.normalize(model(x + 0.05 * torch.randn_like(x)), dim=1) for _ in range(2))
+    return F.cross_entropy(one @ other.T / 0.1, torch.arange(len(x)))
+
+
+@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("steps", [0, 300])
+def test_a_contrastive_loss_of_random_views_is_no_sum(size, steps):
+    """It grows with a batch: of a trained network by its negatives, of another by their logarithm."""
+    torch.manual_seed(0)
+    x, model = torch.randn(3 * size, 6), nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        contrastive(model, x[torch.randperm(len(x))[:size]]).backward()
+        optimizer.step()
+    checked = check_loss(Problem.custom(model, contrastive, DataLoader(x, size)), report=False)
+    with torch.no_grad():
+        draws = [float(contrastive(model, batch)) for batch in x.split(size) for _ in range(50)]
+    assert loss_and_gradient(checked).loss == pytest.approx(np.mean(draws), rel=0.3)
+    assert not any("is divided by" in note for note in checked.notes)
+
+
+class Graph:
+    def __init__(self, x, y, owner):
+        self.x, self.y, self.owner = x, y, owner
+
+
+class GraphNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, graph):
+        nodes = F.dropout(self.layer(graph.x), 0.3)
+        return nodes.new_zeros(len(graph.y), 2).index_add(0, graph.owner, nodes)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_that_draws_and_has_no_parts_is_said_to_be_taken_for_a_mean(reduction):
+    torch.manual_seed(0)
+    owners = [torch.arange(graphs).repeat_interleave(3) for graphs in (5, 5, 3)]
+    batches = [Graph(torch.randn(len(o), 3), torch.arange(len(o) // 3) % 2, o) for o in owners]
+    problem = Problem.custom(
+        GraphNet(), lambda m, g: F.cross_entropy(m(g), g.y, reduction="sum"), batches, reduction=reduction
+    )
+    told = [
+        note for note in check_loss(problem, report=False).notes if "where it is a sum, take reduction='sum'" in note
+    ]
+    assert len(told) == (reduction == "mean")
+
+
+def test_a_sum_that_draws_is_found_in_sequences_with_the_time_first_and_as_many_steps_as_samples():
+    torch.manual_seed(0)
+    x, y, layer = torch.randn(21, 7, 4), torch.randn(21, 3), nn.LSTM(4, 3)
+
+    def loss(model, batch):
+        outputs, _ = model(batch[0])
+        return (F.dropout(outputs[-1], 0.3) - batch[1]).square().sum()
+
+    loader = DataLoader(range(21), 7, collate_fn=lambda rows: (x[rows].transpose(0, 1), y[rows]))
+    found = [
+        loss_and_gradient(check_loss(Problem.custom(layer, loss, loader, reduction=reduction), report=False)).loss
+        for reduction in ("mean", "sum")
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
