@@ -269,6 +269,8 @@ def _gradient_by_backward(problem: Problem, sample: Batch, named: Mapping[str, n
     one = pytree.tree_map(_as_batch, sample)
     with differentiated(problem.model, list(named.values())):
         value = problem.loss(problem.forward(problem.model, one), one)
+        if not value.requires_grad:  # that of a sample without weight, such as one of ignored labels, is a plain 0
+            return {f"model.{name}": torch.zeros_like(p, requires_grad=False) for name, p in named.items()}
         parts = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
     return {f"model.{name}": part for name, part in zip(named, parts, strict=True)}
 

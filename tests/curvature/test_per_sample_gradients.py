@@ -127,6 +127,17 @@ def data_of(module, dtype):
         p.data = p.data.to(dtype)
 
 
+def test_a_sample_without_weight_has_no_gradient():
+    torch.manual_seed(0)
+    x, y, model = torch.randn(6, 3).double(), torch.tensor([0, -100, 1, 1, -100, 0]), nn.Linear(3, 2).double()
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1]), int((batch[1] != -100).sum())
+
+    (rows,) = per_sample(Problem.custom(model, loss, (x, y), batch_size=6))
+    assert not rows[y == -100].any() and rows[y != -100].any(dim=1).all()
+
+
 @pytest.mark.parametrize("cast", [to, by_type, data_of])
 def test_a_forward_that_casts_in_place_is_differentiated_sample_by_sample(cast):
     given = problem(Casting(cast))
