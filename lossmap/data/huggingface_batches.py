@@ -54,7 +54,7 @@ class Entries:
     accepted: frozenset[str] | None = None
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        """The dict. Raises ValueError for a batch that is neither a mapping, a tensor nor inputs and targets."""
+        """The dict. Raises ValueError for a batch of other things, and for labels in lists."""
         if isinstance(batch, Tensor):
             batch = {self.main: batch}
         elif isinstance(batch, Sequence) and 1 <= len(batch) <= 2:
@@ -71,6 +71,11 @@ class Entries:
         name = next((name for name in TARGET_NAMES if name in entries), None)
         if name is not None:
             entries["labels"] = entries.pop(name)
+        elif lists := [n for n, v in batch.items() if str(n).endswith("labels") and isinstance(v, (tuple, list))]:
+            raise ValueError(
+                f"the batches hold {' and '.join(lists)} as lists, where lossmap.huggingface takes tensors "
+                "alone: take Problem.custom(model, lambda model, batch: model(**batch).loss, data)"
+            )
         elif self.causal and "input_ids" in entries:
             entries["labels"] = _tokens_as_labels(entries["input_ids"], entries.get("attention_mask"))
         if "labels" in entries and not entries["labels"].is_floating_point():

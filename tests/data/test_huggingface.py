@@ -493,6 +493,11 @@ MISTAKES = {
         "no argument `labels`: take a model with a head",
     ),
     "a loss of pairs": (clip, padded(sequences()) | {"pixel_values": IMAGES}, "compares the samples of a batch"),
+    "lists of labels": (
+        bert,
+        [{"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": [{"boxes": torch.ones(1, 4)}] * 2}],
+        r"hold labels as lists, .*: take Problem\.custom\(model, lambda model, batch: model\(\*\*batch\)\.loss",
+    ),
     "none counts": (gpt2, {"input_ids": torch.ones(2, 1, dtype=torch.long)}, "no label counts"),
     "no model of transformers": (lambda: torch.nn.Linear(2, 2), torch.eye(2), "Linear is no model of transformers"),
     "a batch of text": (bert, ["a sentence"], "must be a mapping of the model's keywords"),
