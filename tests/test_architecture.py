@@ -59,7 +59,7 @@ TABLE = {
     "dynamics": {"spectra", "landscape", "diagnostics", "curvature", "linalg", "io", "parallel", "geometry", "data"},
     "health": {"spectra", "diagnostics", "curvature", "linalg", "geometry", "data"},
     "spectra": {"training", "diagnostics", "curvature", "linalg", "geometry", "data"},
-    "landscape": {"curvature", "linalg", "parallel", "io", "geometry", "data"},
+    "landscape": {"curvature", "linalg", "parallel", "io", "geometry", "data", "import_by_name"},
     "diagnostics": {"curvature", "linalg", "geometry", "data"},
     "training": {"curvature", "linalg", "data", "geometry"},
     "topology": {"io", "geometry.grid"},
@@ -72,7 +72,8 @@ TABLE = {
     "io": {"geometry.grid"},
     "parallel": set(),
     "geometry": set(),
-    "data": {"geometry"},
+    "data": {"geometry", "import_by_name"},
+    "import_by_name": set(),
 }
 # library -> the only places that may import it
 HOMES = {
@@ -109,7 +110,7 @@ BY_NAME = {
     "cli.__main__",
     "cli.wrapped_command",
     "zoo",
-    "data.import_by_name",
+    "import_by_name",
     "values",
     "results",
     "callbacks.with_lightning",

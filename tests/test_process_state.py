@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from lossmap.data.import_by_name import resolve_callable
+from lossmap.import_by_name import resolve_callable
 from lossmap.process_state import ProcessState, begin, forget_cached, renew
 
 SOURCE = """\

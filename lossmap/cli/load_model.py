@@ -26,7 +26,7 @@ from lossmap.data.checkpoints import Checkpoint, homes_of
 from lossmap.data.checks import check_finite
 from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.huggingface_folder import load_model
-from lossmap.data.import_by_name import kept_folder, resolve_callable
+from lossmap.import_by_name import kept_folder, resolve_callable
 from lossmap.seeding import same_random_state
 
 CHECKPOINT_ENDINGS = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}

@@ -31,13 +31,13 @@ from lossmap.data.huggingface import huggingface
 from lossmap.data.huggingface_data import Reader
 from lossmap.data.huggingface_files import is_in_folder, model_files
 from lossmap.data.huggingface_pass import is_huggingface
-from lossmap.data.import_by_name import kept_folder, resolve_callable
 from lossmap.data.loaders import as_batches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.model_entries import entries_of
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import ENDS_AT
+from lossmap.import_by_name import kept_folder, resolve_callable
 from lossmap.io.surface import EVALUATION, MADE_AS
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Prepared, Site
 from lossmap.campaign.neighbours import READ
-from lossmap.data.import_by_name import is_imported_otherwise
+from lossmap.import_by_name import is_imported_otherwise
 from lossmap.io.journal import Busy
 from lossmap.parallel.world import World
 

@@ -53,9 +53,9 @@ from lossmap.data.batches import (
 )
 from lossmap.data.huggingface_data import Reader
 from lossmap.data.huggingface_files import is_in_folder
-from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, as_batches, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
+from lossmap.import_by_name import resolve_callable
 from lossmap.special_files import not_a_file
 from lossmap.trees import NotJoined
 

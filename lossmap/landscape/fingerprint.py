@@ -29,10 +29,10 @@ from lossmap import accelerators
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import copied
-from lossmap.data.import_by_name import imported_digest
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Point
+from lossmap.import_by_name import imported_digest
 from lossmap.installed import installed_folders, installed_prefixes
 from lossmap.io.provenance import checkout_of
 from lossmap.seeding import same_random_state

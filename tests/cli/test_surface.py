@@ -14,7 +14,7 @@ import torch
 import lossmap
 from lossmap import zoo
 from lossmap.cli.surface import main
-from lossmap.data.import_by_name import resolve_callable
+from lossmap.import_by_name import resolve_callable
 from lossmap.plotting.quantities import axis_labels
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from torch import nn
 
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import file_sha256, load_checkpoint, load_into, load_state
-from lossmap.data.import_by_name import resolve_callable
+from lossmap.import_by_name import resolve_callable
 
 
 class Tied(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lossmap.data.import_by_name import resolve_callable
+from lossmap.import_by_name import resolve_callable
 
 
 def test_a_function_of_a_package_is_found():
