@@ -1,7 +1,7 @@
 """Reading pickles that hold arrays and tensors, without running code from them.
 
-A pickle names functions that its reader shall call. This reader knows a short list of names, with which
-NumPy arrays and tensors are put together, and refuses all others.
+A pickle names functions that its reader shall call. This reader knows a list of names, with which NumPy arrays, tensors
+and what PyTorch keeps beside them (shapes, devices, types) are put together, and refuses all others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import pickle
 import sys
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -29,8 +29,11 @@ NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): codecs.encode,
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,
     ("argparse", "Namespace"): argparse.Namespace,
 }
+for _plain in (complex, bytearray, set, frozenset):
+    NAMES["builtins", _plain.__name__] = NAMES["__builtin__", _plain.__name__] = _plain
 for _home in ("numpy.core.numeric", "numpy._core.numeric"):
     NAMES[_home, "_frombuffer"] = _buffer
 for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -43,15 +46,22 @@ def _storage(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
-def _parameter(data: Tensor, requires_grad: bool, hooks: object) -> Tensor:
+def _parameter(data: Tensor, *beside: object) -> Tensor:  # which are: whether it is trained, hooks, attributes
     return data
 
 
 TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
 }
+for _kind in ("tensor", "tensor_v2", "tensor_v3", "sparse_tensor", "qtensor", "meta_tensor_no_storage"):
+    TENSORS["torch._utils", f"_rebuild_{_kind}"] = getattr(torch._utils, f"_rebuild_{_kind}")
+VALUES = (torch.dtype, torch.qscheme)  # of a tensor, by their names in torch
 
 
 class Refused(ValueError):
@@ -64,6 +74,8 @@ class Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Only the names on the list, whatever the pickle asks for."""
         known = NAMES.get((module, name)) or TENSORS.get((module, name))
+        if known is None and module == "torch" and isinstance(getattr(torch, name, None), VALUES):
+            return getattr(torch, name)
         if known is None:
             raise Refused(f"it asks for {module}.{name}, which could run code")
         return known

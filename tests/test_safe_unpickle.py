@@ -2,9 +2,11 @@
 
 import io
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from lossmap import safe_unpickle
 
@@ -30,3 +32,44 @@ def test_other_functions_are_refused(call):
 def test_an_array_of_objects_cannot_smuggle_one_in():
     with pytest.raises(safe_unpickle.Refused, match=r"it asks for (builtins|__builtin__)\.eval"):
         read(np.array([eval, 1], dtype=object))
+
+
+BESIDE = {
+    "shape": torch.Size([3, 2]),
+    "device": torch.device("cpu"),
+    "type": torch.bfloat16,
+    "scheme": torch.per_tensor_affine,
+    "layout": torch.sparse_coo,
+    "sparse": torch.eye(3).to_sparse(),
+    "eighths": torch.tensor([0.5, -2.0]).to(torch.float8_e5m2),
+    "parameter": torch.nn.Parameter(torch.ones(2)),
+    "number": 1 + 2j,
+    "bytes": bytearray(b"ab"),
+    "names": {"a", "b"},
+    "count": Counter("aab"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_pytorch_keeps_beside_weights_is_read_in_every_protocol(name, is_zip, protocol):
+    if name == "eighths" and not is_zip:
+        pytest.skip("PyTorch cannot write it so")
+    weights, value, file = torch.arange(4.0), BESIDE[name], io.BytesIO()
+    torch.save({"weights": weights, name: value}, file, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    file.seek(0)
+    back = safe_unpickle.load_tensors(file)
+    assert torch.equal(back["weights"], weights)
+    if isinstance(value, torch.Tensor):
+        assert back[name].dtype == value.dtype and back[name].layout == value.layout
+        assert torch.equal(back[name].to_dense().float(), value.to_dense().float())
+    else:
+        assert back[name] == value
+
+
+@pytest.mark.parametrize("call", ["load", "hub.load", "utils.cpp_extension.load", "nn.Linear", "_C"])
+def test_nothing_else_of_torch_is_read(call):
+    text = f"\x8c\x05torch\x8c{chr(len(call))}{call}\x93.".encode("latin-1")
+    with pytest.raises(safe_unpickle.Refused, match=f"it asks for torch.{call}"):
+        safe_unpickle.read(io.BytesIO(b"\x80\x04" + text))
