@@ -35,7 +35,7 @@ def main() -> None:
     for strength in (1e-3, 1e-2, 1e-1):  # each eigenvalue is shifted by twice the strength
         problem = lossmap.Problem.custom(model, partial(loss, strength=strength), (x[:200], y[:200]))
         largest = lossmap.eigenpairs(lossmap.hessian(problem, parameters="all"), "top:1")
-        print(f"strength {strength:g}: largest eigenvalue {largest.values[0]:.4f} +- {largest.residuals[0]:.0e}")
+        print(f"strength {strength:g}: largest eigenvalue {largest.values[0]:.7f} +- {largest.residuals[0]:.0e}")
 
 
 if __name__ == "__main__":
