@@ -66,7 +66,7 @@ class Selection:
     key               the entry that holds them, `model_ema` or `ema.model`; by default the one that fits
     prefix            what stands before the model's names there; by default the one that fits
     allow_unexpected  whether tensors that the model lacks are left out, and not refused
-    or_the_only       whether of a file without the key the only tensors that fit are read
+    or_the_only       whether of a file without key or prefix the only tensors that fit are read
     """
 
     key: str | None = None
@@ -156,18 +156,20 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     own = {name: t for name, t in own.items() if name.rpartition(".")[2] != EXTRA_STATE}
     _refuse_lazy(own, type(model).__name__)
-    chosen, lack = _under_key(states, selection.key, origin)
+    chosen, no_key = _under_key(states, selection.key, origin)
+    prefix, no_prefix = _with_prefix(chosen, selection.prefix, origin)
+    lack = "; ".join(filter(None, (no_key, no_prefix)))
     if lack and not selection.or_the_only:
-        raise ValueError(lack)
-    fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, selection.prefix, origin))}
+        raise ValueError(f"{lack}; only the file of a second model may lack it")
+    fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, prefix, origin))}
     is_full = any(selection.allow_unexpected or not fit.extra for fit in fits.values())
     if not is_full and has_rules(model):
-        renamed = {key: fit for key, state in chosen.items() if (fit := _fit_by_rules(state, model, selection.prefix))}
+        renamed = {key: fit for key, state in chosen.items() if (fit := _fit_by_rules(state, model, prefix))}
         fits = renamed or fits
     if not fits:
-        raise ValueError(_differences(chosen, own, type(model).__name__, origin, selection))
-    if lack and len(fits) > 1:
-        raise ValueError(lack)
+        raise ValueError(_differences(chosen, own, type(model).__name__, origin, prefix))
+    if no_key and len(fits) > 1:
+        raise ValueError(no_key)
     key = _best_key(list(fits), origin)
     fit = _with_rest(fits[key], chosen[key], model, origin)
     if fit.extra and not selection.allow_unexpected:
@@ -298,6 +300,16 @@ def _under_key(states: Mapping[str, State], key: str | None, origin: str) -> tup
     return (chosen, "") if chosen else (states, f"{origin} holds no tensors under {key!r}; {what}")
 
 
+def _with_prefix(states: Mapping[str, State], prefix: str | None, origin: str) -> tuple[str | None, str]:
+    """A prefix that was named, and nothing; of a file without it none, and the sentence that says so."""
+    names = [name for state in states.values() for name in state]
+    spelt = (n for name in names for n in (name, _clean(name), _without_module(_clean(name))))
+    if not prefix or not names or any(name.startswith(prefix) for name in spelt):
+        return prefix, ""
+    first = dict.fromkeys(name.partition(".")[0] for name in names)
+    return None, f"{origin} has no tensor whose name begins with {prefix!r}; they begin with {listed(list(first))}"
+
+
 def _best_key(keys: Sequence[str], origin: str) -> str:
     """The key to take of those that fit. Raises ValueError where none goes before the others."""
     if len(keys) == 1:
@@ -329,7 +341,7 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
     """The tensors that are the model's; None where some are missing, or of other shapes."""
     tensors = _without_wrappers(state, origin)
     names = _own_names(own, tensors)
-    prefixes = _as_given(prefix) if prefix is not None else _prefixes(tensors, names)
+    prefixes = [*map(_clean, _as_given(prefix))] if prefix is not None else _prefixes(tensors, names)
     fits = {p: fit for p in prefixes if (fit := _fit_under(tensors, names, own, p))}
     if not fits:
         return (
@@ -460,12 +472,12 @@ def _in_adapter(name: str, adapter: str = "default") -> str:
 
 
 def _differences(
-    states: Mapping[str, State], own: Mapping[str, Tensor], model: str, origin: str, selection: Selection
+    states: Mapping[str, State], own: Mapping[str, Tensor], model: str, origin: str, prefix: str | None
 ) -> str:
     """What keeps the nearest set of tensors from being the model's."""
     names = _own_names(own)
     state = max(states.values(), key=lambda s: len({_stripped(k) for k in s} & set(names)))
-    tensors = {_stripped(_clean(k)).removeprefix(selection.prefix or ""): t for k, t in state.items()}
+    tensors = {_stripped(_clean(k)).removeprefix(prefix or ""): t for k, t in state.items()}
     missing = [k for k in names if k not in tensors and k.rpartition(".")[2] != _COUNTER]
     unexpected = [k for k in tensors if k not in names and k.rpartition(".")[2] != _COUNTER]
     shapes = [

@@ -109,6 +109,36 @@ def test_the_key_of_one_file_leaves_another_without_it_to_the_tensors_that_fit(f
     assert "b.pt holds no tensors under 'model_ema'" in capsys.readouterr().err
 
 
+def test_the_prefix_of_one_file_leaves_another_without_it_to_the_tensors_that_fit(folder, capsys, caplog):
+    (a, of_a), (b, of_b) = trained(1), trained(2)
+    torch.save(
+        {f"{who}.{k}": v for who, net in (("student", a), ("teacher", b)) for k, v in net.state_dict().items()}, "a.pt"
+    )
+    torch.save(b.state_dict(), "b.pt")
+    torch.save({"G": a.state_dict(), "D": b.state_dict()}, "two.pt")
+    assert surface("a.pt", "--strip-prefix", "student.", "--model-file2", "b.pt", "--x=0:1:2") == 0
+    assert lossmap.read("s.h5", lossmap.Surface)["train_loss"] == pytest.approx([of_a, of_b], rel=1e-5)
+    assert caplog.text.count("b.pt has no tensor whose name begins with 'student.'; they begin with ") == 1
+    capsys.readouterr()
+    assert surface("a.pt", "--strip-prefix", "student.", "--model-file2", "two.pt", "--x=0:1:2") == 2
+    assert "two.pt holds several sets of tensors that fit the model: G, D" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "named"), [("--state-key", "teacher"), ("--strip-prefix", "teacher.")])
+def test_what_only_the_second_file_has_is_asked_of_the_first_and_that_is_said(folder, capsys, flag, named):
+    (a, _), (b, _) = trained(1), trained(2)
+    torch.save(a.state_dict(), "a.pt")
+    torch.save(
+        {"teacher": b.state_dict()}
+        if flag == "--state-key"
+        else {f"teacher.{k}": v for k, v in b.state_dict().items()},
+        "b.pt",
+    )
+    assert surface("a.pt", "--model-file2", "b.pt", flag, named, "--x=0:1:2") == 2
+    said = capsys.readouterr().err
+    assert "a.pt h" in said and "; only the file of a second model may lack it" in said
+
+
 def test_what_is_chosen_in_the_second_checkpoint_and_in_a_runs_is_said_once(folder, caplog):
     (a, _), (b, _) = trained(1), trained(2)
     for name in ("a.pt", "b.pt"):

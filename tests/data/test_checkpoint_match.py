@@ -178,6 +178,22 @@ def test_two_that_fit_equally_well_are_refused_by_the_flag_that_decides(trained,
         assert torch.equal(model.embedding.weight, trained["embedding.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.module.", "_orig_mod.module", "module.", "module"])
+def test_a_prefix_may_be_named_as_the_file_spells_it(trained, tmp_path, prefix):
+    torch.save(under("_orig_mod.module.", trained), tmp_path / "c.pt")
+    model = net()
+    load_into(model, tmp_path / "c.pt", selection=Selection(prefix=prefix))
+    assert torch.equal(model.embedding.weight, trained["embedding.weight"])
+
+
+def test_a_prefix_that_no_name_has_is_said_to_be_missing(trained, other, tmp_path):
+    torch.save(under("student.", trained) | under("teacher.", other), tmp_path / "c.pt")
+    torch.save(trained, tmp_path / "plain.pt")
+    for file, first in (("c.pt", "student, teacher;"), ("plain.pt", "embedding, ")):
+        with pytest.raises(ValueError, match=rf"{file} has no tensor whose name begins with 'pupil.'.* with {first}"):
+            load_into(net(), tmp_path / file, selection=Selection(prefix="pupil."))
+
+
 def test_a_velocity_network_is_a_model_and_beside_one_of_the_usual_keys_the_second(trained, other, tmp_path):
     """As of flow matching; some optimizers keep moments under that name."""
     torch.save({"velocity": trained, "step": 3}, tmp_path / "flow.pt")
