@@ -31,6 +31,7 @@ SummedCriterion = Callable[[Outputs, Any, int], Tensor]  # (outputs, targets, sa
 ELEMENTWISE = (  # PyTorch broadcasts these, with a warning or without
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss
 )  # fmt: skip
+ENTROPIES = (nn.CrossEntropyLoss, nn.NLLLoss)
 BINARY = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)  # their targets are 0 and 1, floating-point
 
 
@@ -108,7 +109,7 @@ def ignored_target(loss: str | Criterion) -> int | None:
     """The target that a loss ignores, as far as it says; None for none."""
     if loss == "crossentropy":
         return nn.CrossEntropyLoss().ignore_index
-    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+    if isinstance(loss, ENTROPIES):
         return int(loss.ignore_index)
     return None
 
@@ -241,7 +242,7 @@ def criterion_and_unit(loss: str | Criterion) -> tuple[Criterion, str]:
 
 def has_class_labels(data: Batches, loss: str | Criterion) -> bool:
     """Whether an accuracy means something: whole-number class targets, one for each sample."""
-    if isinstance(loss, nn.Module) and not isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+    if isinstance(loss, nn.Module) and not isinstance(loss, ENTROPIES):
         return False
     targets = targets_of(next(iter(data)))
     whole = (torch.int64, torch.int32, torch.uint8)
@@ -284,9 +285,15 @@ def metric_of(name: str, metric: Metric | Criterion) -> Metric:
     return Metric(MeanMetric(metric), "1", name.replace("_", " "))
 
 
+def is_of(kinds: tuple[type[nn.Module], ...], loss: Any) -> bool:
+    """Whether a loss is a module of these kinds of PyTorch, and no subclass that computes something of its own."""
+    own = getattr(getattr(loss, "forward", None), "__func__", None)
+    return isinstance(loss, kinds) and own in {kind.forward for kind in kinds}
+
+
 def takes_class_labels(loss: str | Criterion) -> bool:
     """Whether a loss is PyTorch's cross entropy of classes, by name or as a module."""
-    return loss == "crossentropy" or isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+    return loss == "crossentropy" or is_of(ENTROPIES, loss)
 
 
 def with_tensor_targets(data: Batches, loss: str | Criterion) -> Batches:
@@ -336,7 +343,7 @@ def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:
     Raises ValueError where floating-point targets are neither whole labels nor class probabilities; of streamed data
     each batch is asked as it is read.
     """
-    if not takes_class_labels(loss):
+    if loss != "crossentropy" and not isinstance(loss, ENTROPIES):
         return data
 
     if isinstance(data, Resident):
@@ -432,9 +439,9 @@ class SupervisedLoss:
         """Raises ValueError for targets that would be broadcast, and for a loss that is no scalar."""
         targets = targets_of(batch, outputs)
         self.refuse(outputs, targets)
-        if isinstance(self.loss, BINARY) and isinstance(targets, Tensor) and not targets.is_floating_point():
+        if is_of(BINARY, self.loss) and isinstance(targets, Tensor) and not targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        if isinstance(self.loss, ELEMENTWISE) and outputs.shape != targets.shape:
+        if is_of(ELEMENTWISE, self.loss) and outputs.shape != targets.shape:
             raise ValueError(
                 f"the targets of {type(self.loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they "
                 f"have {tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
@@ -541,8 +548,8 @@ def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches)
     """
     if getattr(loss, "reduction", "mean") == "sum":
         return ScaledCriterion(criterion, 1)
-    entropy = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
-    if isinstance(entropy, (nn.CrossEntropyLoss, nn.NLLLoss)) and entropy.reduction == "mean":
+    entropy: Any = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
+    if is_of(ENTROPIES, entropy) and entropy.reduction == "mean":  # of others, `reduction` may do nothing
         weighed = _samples_per_weight(data, entropy.weight, entropy.ignore_index)
         if weighed is not None:
             sum_of = copy.copy(entropy)

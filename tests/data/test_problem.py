@@ -157,6 +157,53 @@ def test_class_weights_and_ignored_targets_count_as_in_one_batch_whatever_the_cu
     assert sum(value(p.total(b)) for p in shares for b in p.data) / 20 == pytest.approx(expected, rel=1e-5)
 
 
+class Focal(nn.CrossEntropyLoss):
+    """With the weights and ignored targets of PyTorch's, and a mean of its own, whatever `reduction` says."""
+
+    def forward(self, outputs, targets):
+        each = F.cross_entropy(outputs, targets, self.weight, ignore_index=self.ignore_index, reduction="none")
+        return ((1 - (-each).exp()) ** 2 * each).sum() / (targets != self.ignore_index).sum()
+
+
+class Penalized(nn.CrossEntropyLoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs, targets) + 0.1 * (outputs**2).mean()
+
+
+class ClassesLast(nn.CrossEntropyLoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs.reshape(-1, 3), targets.flatten())
+
+
+class OneHot(nn.BCEWithLogitsLoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs, F.one_hot(targets, 3).to(outputs.dtype))
+
+
+class Brier(nn.MSELoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs.softmax(1), F.one_hot(targets, 3).to(outputs.dtype))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (Focal(torch.tensor([1.0, 5.0, 0.5])), (14,)),
+        (Focal(ignore_index=1), (14,)),
+        (Penalized(torch.tensor([1.0, 5.0, 0.5])), (14,)),
+        (Penalized(ignore_index=1), (14,)),
+        (ClassesLast(), (14, 5)),
+        (OneHot(), (14,)),
+        (Brier(), (14,)),
+    ],
+)
+def test_a_subclass_of_a_loss_of_pytorch_is_what_its_own_forward_computes(loss, shape):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(*shape, 4), torch.randint(0, 3, shape)
+    checked = check_loss(Problem.supervised(net, loss, (x, y)), report=False)
+    assert mean(checked) == pytest.approx(value(loss(net(x), y)), rel=1e-5)
+
+
 def test_a_criterion_that_sums_is_divided_by_the_samples():
     net, x, y = nn.Linear(3, 2), torch.randn(7, 3), torch.randint(0, 2, (7,))
     for size in (2, 7):
