@@ -20,7 +20,7 @@ from lossmap.cli.announce import reported_by_rank_0
 from lossmap.cli.device import Machine
 from lossmap.cli.load_model import factory_of, load_checkpoint, model_of, read_checkpoint, run_files
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
-from lossmap.cli.settings import Settings, UsageError
+from lossmap.cli.settings import Settings, UsageError, flag_of
 from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, FixedBatches, Resident
 from lossmap.data.borrow import sets_modes_itself, to_precision
@@ -44,6 +44,10 @@ from lossmap.parallel.world import World
 from lossmap.seeding import same_random_state
 
 logger = logging.getLogger("lossmap")
+MADE_BY_PROBLEM = (  # settings that make a model, data and a loss
+    "model", "model_args", "dataset", "block_length", "data_path", "normalize", "raw_data", "trainloader", "testloader",
+    "loss",
+)  # fmt: skip
 SAME_SAMPLES = (
     "the train and the test split are the same samples, so that nothing is held out: does the factory look at `split`?"
 )
@@ -91,7 +95,7 @@ def problem_and_files(
     model  instead of the settings' own
     """
     names, model = tuple(splits) or splits_of(settings.data), model or settings.model
-    chosen: list[str] = []
+    chosen = _not_used(settings)
     with reported_by_rank_0(world):
         files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, machine.dtype))
         problems = world.together(
@@ -107,6 +111,13 @@ def problem_and_files(
         for note in dict.fromkeys([*chosen, *(note for problem in problems.values() for note in problem.notes)]):
             print(f"note: {note}", flush=True)
     return problems
+
+
+def _not_used(settings: Settings) -> list[str]:
+    """A sentence on the flags for what a factory of a whole problem makes itself, where both were given; else none."""
+    idle = ", ".join(flag_of(name) for name in MADE_BY_PROBLEM if name in settings.explicit)
+    factory = settings.data.problem
+    return [f"--problem {factory} makes model, data and loss itself; not used: {idle}"] if factory and idle else []
 
 
 def team_shares(problems: Mapping[str, Problem], team: Team, world: World) -> dict[str, Problem]:

@@ -73,6 +73,27 @@ def test_a_model_in_float64_that_is_measured_in_float32_is_reported(tmp_path, dt
     assert ("the model is in float64, and is measured in float32" in " ".join(notes)) == is_said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ""),
+        (["--samples", "3"], ""),
+        (["--normalize", "0.5/0.5", "--loss", "mse", "--model", "resnet20"], "not used: --model, --normalize, --loss"),
+    ],
+)
+def test_flags_of_what_a_problem_makes_itself_are_said_to_be_unused(words, said, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def problem(): return torch.nn.Linear(4, 1), [torch.ones(5, 4)], lambda model, x: model(x).square().mean()\n"
+    )
+    settings = COMMAND.parse(["--problem", f"{tmp_path / 'own.py'}:problem", *words])
+    world = World()
+    problem_and_files(settings, world, prepare_machine(settings.run, world))
+    assert ("not used" in capsys.readouterr().out) is bool(said)
+    problem_and_files(settings, world, prepare_machine(settings.run, world))
+    assert said in capsys.readouterr().out
+
+
 def test_a_problem_by_a_tuple_of_too_many():
     parts = (torch.nn.Linear(3, 2), [(torch.ones(2, 3), torch.arange(2))], lambda model, batch: 0.0, print)
     for given in (parts, (*parts[:3], {"accuracy": print}), (*parts[:3], {}, 3)):
