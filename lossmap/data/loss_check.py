@@ -244,7 +244,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     probe.own_loss = loss_that_leaves_nothing(problem, probe.own_batch)
     if probe.own_loss is None:
         problem, probe = _with_what_passes_leave(problem, probe)
-    problem, probe, kind = _with_columns_of_a_sum(problem, probe, probe.kind())
+    problem, probe, kind = _with_columns_of_a_sum(*_with_sum_checked(problem, probe, probe.kind()))
     problem = _with_underflow_told(problem, probe)
     problem = _with_doubts_told(_with_means_told(problem, probe, kind))
     fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
@@ -266,6 +266,16 @@ def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _
     problem = _with_counters_told(problem, probe)
     _refuse_first_batch(probe)
     return problem, probe
+
+
+def _with_sum_checked(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
+    """The problem, its probe and kind; those of a mean where `reduction` says sum, and parts of a batch show a mean."""
+    if kind != COUPLED or getattr(getattr(problem.loss, "total", None), "scale", None) != 1:
+        return problem, probe, kind
+    total = replace(problem.loss.total, scale=None)  # type: ignore[attr-defined]
+    other = replace(problem, loss=replace(problem.loss, total=total))  # type: ignore[type-var]
+    look = _Probe(other, probe.most)
+    return (other, look, MEAN) if look.kind() == MEAN else (problem, probe, kind)
 
 
 def _with_columns_of_a_sum(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:

@@ -204,6 +204,36 @@ def test_a_subclass_of_a_loss_of_pytorch_is_what_its_own_forward_computes(loss, 
     assert mean(checked) == pytest.approx(value(loss(net(x), y)), rel=1e-5)
 
 
+class Declared(nn.Module):
+    """A loss of somebody's own whose `reduction` is of its entries, whatever `of` makes of the samples."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.reduction, self.of = "sum", of
+
+    def forward(self, outputs, targets):
+        return self.of(F.mse_loss(outputs, targets, reduction="none").sum(1))
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        (torch.mean, torch.mean),
+        (torch.sum, torch.mean),
+        (lambda each: each.sum() ** 2, lambda each: each.sum() ** 2 / 14),  # of no samples by themselves
+    ],
+)
+def test_a_declared_sum_over_the_samples_is_one_unless_parts_of_a_batch_show_a_mean(of, expected):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(14, 4), torch.randn(14, 3)
+    checked = check_loss(Problem.supervised(net, Declared(of), (x, y)), report=False)
+    each = F.mse_loss(net(x), y, reduction="none").sum(1)
+    assert mean(checked) == pytest.approx(value(expected(each)), rel=1e-5)
+    if of is torch.mean:
+        part = checked.over_part(Resident((x[:5], y[:5]), 5))
+        assert mean(part) == pytest.approx(value(each[:5].mean()), rel=1e-5)
+
+
 def test_a_criterion_that_sums_is_divided_by_the_samples():
     net, x, y = nn.Linear(3, 2), torch.randn(7, 3), torch.randint(0, 2, (7,))
     for size in (2, 7):
