@@ -1,6 +1,7 @@
 """Errors of public functions, as people meet them: a misspelt keyword, and what a notebook shows of a refusal.
 
     spectrum(problem, prob=3)      TypeError: spectrum() got an unexpected keyword 'prob'; did you mean 'probes'?
+    hessian(model)                 TypeError: hessian() takes a Problem, and got a model: ...
 
 In a notebook an error that lossmap raises with a sentence of its own comes without the frames within lossmap;
 LOSSMAP_DEBUG=1 shows them, and what other code raises is shown in full everywhere.
@@ -36,6 +37,7 @@ def checked_keywords(function: Callable[P, R], instead: str = "") -> Callable[P,
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = tuple(parameter.name for parameter in parameters if parameter.kind in named)
     called = function.__qualname__.removesuffix(".__init__")
+    place = known.index("problem") if "problem" in known else None
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,6 +45,11 @@ def checked_keywords(function: Callable[P, R], instead: str = "") -> Callable[P,
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{called}() got an unexpected keyword {name!r}; {_suggestion(name, known)}")
+        if place is not None and _is_model(args[place] if place < len(args) else kwargs.get("problem")):
+            raise TypeError(
+                f"{called}() takes a Problem, and got a model: Problem.supervised(model, loss, data) makes one, as do "
+                "Problem.custom(model, loss, data) and, with a model's own loss, lossmap.huggingface(model, data)"
+            )
         try:
             return function(*args, **kwargs)
         except (ValueError, OSError) as error:
@@ -62,6 +69,12 @@ def checked_init(cls: type[T], instead: str = "") -> type[T]:
     """The class, its constructor with the same TypeErrors."""
     cls.__init__ = checked_keywords(cls.__init__, instead)  # type: ignore[method-assign]
     return cls
+
+
+def _is_model(value: object) -> bool:
+    """Whether a value is a network of PyTorch, without importing that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def in_notebook() -> bool:

@@ -139,3 +139,11 @@ def test_a_problem_made_by_its_class_says_what_makes_one():
             TypeError, match=r"argument.*; make it by Problem.supervised\(model, loss, data\) or Problem"
         ):
             lossmap.Problem(*arguments)
+
+
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton", "losses", "sharpness", "spectrum", "connect"])
+def test_a_model_in_the_place_of_a_problem_is_named(name):
+    with pytest.raises(TypeError, match=rf"{name}\(\) takes a Problem, and got a model: Problem.supervised"):
+        getattr(lossmap, name)(torch.nn.Linear(2, 1))
+    with pytest.raises(TypeError, match="takes a Problem, and got a model"):
+        getattr(lossmap, name)(problem=torch.nn.Linear(2, 1))
