@@ -182,7 +182,7 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     others = [other or "(the plain tensors)" for other in fits if other != key]
     if others:
         under = f"under {key!r}" if key else "that stand under no key"
-        notes.append(f"{origin}: read are the tensors {under}; --state-key takes {' or '.join(others)} instead")
+        notes.append(f"{lack or origin}: read are the tensors {under}; --state-key takes {' or '.join(others)} instead")
     elif lack:
         notes.append(f"{lack}: read are {repr(key) if key else 'these'}, the only ones that fit the model")
     elif key and key.rpartition(".")[2] not in USUAL_KEYS and selection.key is None:

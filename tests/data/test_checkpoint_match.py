@@ -192,6 +192,9 @@ def test_a_prefix_that_no_name_has_is_said_to_be_missing(trained, other, tmp_pat
     for file, first in (("c.pt", "student, teacher;"), ("plain.pt", "embedding, ")):
         with pytest.raises(ValueError, match=rf"{file} has no tensor whose name begins with 'pupil.'.* with {first}"):
             load_into(net(), tmp_path / file, selection=Selection(prefix="pupil."))
+    torch.save({"model": under("student.", trained), "ema": under("teacher.", other)}, tmp_path / "two.pt")
+    notes = load_into(net(), tmp_path / "two.pt", selection=Selection(prefix="pupil.", or_the_only=True))
+    assert any("begins with 'pupil.'" in note and "--state-key takes ema instead" in note for note in notes)
 
 
 def test_a_velocity_network_is_a_model_and_beside_one_of_the_usual_keys_the_second(trained, other, tmp_path):
