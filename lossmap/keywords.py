@@ -72,9 +72,10 @@ def checked_init(cls: type[T], instead: str = "") -> type[T]:
 
 
 def _is_model(value: object) -> bool:
-    """Whether a value is a network of PyTorch, without importing that."""
+    """Whether a value is a network of PyTorch, without importing that, and no matrix made as one."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.nn.Module)
+    has_products = any(hasattr(value, name) for name in ("__matmul__", "matvec", "to_scipy"))
+    return torch is not None and isinstance(value, torch.nn.Module) and not has_products
 
 
 def in_notebook() -> bool:

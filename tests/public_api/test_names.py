@@ -147,3 +147,13 @@ def test_a_model_in_the_place_of_a_problem_is_named(name):
         getattr(lossmap, name)(torch.nn.Linear(2, 1))
     with pytest.raises(TypeError, match="takes a Problem, and got a model"):
         getattr(lossmap, name)(problem=torch.nn.Linear(2, 1))
+
+
+def test_a_matrix_that_is_a_module_is_taken_for_a_matrix():
+    class Twice(torch.nn.Module):
+        shape = (3, 3)
+
+        def matvec(self, v):
+            return 2.0 * v
+
+    assert lossmap.spectrum(Twice(), top=1).top.values == pytest.approx([2.0])
