@@ -566,7 +566,7 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> t
     first = targets_of(next(iter(data.rebatched(1))))
     if not isinstance(first, Tensor) or first.is_floating_point():  # probabilities: their mean is over samples
         return None
-    if not isinstance(data, Resident) and weight is None and first.dim() < 2 and ignored == -100:
+    if isinstance(data, Streamed) and weight is None and first.dim() < 2 and ignored == -100:
         return None
     sums: list[Tensor] = []
     count = 0

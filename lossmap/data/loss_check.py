@@ -103,7 +103,7 @@ MAX_LOOKS = 3  # at batches of several sizes that stay uncut, until one shows wh
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
 MAX_DRAWS = 64  # of a loss that draws, over which it is looked whether it is a sum
 CLEAR_ERRORS = 6.0  # standard errors by which that has to be told
-LIKELY_ERRORS = 4.0  # the same by which it may differ from the sum of its parts
+LIKELY_ERRORS = 4.0  # the same by which it may differ from the sum, or the mean, of its parts
 REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
@@ -164,7 +164,11 @@ class _Agreement:
         if kind == RANDOM:
             answers = (False, None, True)
             answer = answers[self.most_cautious(lambda: answers.index(probe.is_sum_on_average()))]
-            checked = _as_sum(checked) if answer else _with_sums_told(checked, answer)
+            mean = _without_declared_sum(checked)
+            if mean is None:
+                checked = _as_sum(checked) if answer else _with_sums_told(checked, answer)
+            elif answer is False:
+                checked = mean
         treated: list[Problem] = []
 
         def treat() -> int:  # it raises where a random loss does not repeat
@@ -270,12 +274,22 @@ def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _
 
 def _with_sum_checked(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
     """The problem, its probe and kind; those of a mean where `reduction` says sum, and parts of a batch show a mean."""
-    if kind != COUPLED or getattr(getattr(problem.loss, "total", None), "scale", None) != 1:
+    other = _without_declared_sum(problem) if kind == COUPLED else None
+    if other is None:
         return problem, probe, kind
-    total = replace(problem.loss.total, scale=None)  # type: ignore[attr-defined]
-    other = replace(problem, loss=replace(problem.loss, total=total))  # type: ignore[type-var]
     look = _Probe(other, probe.most)
     return (other, look, MEAN) if look.kind() == MEAN else (problem, probe, kind)
+
+
+def _without_declared_sum(problem: Problem) -> Problem | None:
+    """The problem with its loss taken for a mean, where `reduction` says that it is a sum; else None."""
+    if isinstance(problem.forward, CustomLoss):
+        is_sum = problem.forward.reduction == "sum"
+        return replace(problem, forward=replace(problem.forward, reduction="mean")) if is_sum else None
+    if getattr(getattr(problem.loss, "total", None), "scale", None) != 1:
+        return None
+    total = replace(problem.loss.total, scale=None)  # type: ignore[attr-defined]
+    return replace(problem, loss=replace(problem.loss, total=total))  # type: ignore[type-var]
 
 
 def _with_columns_of_a_sum(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
@@ -710,8 +724,8 @@ class _Probe:
     def is_sum_on_average(self) -> bool | None:
         """Whether the function behind, which draws at random, is the sum of a batch's parts; None where none tell it.
 
-        It is not where it lies, over draws, nearer to the mean of the batch's quarters than to their sum; and it is
-        where it is the sum of these and of the batch's samples: a contrastive loss grows with a batch as well.
+        It is not where it is, over draws, the mean of the batch's quarters; and it is where it is the sum of these and
+        of the batch's samples: a contrastive loss grows with a batch as well.
         """
         batch = self.batch
         if isinstance(self.original.data, FixedBatches):
@@ -737,17 +751,17 @@ class _Probe:
             above, apart = _in_errors(whole - (total + mean) / 2.0), _in_errors(total - mean)
             if min(abs(above), abs(apart)) <= CLEAR_ERRORS:
                 continue
-            if above * apart < 0.0:
-                return False
-            if abs(_in_errors(whole - total)) < LIKELY_ERRORS or self._agree(whole.mean(), total.mean(), []):
-                return True
+            near = mean if above * apart < 0.0 else total
+            if abs(_in_errors(whole - near)) < LIKELY_ERRORS or self._agree(whole.mean(), near.mean(), []):
+                return near is total
         return None
 
     def _drawn(self, batch: Batch, seed: int) -> float:
         """What the user's function gives for a batch with the random numbers of a seed."""
         problem = self.problem.over(self.problem.model)
+        is_own = _without_declared_sum(problem) is not None  # else it was multiplied
         with self._borrowed(), torch.enable_grad(), same_random_state(seed):
-            return float(self.problem.total(batch).detach()) / (problem.count(batch) or 1.0)
+            return float(self.problem.total(batch).detach()) / (1.0 if is_own else problem.count(batch) or 1.0)
 
     def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
         return _agree(whole, total, parts, self.tolerance)

@@ -272,13 +272,42 @@ def test_a_sum_that_draws_at_random_is_divided_by_the_samples(data):
     x, model = torch.randn(60, 8), Autoencoder()
     given = {"tensors": x, "loader": DataLoader(x, 20), "given": [x[:20], x[20:40], x[40:]]}[data]
     found = []
-    for reduce, reduction in ((torch.sum, "mean"), (torch.mean, "mean"), (torch.sum, "sum")):
+    for reduce, reduction in ((torch.sum, "mean"), (torch.mean, "mean"), (torch.sum, "sum"), (torch.mean, "sum")):
         problem = check_loss(Problem.custom(model, evidence(reduce), given, reduction=reduction))
         found.append(loss_and_gradient(problem).loss)
         assert any("divided by the samples" in note for note in problem.notes) == (
             reduce is torch.sum and reduction == "mean"
         )
-    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[2] == pytest.approx(found[1], rel=1e-5)
+    assert found == pytest.approx(4 * [found[1]], rel=1e-5)
+
+
+@pytest.mark.parametrize("of", [torch.mean, torch.sum])
+@pytest.mark.parametrize("size", [7, 40])
+def test_a_declared_sum_that_draws_is_one_unless_parts_of_a_batch_show_a_mean(of, size):
+    torch.manual_seed(0)
+
+    def loss(outputs, targets):
+        return of(F.cross_entropy(outputs + 0.1 * torch.randn_like(outputs), targets, reduction="none"))
+
+    loss.reduction = "sum"
+    x, y, net = torch.randn(40, 4), torch.arange(40) % 3, nn.Linear(4, 3)
+    checked = check_loss(Problem.supervised(net, loss, (x, y), batch_size=size), report=False)
+    assert not any("do not show" in note for note in checked.notes)
+    assert loss_and_gradient(checked).loss == pytest.approx(F.cross_entropy(net(x), y).item(), rel=0.05)
+
+
+def test_a_loss_that_draws_and_is_neither_a_sum_nor_a_mean_of_parts_is_said_to_be_none():
+    """A sum and a penalty: its mean over batches depends on their size."""
+    torch.manual_seed(0)
+    x, model = torch.randn(32, 4), nn.Linear(4, 4)
+
+    def loss(net, batch):
+        each = (net(batch) + torch.randn(len(batch), 4) - batch).square().sum()
+        return each + 50 * net.weight.square().sum()
+
+    for size in (8, 32):
+        checked = check_loss(Problem.custom(model, loss, x, batch_size=size), report=False)
+        assert any("parts of a batch do not show" in note for note in checked.notes)
 
 
 @pytest.mark.parametrize("noise", [0.3, 2.0, 6.0])

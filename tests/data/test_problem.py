@@ -204,6 +204,16 @@ def test_a_subclass_of_a_loss_of_pytorch_is_what_its_own_forward_computes(loss, 
     assert mean(checked) == pytest.approx(value(loss(net(x), y)), rel=1e-5)
 
 
+def test_ignored_targets_of_batches_of_several_widths_count_as_in_one_batch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Linear(3, 4))
+    batches = [(torch.randn(n, 1, width), torch.randint(0, 4, (n,))) for n, width in ((8, 5), (8, 3), (6, 9))]
+    batches[0][1][:5] = -100
+    checked = check_loss(Problem.supervised(net, "crossentropy", batches), report=False)
+    logits, targets = torch.cat([net(x) for x, _ in batches]), torch.cat([y for _, y in batches])
+    assert mean(checked) == pytest.approx(value(F.cross_entropy(logits, targets)), rel=1e-5)
+
+
 class Declared(nn.Module):
     """A loss of somebody's own whose `reduction` is of its entries, whatever `of` makes of the samples."""
 
@@ -229,6 +239,9 @@ def test_a_declared_sum_over_the_samples_is_one_unless_parts_of_a_batch_show_a_m
     checked = check_loss(Problem.supervised(net, Declared(of), (x, y)), report=False)
     each = F.mse_loss(net(x), y, reduction="none").sum(1)
     assert mean(checked) == pytest.approx(value(expected(each)), rel=1e-5)
+    loader = DataLoader(TensorDataset(x, y), 14)
+    custom = Problem.custom(net, lambda m, b: Declared(of)(m(b[0]), b[1]), loader, reduction="sum")
+    assert mean(check_loss(custom, report=False)) == pytest.approx(value(expected(each)), rel=1e-5)
     if of is torch.mean:
         part = checked.over_part(Resident((x[:5], y[:5]), 5))
         assert mean(part) == pytest.approx(value(each[:5].mean()), rel=1e-5)
