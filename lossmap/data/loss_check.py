@@ -274,11 +274,13 @@ def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _
 
 def _with_sum_checked(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
     """The problem, its probe and kind; those of a mean where `reduction` says sum, and parts of a batch show a mean."""
-    other = _without_declared_sum(problem) if kind == COUPLED else None
+    is_uncut = kind == MEAN and isinstance(problem.data, FixedBatches)
+    other = _without_declared_sum(problem) if kind == COUPLED or is_uncut else None
     if other is None:
         return problem, probe, kind
     look = _Probe(other, probe.most)
-    return (other, look, MEAN) if look.kind() == MEAN else (problem, probe, kind)
+    is_mean = look.kind() == MEAN and (not is_uncut or look.is_mean_within_a_batch())
+    return (other, look, MEAN) if is_mean else (problem, probe, kind)
 
 
 def _without_declared_sum(problem: Problem) -> Problem | None:
@@ -657,6 +659,12 @@ class _Probe:
         whole, cuts = self.within_a_batch()
         values = [[value for value, _ in parts] for parts in cuts]
         return bool(cuts and whole) and all(self._agree(whole, sum(parts), parts) for parts in values)
+
+    def is_mean_within_a_batch(self) -> bool:
+        """Whether it gives the mean of the parts of that batch, by their weights."""
+        whole, cuts = self.within_a_batch()
+        values = [np.array(parts).T for parts in cuts]
+        return bool(cuts and whole) and all(self._agree(whole, v @ w / (w.sum() or 1.0), [*v]) for v, w in values)
 
     def within_a_batch(self) -> tuple[float, list[list[tuple[float, float]]]]:
         """The function's value for the largest batch that stays uncut, and (value, weight) of its parts for two cuts.

@@ -247,6 +247,17 @@ def test_a_declared_sum_over_the_samples_is_one_unless_parts_of_a_batch_show_a_m
         assert mean(part) == pytest.approx(value(each[:5].mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("of", [torch.mean, torch.sum])
+def test_a_declared_sum_of_batches_of_several_widths_is_one_unless_parts_of_one_show_a_mean(of):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Linear(3, 2))
+    batches = [(torch.randn(n, 1, width), torch.randn(n, 2)) for n, width in ((8, 5), (8, 3), (6, 9))]
+    each = torch.cat([F.mse_loss(net(x), y, reduction="none").sum(1) for x, y in batches])
+    custom = Problem.custom(net, lambda m, b: Declared(of)(m(b[0]), b[1]), batches, reduction="sum")
+    for problem in (custom, Problem.supervised(net, Declared(of), batches)):
+        assert mean(check_loss(problem, report=False)) == pytest.approx(value(each.mean()), rel=1e-5)
+
+
 def test_a_criterion_that_sums_is_divided_by_the_samples():
     net, x, y = nn.Linear(3, 2), torch.randn(7, 3), torch.randint(0, 2, (7,))
     for size in (2, 7):
