@@ -285,6 +285,8 @@ def _with_sum_checked(problem: Problem, probe: _Probe, kind: int) -> tuple[Probl
 
 def _without_declared_sum(problem: Problem) -> Problem | None:
     """The problem with its loss taken for a mean, where `reduction` says that it is a sum; else None."""
+    note = "the loss is said to be a sum (reduction='sum'), and parts of a batch show their mean, for which it is taken"
+    problem = replace(problem, notes=(*problem.notes, note))
     if isinstance(problem.forward, CustomLoss):
         is_sum = problem.forward.reduction == "sum"
         return replace(problem, forward=replace(problem.forward, reduction="mean")) if is_sum else None

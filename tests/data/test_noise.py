@@ -294,6 +294,7 @@ def test_a_declared_sum_that_draws_is_one_unless_parts_of_a_batch_show_a_mean(of
     checked = check_loss(Problem.supervised(net, loss, (x, y), batch_size=size), report=False)
     assert not any("do not show" in note for note in checked.notes)
     assert loss_and_gradient(checked).loss == pytest.approx(F.cross_entropy(net(x), y).item(), rel=0.05)
+    assert any("is said to be a sum" in note for note in checked.notes) == (of is torch.mean)
 
 
 def test_a_loss_that_draws_and_is_neither_a_sum_nor_a_mean_of_parts_is_said_to_be_none():

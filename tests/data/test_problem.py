@@ -255,7 +255,9 @@ def test_a_declared_sum_of_batches_of_several_widths_is_one_unless_parts_of_one_
     each = torch.cat([F.mse_loss(net(x), y, reduction="none").sum(1) for x, y in batches])
     custom = Problem.custom(net, lambda m, b: Declared(of)(m(b[0]), b[1]), batches, reduction="sum")
     for problem in (custom, Problem.supervised(net, Declared(of), batches)):
-        assert mean(check_loss(problem, report=False)) == pytest.approx(value(each.mean()), rel=1e-5)
+        checked = check_loss(problem, report=False)
+        assert mean(checked) == pytest.approx(value(each.mean()), rel=1e-5)
+        assert any("is said to be a sum" in note for note in checked.notes) == (of is torch.mean)
 
 
 def test_a_criterion_that_sums_is_divided_by_the_samples():
