@@ -559,7 +559,7 @@ def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches)
 
 
 def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> tuple[float, float] | None:
-    """Samples over the weights of all targets that count, and the share with such; None where each counts for one.
+    """Samples over the weights of all targets that count, and the share with such; None where all samples count alike.
 
     Of streamed data one pass is made where there are weights, or several targets a sample.
     """
@@ -569,7 +569,7 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> t
     if isinstance(data, Streamed) and weight is None and first.dim() < 2 and ignored == -100:
         return None
     sums: list[Tensor] = []
-    count = 0
+    count, each = 0, set()  # targets of a sample
     own = None if weight is None else weight.detach().cpu()
     for batch in data:
         targets = targets_of(batch)
@@ -577,10 +577,11 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> t
         if own is not None:
             known = weights.cpu()
             weights = in_float64(own)[torch.where(known, targets.cpu(), 0)] * known
-        sums.append(torch.stack([weights.sum(), (weights.reshape(len(targets), -1) != 0).any(1).sum()]))
+        sums.append(torch.stack([weights.sum(), (weights[..., None].flatten(1) != 0).any(1).sum()]))
         count += targets.numel()
+        each.add(targets.shape[1:].numel())
     total, counted = torch.stack(sums).sum(0).tolist()
-    if weight is None and total == count:
+    if weight is None and total == count and len(each) == 1:
         return None
     if total <= 0:
         raise NoWeight("every target is ignored, or has weight 0: the loss is undefined")

@@ -164,11 +164,7 @@ class _Agreement:
         if kind == RANDOM:
             answers = (False, None, True)
             answer = answers[self.most_cautious(lambda: answers.index(probe.is_sum_on_average()))]
-            mean = _without_declared_sum(checked)
-            if mean is None:
-                checked = _as_sum(checked) if answer else _with_sums_told(checked, answer)
-            elif answer is False:
-                checked = mean
+            checked = _as_sum(checked) if answer else _with_sums_told(checked, answer)
         treated: list[Problem] = []
 
         def treat() -> int:  # it raises where a random loss does not repeat
@@ -248,7 +244,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     probe.own_loss = loss_that_leaves_nothing(problem, probe.own_batch)
     if probe.own_loss is None:
         problem, probe = _with_what_passes_leave(problem, probe)
-    problem, probe, kind = _with_columns_of_a_sum(*_with_sum_checked(problem, probe, probe.kind()))
+    problem, probe, kind = _with_columns_of_a_sum(problem, probe, probe.kind())
     problem = _with_underflow_told(problem, probe)
     problem = _with_doubts_told(_with_means_told(problem, probe, kind))
     fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
@@ -270,30 +266,6 @@ def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _
     problem = _with_counters_told(problem, probe)
     _refuse_first_batch(probe)
     return problem, probe
-
-
-def _with_sum_checked(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
-    """The problem, its probe and kind; those of a mean where `reduction` says sum, and parts of a batch show a mean."""
-    is_uncut = kind == MEAN and isinstance(problem.data, FixedBatches)
-    other = _without_declared_sum(problem) if kind == COUPLED or is_uncut else None
-    if other is None:
-        return problem, probe, kind
-    look = _Probe(other, probe.most)
-    is_mean = look.kind() == MEAN and (not is_uncut or look.is_mean_within_a_batch())
-    return (other, look, MEAN) if is_mean else (problem, probe, kind)
-
-
-def _without_declared_sum(problem: Problem) -> Problem | None:
-    """The problem with its loss taken for a mean, where `reduction` says that it is a sum; else None."""
-    note = "the loss is said to be a sum (reduction='sum'), and parts of a batch show their mean, for which it is taken"
-    problem = replace(problem, notes=(*problem.notes, note))
-    if isinstance(problem.forward, CustomLoss):
-        is_sum = problem.forward.reduction == "sum"
-        return replace(problem, forward=replace(problem.forward, reduction="mean")) if is_sum else None
-    if getattr(getattr(problem.loss, "total", None), "scale", None) != 1:
-        return None
-    total = replace(problem.loss.total, scale=None)  # type: ignore[attr-defined]
-    return replace(problem, loss=replace(problem.loss, total=total))  # type: ignore[type-var]
 
 
 def _with_columns_of_a_sum(problem: Problem, probe: _Probe, kind: int) -> tuple[Problem, _Probe, int]:
@@ -410,6 +382,7 @@ def _with_means_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
                 "two parts): the mean over the batches weighs each by these; a mean over tokens or nodes is right "
                 "where the loss returns (mean, weight), with their number as its weight"
             )
+            note += _if_declared(problem)
             return replace(problem, notes=(*problem.notes, note))
     return problem if cuts else _with_counts_told(problem)
 
@@ -438,14 +411,23 @@ def _with_counts_told(problem: Problem) -> Problem:
 
 def _with_sums_told(problem: Problem, is_sum: bool | None) -> Problem:
     """With a note where parts of a batch do not tell whether a loss that draws at random is a mean or a sum."""
-    if is_sum is False or _is_known(problem) or _gives_weight(problem):
+    declared = _if_declared(problem)
+    if is_sum is False or _gives_weight(problem) or (_is_known(problem) and not declared):
         return problem
-    note = (
-        "parts of a batch do not show whether the loss, which draws at random, is the mean over its samples or a sum; "
-        f"it is taken for a mean, and each batch counts by its {_counted(problem)[0]}: where it is a sum, take "
+    note = "parts of a batch do not show whether the loss, which draws at random, is the mean over its samples or a sum"
+    taken = (
+        f"; it is taken for a mean, and each batch counts by its {_counted(problem)[0]}: where it is a sum, take "
         "reduction='sum'"
     )
-    return replace(problem, notes=(*problem.notes, note))
+    return replace(problem, notes=(*problem.notes, note + (declared or taken)))
+
+
+def _if_declared(problem: Problem) -> str:
+    """What a note adds where a loss of somebody's own is said to be a sum, and is taken for one; else nothing."""
+    function: Any = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else problem.forward
+    if type(function).__module__.startswith("torch.") or getattr(function, "reduction", None) != "sum":
+        return ""
+    return "; it is taken for a sum, as reduction='sum' says: where it is a mean, leave that out"
 
 
 def _is_known(problem: Problem) -> bool:
@@ -633,8 +615,8 @@ class _Probe:
             if _agree(whole, sum(parts), parts, tolerance):
                 return True
         self.batch, self.own_batch, self.samples, self.known = batch, own, size, {}
-        with temporary_parameters(self.problem.model, {}), torch.enable_grad(), same_random_state(20):
-            self.weight = self.problem.count(batch)
+        with temporary_parameters(self.original.model, {}), torch.enable_grad(), same_random_state(20):
+            self.weight = self.original.count(own)  # which counts by that model
         return False
 
     def _kind_here(self, cuts: int = 2) -> int:
@@ -661,12 +643,6 @@ class _Probe:
         whole, cuts = self.within_a_batch()
         values = [[value for value, _ in parts] for parts in cuts]
         return bool(cuts and whole) and all(self._agree(whole, sum(parts), parts) for parts in values)
-
-    def is_mean_within_a_batch(self) -> bool:
-        """Whether it gives the mean of the parts of that batch, by their weights."""
-        whole, cuts = self.within_a_batch()
-        values = [np.array(parts).T for parts in cuts]
-        return bool(cuts and whole) and all(self._agree(whole, v @ w / (w.sum() or 1.0), [*v]) for v, w in values)
 
     def within_a_batch(self) -> tuple[float, list[list[tuple[float, float]]]]:
         """The function's value for the largest batch that stays uncut, and (value, weight) of its parts for two cuts.
@@ -769,9 +745,8 @@ class _Probe:
     def _drawn(self, batch: Batch, seed: int) -> float:
         """What the user's function gives for a batch with the random numbers of a seed."""
         problem = self.problem.over(self.problem.model)
-        is_own = _without_declared_sum(problem) is not None  # else it was multiplied
         with self._borrowed(), torch.enable_grad(), same_random_state(seed):
-            return float(self.problem.total(batch).detach()) / (1.0 if is_own else problem.count(batch) or 1.0)
+            return float(self.problem.total(batch).detach()) / (problem.count(batch) or 1.0)
 
     def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
         return _agree(whole, total, parts, self.tolerance)
@@ -1016,7 +991,9 @@ def _evaluate_smallest(problem: Problem) -> None:
 
 
 def _advice(problem: Problem, probe: _Probe) -> str:
-    """What would let the batches be cut, where a function of class labels may weigh classes or ignore targets."""
+    """What would let the batches be cut: no declared sum, or classes and ignored targets that are known."""
+    if declared := _if_declared(problem):
+        return declared
     function = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else None
     if function is None or isinstance(function, (str, torch.nn.Module)):
         return ""

@@ -387,9 +387,7 @@ class Problem:
         if data is self.data or not isinstance(self.loss, SupervisedLoss):
             return self.with_data(data)
         loss = self.loss.loss
-        total = self.loss.total  # a plain mean is one of any part
-        if getattr(total, "scale", None) is not None:
-            total = summed_criterion(loss, criterion_and_unit(loss)[0], data)
+        total = summed_criterion(loss, criterion_and_unit(loss)[0], data)
         own = {name: m for name, m in self.metrics.items() if not isinstance(m.total, CorrectClasses)}
         if len(own) < len(self.metrics):
             own |= accuracy_over(data, loss)

@@ -805,3 +805,16 @@ def test_a_loss_that_differs_where_gradients_are_recorded_is_one_function_everyw
     surface = losses(problem, random_plane(model, axes=1, seed=0))((0.0,))
     assert surface["train_loss"] == pytest.approx(truth, rel=1e-5)
     assert any("torch.is_grad_enabled()" in note for note in whole.notes)
+
+
+def test_a_loss_that_couples_more_samples_than_are_looked_at_stays_in_its_own_batches():
+    torch.manual_seed(0)
+    net, x = nn.Linear(10, 1), torch.randn(40, 10)
+
+    def loss(model, batch):
+        return model(batch).square().topk(min(20, len(batch)), dim=0).values.mean()
+
+    checked = check_loss(Problem.custom(net, loss, x, batch_size=40), report=False)
+    assert any("not a mean over its samples" in note for note in checked.notes)
+    surface = survey(losses(checked, random_plane(net, axes=1)), Grid.line(0.0, 1.0, 2), progress=False)
+    assert surface["train_loss"][0] == pytest.approx(loss(net, x).item(), rel=1e-5)

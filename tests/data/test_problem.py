@@ -214,6 +214,26 @@ def test_ignored_targets_of_batches_of_several_widths_count_as_in_one_batch():
     assert mean(checked) == pytest.approx(value(F.cross_entropy(logits, targets)), rel=1e-5)
 
 
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_targets_of_every_step_count_alike_where_batches_have_several_widths(ignored):
+    torch.manual_seed(0)
+    net = nn.Linear(4, 5)
+    batches = [(torch.randn(n, t, 4), torch.randint(0, 5, (n, t))) for n, t in ((4, 6), (4, 3), (3, 8))]
+    batches[1][1][0, :ignored] = -100
+    model = nn.Sequential(net, Transposed())
+    checked = check_loss(Problem.supervised(model, "crossentropy", batches), report=False)
+    logits = torch.cat([net(x).flatten(0, 1) for x, _ in batches])
+    truth = F.cross_entropy(logits, torch.cat([y.flatten() for _, y in batches]))
+    assert mean(checked) == pytest.approx(value(truth), rel=1e-5)
+
+
+class Transposed(nn.Module):
+    """(N, T, C) as (N, C, T)."""
+
+    def forward(self, x):
+        return x.movedim(-1, 1)
+
+
 class Declared(nn.Module):
     """A loss of somebody's own whose `reduction` is of its entries, whatever `of` makes of the samples."""
 
@@ -225,39 +245,38 @@ class Declared(nn.Module):
         return self.of(F.mse_loss(outputs, targets, reduction="none").sum(1))
 
 
-@pytest.mark.parametrize(
-    ("of", "expected"),
-    [
-        (torch.mean, torch.mean),
-        (torch.sum, torch.mean),
-        (lambda each: each.sum() ** 2, lambda each: each.sum() ** 2 / 14),  # of no samples by themselves
-    ],
-)
-def test_a_declared_sum_over_the_samples_is_one_unless_parts_of_a_batch_show_a_mean(of, expected):
-    torch.manual_seed(0)
-    net, x, y = nn.Linear(4, 3), torch.randn(14, 4), torch.randn(14, 3)
-    checked = check_loss(Problem.supervised(net, Declared(of), (x, y)), report=False)
-    each = F.mse_loss(net(x), y, reduction="none").sum(1)
-    assert mean(checked) == pytest.approx(value(expected(each)), rel=1e-5)
-    loader = DataLoader(TensorDataset(x, y), 14)
-    custom = Problem.custom(net, lambda m, b: Declared(of)(m(b[0]), b[1]), loader, reduction="sum")
-    assert mean(check_loss(custom, report=False)) == pytest.approx(value(expected(each)), rel=1e-5)
-    if of is torch.mean:
-        part = checked.over_part(Resident((x[:5], y[:5]), 5))
-        assert mean(part) == pytest.approx(value(each[:5].mean()), rel=1e-5)
-
-
+@pytest.mark.parametrize("way", ["custom", "supervised", "several widths"])
 @pytest.mark.parametrize("of", [torch.mean, torch.sum])
-def test_a_declared_sum_of_batches_of_several_widths_is_one_unless_parts_of_one_show_a_mean(of):
+def test_a_declared_sum_is_taken_for_one_and_where_parts_show_none_the_declaration_is_named(way, of):
     torch.manual_seed(0)
     net = nn.Sequential(nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Linear(3, 2))
-    batches = [(torch.randn(n, 1, width), torch.randn(n, 2)) for n, width in ((8, 5), (8, 3), (6, 9))]
-    each = torch.cat([F.mse_loss(net(x), y, reduction="none").sum(1) for x, y in batches])
-    custom = Problem.custom(net, lambda m, b: Declared(of)(m(b[0]), b[1]), batches, reduction="sum")
-    for problem in (custom, Problem.supervised(net, Declared(of), batches)):
-        checked = check_loss(problem, report=False)
-        assert mean(checked) == pytest.approx(value(each.mean()), rel=1e-5)
-        assert any("is said to be a sum" in note for note in checked.notes) == (of is torch.mean)
+    sizes = ((8, 5), (8, 3), (6, 9)) if way == "several widths" else ((22, 5),)
+    batches = [(torch.randn(n, 1, width), torch.randn(n, 2)) for n, width in sizes]
+    data = batches if way == "several widths" else batches[0]
+    if way == "custom":
+        problem = Problem.custom(net, lambda m, b: Declared(of)(m(b[0]), b[1]), data, reduction="sum")
+    else:
+        problem = Problem.supervised(net, Declared(of), data)
+    checked = check_loss(problem, report=False)
+    total = sum(value(Declared(of)(net(x), y)) for x, y in batches)
+    assert mean(checked) == pytest.approx(total / 22, rel=1e-5)
+    assert any("as reduction='sum' says" in note for note in checked.notes) == (of is torch.mean)
+
+
+@pytest.mark.parametrize("size", [16, 96])
+def test_a_sum_with_a_penalty_is_one_though_the_samples_that_are_looked_at_have_no_loss(size):
+    torch.manual_seed(0)
+    x, net = torch.randn(96, 10), nn.Linear(10, 1)
+    y = net(x).detach().squeeze(1)
+    y[45:50] += 50
+
+    def loss(net, batch):
+        off = (batch[1] - net(batch[0]).squeeze(1)).abs()
+        return (off - 5).clamp(min=0).sum() + 0.5 * net.weight.square().sum()
+
+    checked = check_loss(Problem.custom(net, loss, (x, y), reduction="sum", batch_size=size), report=False)
+    each = (5 * 45 + 96 // size * value(0.5 * net.weight.square().sum())) / 96
+    assert mean(checked) == pytest.approx(each, rel=1e-5)
 
 
 def test_a_criterion_that_sums_is_divided_by_the_samples():
