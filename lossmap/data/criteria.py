@@ -579,7 +579,7 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> t
             weights = in_float64(own)[torch.where(known, targets.cpu(), 0)] * known
         sums.append(torch.stack([weights.sum(), (weights[..., None].flatten(1) != 0).any(1).sum()]))
         count += targets.numel()
-        each.add(targets.shape[1:].numel())
+        each.add(targets.numel() / max(samples_in(batch), 1))
     total, counted = torch.stack(sums).sum(0).tolist()
     if weight is None and total == count and len(each) == 1:
         return None

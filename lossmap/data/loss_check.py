@@ -32,7 +32,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from math import inf
+from math import copysign, inf
 from typing import Any
 
 import numpy as np
@@ -370,7 +370,9 @@ def _with_means_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
 
     So it is with a mean over tokens or nodes, that gives no weight: it is another number than the mean over all tokens.
     """
-    if kind != MEAN or not isinstance(problem.data, FixedBatches) or len(problem.data.batches) == 1:
+    if kind != MEAN or not isinstance(problem.data, FixedBatches):
+        return problem
+    if len(problem.data.batches) == 1 and not _if_declared(problem):
         return problem
     whole, cuts = probe.within_a_batch()
     for parts in cuts:
@@ -424,16 +426,25 @@ def _with_sums_told(problem: Problem, is_sum: bool | None) -> Problem:
 
 def _if_declared(problem: Problem) -> str:
     """What a note adds where a loss of somebody's own is said to be a sum, and is taken for one; else nothing."""
-    function: Any = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else problem.forward
+    function: Any = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else _custom(problem)
     if type(function).__module__.startswith("torch.") or getattr(function, "reduction", None) != "sum":
         return ""
     return "; it is taken for a sum, as reduction='sum' says: where it is a mean, leave that out"
 
 
+def _custom(problem: Problem) -> CustomLoss | None:
+    """The loss of `Problem.custom`, also within what lets it be evaluated anew; None of another problem."""
+    function: Any = problem.forward
+    while not isinstance(function, CustomLoss) and hasattr(function, "function"):
+        function = function.function
+    return function if isinstance(function, CustomLoss) else None
+
+
 def _is_known(problem: Problem) -> bool:
     """Whether a loss is one of PyTorch's, or said to be a sum."""
-    if isinstance(problem.forward, CustomLoss):
-        return problem.forward.reduction == "sum"
+    custom = _custom(problem)
+    if custom is not None:
+        return custom.reduction == "sum"
     return isinstance(problem.loss, SupervisedLoss) and isinstance(problem.loss.loss, (str, nn.Module))
 
 
@@ -757,7 +768,7 @@ def _in_errors(values: NDArray[Any]) -> float:
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
     if not np.isfinite([mean, error]).all() or mean == 0.0:
         return 0.0
-    return mean / error if error > 0.0 else inf
+    return mean / error if error > 0.0 else copysign(inf, mean)
 
 
 def _agree(whole: float, total: float, parts: list[float], tolerance: float) -> bool:
@@ -935,7 +946,7 @@ def _as_sum(problem: Problem) -> Problem:
 
 def _counted(problem: Problem) -> tuple[str, Callable[[Batch], float]]:
     """What the batches of a problem count by that gives no weight, in a word, and its number in a batch."""
-    if problem.count is samples_in or isinstance(problem.forward, CustomLoss):
+    if problem.count is samples_in or _custom(problem) is not None:
         return "samples", samples_in
     return "labels", problem.count
 

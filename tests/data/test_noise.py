@@ -295,6 +295,32 @@ def test_a_declared_sum_that_draws_stays_one_and_where_parts_do_not_show_it_that
     assert loss_and_gradient(checked).loss == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_draws_without_effect_say_nothing_against_a_mean_or_a_declared_sum(reduction):
+    torch.manual_seed(0)
+    of = getattr(torch, reduction)
+
+    def loss(net, batch):
+        return of(F.cross_entropy(net(batch[0]), batch[1], reduction="none")) * (1 + 0 * torch.rand(()))
+
+    data = torch.randn(40, 4), torch.arange(40) % 3
+    checked = check_loss(Problem.custom(nn.Linear(4, 3), loss, data, reduction=reduction), report=False)
+    assert not any("do not show" in note for note in checked.notes)
+
+
+def test_the_declaration_of_a_loss_that_writes_into_its_batch_is_known():
+    torch.manual_seed(0)
+
+    def loss(net, batch):
+        batch[0].mul_(2.0)
+        return F.cross_entropy(net(batch[0]) + 0.1 * torch.randn(len(batch[0]), 3), batch[1])
+
+    data = torch.randn(40, 4), torch.arange(40) % 3
+    notes = check_loss(Problem.custom(nn.Linear(4, 3), loss, data, reduction="sum"), report=False).notes
+    assert any("as reduction='sum' says" in note for note in notes)
+    assert not any("taken for a mean" in note for note in notes)
+
+
 def test_an_evidence_lower_bound_whose_weights_are_drawn_once_is_the_sum_that_it_is_said_to_be():
     torch.manual_seed(0)
     x, net = torch.randn(16, 3), nn.Linear(3, 1, bias=False)

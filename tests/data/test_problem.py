@@ -227,6 +227,20 @@ def test_targets_of_every_step_count_alike_where_batches_have_several_widths(ign
     assert mean(checked) == pytest.approx(value(truth), rel=1e-5)
 
 
+def test_targets_of_every_step_count_alike_where_the_time_stands_first():
+    torch.manual_seed(0)
+    rows = [(torch.randn(t, 4), torch.randint(0, 3, (t,))) for t in (5, 5, 3, 3, 8, 8)]
+    net = nn.Linear(4, 3)
+
+    def collate(rows):
+        return torch.stack([x for x, _ in rows], 1), torch.stack([y for _, y in rows], 1)
+
+    loader = DataLoader(rows, 2, collate_fn=collate)
+    checked = check_loss(Problem.supervised(nn.Sequential(net, Transposed()), "crossentropy", loader), report=False)
+    truth = F.cross_entropy(net(torch.cat([x for x, _ in rows])), torch.cat([y for _, y in rows]))
+    assert mean(checked) == pytest.approx(value(truth), rel=1e-5)
+
+
 class Transposed(nn.Module):
     """(N, T, C) as (N, C, T)."""
 
