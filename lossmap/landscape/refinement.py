@@ -42,6 +42,8 @@ from lossmap.parallel.world import World
 
 FIRST_TICKS = 11  # along each axis of the coarse grid
 ROUND_SHARE = 0.012  # of all points, in a round
+FIRST_SHARE = 0.004  # in the first rounds of a smooth surface of which little is asked: they may be all that it needs
+LITTLE = 0.05  # of the range: a tolerance from which on little is asked
 MIN_ROUND = 4  # points
 LEAST_ROUNDS = 2  # after the coarse grid's: what the coarse grid tells of itself is little
 MIN_TESTED = 30  # points of the last rounds, from which what they tell is believed however small
@@ -189,18 +191,22 @@ def next_round(grid: Grid, fields: Sequence[np.ndarray], rounds: np.ndarray, kno
     for field in now:
         field.told[rounds >= 0] = 0.0
     told = np.max([field.told for field in now], axis=0)
-    errors = [_estimate(grid, values, field, rounds, known) for values, field in zip(fields, now, strict=True)]
-    error = max((e for e in errors if e == e), default=nan)
+    estimates = [_estimate(grid, values, field, rounds, known) for values, field in zip(fields, now, strict=True)]
+    error = max((e for e, _ in estimates if e == e), default=nan)
     if last >= LEAST_ROUNDS and error <= tol:
         return Round(np.zeros(0, dtype=np.int64), error)
-    return Round(_worst(grid, told, rounds >= 0, WORTH * tol), error)
+    may_end_soon = tol >= LITTLE and last < LEAST_ROUNDS and all(is_smooth for _, is_smooth in estimates)
+    count = max(MIN_ROUND, round((FIRST_SHARE if may_end_soon else ROUND_SHARE) * told.size))
+    return Round(_worst(grid, told, rounds >= 0, WORTH * tol, count), error)
 
 
-def _estimate(grid: Grid, values: np.ndarray, now: Interpolated, rounds: np.ndarray, known: np.ndarray) -> float:
-    """The error of a field's interpolation at the worst point, relative to the range, sqrt(c d); NaN without any."""
+def _estimate(
+    grid: Grid, values: np.ndarray, now: Interpolated, rounds: np.ndarray, known: np.ndarray
+) -> tuple[float, bool]:
+    """(error of a field's interpolation at the worst point, relative to the range, NaN without any; is it smooth)."""
     is_between = rounds < 0
     if is_between.any() and not np.isfinite(now.values[is_between]).any():
-        return nan
+        return nan, False
     last = int(rounds.max())
     first = max(1, last - REMEMBERED + 1)
     shares = [_missed(grid, values, now, rounds, known, r) for r in range(first, last + 1)]
@@ -213,10 +219,10 @@ def _estimate(grid: Grid, values: np.ndarray, now: Interpolated, rounds: np.ndar
     places, known_flat = _places(grid), finite.reshape(-1)
     miss = largest_miss(places[known_flat], heights)
     if miss is None:
-        return told
+        return told, False
     estimate = sqrt(told * min(miss, MAX_RATIO * told))
     better = _of_higher_order(now, rounds, places, known_flat, heights, miss)
-    return estimate if better is None else sqrt(estimate * better)
+    return (estimate, False) if better is None else (sqrt(estimate * better), True)
 
 
 def _of_higher_order(
@@ -258,11 +264,10 @@ def _missed(
     return float(off[finite].max()) / float(span) / told if finite.any() and told > 0 else None
 
 
-def _worst(grid: Grid, told: np.ndarray, taken: np.ndarray, least: float) -> np.ndarray:
-    """The points of a round: those of which the worst is told, not beside each other, ascending."""
+def _worst(grid: Grid, told: np.ndarray, taken: np.ndarray, least: float, count: int) -> np.ndarray:
+    """The points of a round, at most `count`: those of which the worst is told, not beside each other, ascending."""
     from scipy.ndimage import distance_transform_cdt
 
-    count = max(MIN_ROUND, round(ROUND_SHARE * told.size))
     apart = distance_transform_cdt(~taken, metric="chessboard")
     blocked = taken.copy()
     chosen: list[int] = []

@@ -73,6 +73,17 @@ def test_the_picture_is_as_good_as_it_is_said_to_be_from_a_part_of_the_points(na
     np.testing.assert_array_equal(drawn.values[rounds >= 0], values[rounds >= 0])
 
 
+@pytest.mark.parametrize("height", [0.3, 0.6])
+def test_five_percent_of_a_smooth_surface_need_at_most_two_percent_of_its_points(height):
+    grid = Grid.square(-1, 1, 101)
+    x, y = np.meshgrid(grid.x, grid.x)
+    values = x**2 + y**2 + height * np.sin(5 * (x + 0.2 * y) + 0.4)
+    rounds, step = refined(values, 0.05, grid)
+    off = np.abs(interpolated(grid, values, rounds >= 0).values - values).max() / np.ptp(values)
+    assert np.mean(rounds >= 0) <= 0.02
+    assert off <= 0.05 and off / 2 <= step.error <= 2 * off
+
+
 def test_a_spike_between_points_that_are_left_out_is_missed_by_all_of_its_height():
     places = np.stack([a.reshape(-1) for a in np.meshgrid(np.arange(5.0), np.arange(5.0))], axis=1)
     spike = np.where((places == 2).all(axis=1), 7.0, 3.0)
