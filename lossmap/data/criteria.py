@@ -564,8 +564,15 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> t
     Of streamed data one pass is made where there are weights, or several targets a sample.
     """
     first = targets_of(next(iter(data.rebatched(1))))
-    if not isinstance(first, Tensor) or first.is_floating_point():  # probabilities: their mean is over samples
+    if not isinstance(first, Tensor):
         return None
+    if first.is_floating_point():  # probabilities (N, C, ...), whose mean is over all but the classes, weighted or not
+        if first.dim() < 3:
+            return None
+        places = [(targets_of(batch)[:, 0].numel(), samples_in(batch)) for batch in data]
+        if len({n / samples for n, samples in places}) == 1:
+            return None
+        return data.samples / sum(n for n, _ in places), 1.0
     if isinstance(data, Streamed) and weight is None and first.dim() < 2 and ignored == -100:
         return None
     sums: list[Tensor] = []

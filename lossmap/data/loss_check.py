@@ -585,11 +585,10 @@ class _Probe:
         if elsewhere <= kind:
             self.moved = None
         vars(self).pop("moved_weights", None)  # of a large model they are as much as it
-        if max(kind, elsewhere) == MEAN and not self._is_additive_in_large():
-            return COUPLED
-        return max(kind, elsewhere)
+        kind = max(kind, elsewhere)
+        return COUPLED if kind in (MEAN, SUM) and not self._is_additive_in_large(kind) else kind
 
-    def _is_additive_in_large(self) -> bool:
+    def _is_additive_in_large(self, kind: int) -> bool:
         """Whether a batch as large as the loader's is the sum of its parts, too.
 
         A loss may couple large batches alone: the mean over the 20 worst samples is that over all of 16. In the model's
@@ -602,7 +601,7 @@ class _Probe:
         size = min(data.samples, data.batch_size, most)
         while size > self.samples and not isinstance(data, FixedBatches):
             try:
-                return self._is_additive_over(size)
+                return self._is_additive_over(size, kind)
             except Exception as error:
                 if not out_of_memory(error) or loses_gpu(error):
                     raise
@@ -611,15 +610,16 @@ class _Probe:
             _make_room(f"whether the loss is a sum over samples is looked at over {max(size, self.samples)}", reason)
         return True
 
-    def _is_additive_over(self, size: int) -> bool:
-        """Whether a batch of this size is the sum of its two parts."""
+    def _is_additive_over(self, size: int, kind: int) -> bool:
+        """Whether a batch of this size is the sum of its two parts, of a loss that is a mean or, by kind, a sum."""
         batch = next(iter(self.original.data.rebatched(size)))
         own = batch
         for problem, tolerance in ((self.original, OWN_TOLERANCE), (self.problem, self.tolerance)):
             if problem is not self.original:
                 batch = map_tensors(for_float64, batch)
+            taken = _as_sum(problem) if kind == SUM else problem
             try:
-                whole, *parts = [_total_of(problem, batch, rows) for rows in (slice(size), *_thirds(size))]
+                whole, *parts = [_total_of(taken, batch, rows) for rows in (slice(size), *_thirds(size))]
             except (ValueError, RuntimeError, IndexError) as error:
                 raise_if_of_device(error)
                 return True  # it bears no such batch, and none larger than it is given

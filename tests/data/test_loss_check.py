@@ -471,6 +471,21 @@ def test_a_loss_that_couples_large_batches_alone_is_read_on_own_batches(net, dat
     assert check_loss(Problem.supervised(net, lambda o, t: F.cross_entropy(o, t), data, batch_size=45)).notes == ()
 
 
+def test_a_sum_that_couples_large_batches_alone_is_read_on_own_batches(net, data):
+    def summed(outputs, targets):
+        return 20 * hardest(outputs, targets) if len(targets) > 20 else len(targets) * hardest(outputs, targets)
+
+    x, y = data
+    checked = check_loss(Problem.supervised(net, summed, data, batch_size=45))
+    (note,) = checked.notes
+    assert "45 samples together" in note and isinstance(checked.data, FixedBatches)
+    truth = sum(float(summed(net(x[rows]), y[rows]).detach()) for rows in (slice(45), slice(45, 90))) / 2
+    assert [centre(checked, size) for size in (7, 90)] == pytest.approx([truth, truth], rel=1e-6)
+    few = check_loss(Problem.supervised(net, summed, data, batch_size=15), report=False)
+    (note,) = few.notes
+    assert "returns the sum over the batch" in note
+
+
 class Hidden(nn.Module):
     """What stands before a layer that is 0, as at the beginning of a training."""
 

@@ -227,6 +227,17 @@ def test_targets_of_every_step_count_alike_where_batches_have_several_widths(ign
     assert mean(checked) == pytest.approx(value(truth), rel=1e-5)
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5])])
+def test_probabilities_of_every_step_count_alike_where_batches_have_several_widths(weight):
+    torch.manual_seed(0)
+    net, loss = nn.Linear(4, 3), nn.CrossEntropyLoss(weight)
+    batches = [(torch.randn(n, t, 4), torch.rand(n, 3, t).softmax(1)) for n, t in ((4, 6), (4, 3), (3, 8))]
+    checked = check_loss(Problem.supervised(nn.Sequential(net, Transposed()), loss, batches), report=False)
+    logits = torch.cat([net(x).flatten(0, 1) for x, _ in batches])
+    truth = loss(logits, torch.cat([y.movedim(1, -1).flatten(0, 1) for _, y in batches]))
+    assert mean(checked) == pytest.approx(value(truth), rel=1e-5)
+
+
 def test_targets_of_every_step_count_alike_where_the_time_stands_first():
     torch.manual_seed(0)
     rows = [(torch.randn(t, 4), torch.randint(0, 3, (t,))) for t in (5, 5, 3, 3, 8, 8)]
