@@ -58,6 +58,8 @@ def price_of_run(
     return Price(
         checkpoints * products + searched * nulls, checkpoints * seconds + searches, memory,
         workers=workers, longest=seconds, beside=(checkpoints + nulls) * other,
+        more=checkpoints * parts.products_left,
+        more_seconds=ceil(checkpoints / max(1, workers)) * parts.products_left * each,
     )  # fmt: skip
 
 

@@ -39,11 +39,14 @@ def price_of_examination(
     problem   all samples; subset: those of gradients and Hessian; held_out: those of no training
     parts     what is computed of the Hessian
     """
-    products, seconds, beside = 0, 0.0, FIXED_SECONDS
+    products, seconds, beside, more, more_seconds = 0, 0.0, FIXED_SECONDS, 0, 0.0
     if "hessian" in examinations:
         operator = build_operator(subset, "hessian", parameters)
         products += parts.products
-        seconds += parts.products * seconds_of_product(operator)
+        each = seconds_of_product(operator)
+        seconds += parts.products * each
+        more = parts.products_left
+        more_seconds = more * each
         beside += seconds_of_parts(parts, operator.dtype, operator.device)
     gradient = _seconds_of_gradient(problem, parameters, clock)
     for name in set(examinations) & set(PASSES):
@@ -58,7 +61,7 @@ def price_of_examination(
         taken, held = cost_of_covariance(subset, parameters, clock)
         beside, memory = beside + taken, max(memory, held)
     memory += memory_now(problem.model)
-    return Price(products, seconds + beside, memory, beside=beside)
+    return Price(products, seconds + beside, memory, beside=beside, more=more, more_seconds=more_seconds)
 
 
 def fit_examination(

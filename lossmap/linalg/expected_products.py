@@ -47,6 +47,16 @@ def density_products(error: float, n: int, steps: int | None = None, probes: int
     return min(MAX_DENSITY_PRODUCTS, MIN_DENSITY_PRODUCTS * max(1, needed))
 
 
+def density_products_left(error: float, n: int, steps: int | None = None, probes: int | None = None) -> int:
+    """Products that a density may take beyond those expected: of eigenvalues that are spread out.
+
+    Those of a trained network stand close to 0 but for a few, those of an untrained one do not.
+    """
+    if steps and probes:
+        return 0
+    return max(0, MAX_DENSITY_PRODUCTS - density_products(error, n, steps, probes))
+
+
 def block_products(n: int, dense: int, tol: float = 1e-3) -> int:
     """Products of one diagonal block of size n: all of it up to the size `dense`, else its ends and its density."""
     if n <= dense:
@@ -96,3 +106,10 @@ class SpectrumParts:
     def products(self) -> int:
         """The products expected of all parts."""
         return sum(self.by_part().values())
+
+    @property
+    def products_left(self) -> int:
+        """Products that the density may take beyond those."""
+        if self.is_whole or not self.density:
+            return 0
+        return density_products_left(self.density_error, self.n, self.density_steps, self.density_probes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 
 from lossmap.linalg.expected_products import (
     DEFAULT_STEPS,
@@ -105,14 +104,14 @@ def _density(parts: SpectrumParts, products: float, cuts: list[str]) -> Spectrum
     expected = density_products(parts.density_error, parts.n, parts.density_steps, parts.density_probes)
     most = expected
     if parts.density_steps is None and parts.density_probes is None:
-        most = min(SLACK * expected, MAX_DENSITY_PRODUCTS)
+        most = MAX_DENSITY_PRODUCTS
     if most <= products:
         return parts
     steps = min(parts.density_steps or DEFAULT_STEPS, int(max(0.0, products)))
     if steps < min(MIN_STEPS, parts.density_steps or MIN_STEPS):
         cuts.append("no density")
         return replace(parts, density=False)
-    probes = min(int(products // steps), ceil(expected / steps))  # not more than the error is expected to need
+    probes = min(int(products // steps), max(1, SLACK * expected // steps))  # the rest is for layers
     if parts.density_probes is not None:
         probes = min(probes, parts.density_probes)
     cuts.append(f"{probes} probe{'s' * (probes > 1)} of {steps} steps for the density")

@@ -2,6 +2,7 @@
 
     about 2,300 products of 12 ms: 28 s, 140 MB
     about 380 products of 0.6 ms, and 4 s beside them: 4.2 s, 140 MB        where a solver's own work is a part of it
+    ...; up to 350 more, 1.2 s, where eigenvalues spread out                where a density may need them
 
 The number is an expectation (`linalg.expected_products`), the time of one was measured on this machine just before,
 the memory is that of this process then, and what the work is known to add. Texts of spans and sizes stand here too.
@@ -29,6 +30,7 @@ class Price:
     longest  seconds of the longest part, which one of them does alone
     beside   seconds of all that are not the products' or passes' own
     fixed    seconds beside all that, before or after what is shared
+    more     products that may be needed beyond `count`, which depends on the eigenvalues, and their seconds
     """
 
     count: float
@@ -39,6 +41,8 @@ class Price:
     longest: float = 0.0
     beside: float = 0.0
     fixed: float = 0.0
+    more: float = 0.0
+    more_seconds: float = 0.0
 
     @property
     def wall(self) -> float:
@@ -47,8 +51,8 @@ class Price:
 
     def slowed(self, factor: float) -> Price:
         """The price where everything takes so many times longer."""
-        spans = {name: factor * getattr(self, name) for name in ("seconds", "longest", "beside", "fixed")}
-        return replace(self, **spans)
+        spans = ("seconds", "longest", "beside", "fixed", "more_seconds")
+        return replace(self, **{name: factor * getattr(self, name) for name in spans})
 
     def __str__(self) -> str:
         count = rounded(self.count)
@@ -63,7 +67,10 @@ class Price:
         text += f": {span_text(self.wall)}"
         if self.workers > 1:
             text += f" with {self.workers} at a time"
-        return f"{text}, {size_text(self.memory)}"
+        text += f", {size_text(self.memory)}"
+        if self.more > MENTIONED_SHARE * self.count:
+            text += f"; up to {rounded(self.more):,} more, {span_text(self.more_seconds)}, where eigenvalues spread out"
+        return text
 
 
 def rounded(count: float) -> int:

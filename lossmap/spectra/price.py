@@ -22,6 +22,7 @@ from lossmap.linalg.expected_products import (
     SpectrumParts,
     block_products,
     density_products,
+    density_products_left,
     ends_products,
     trace_products,
 )
@@ -164,6 +165,16 @@ def products_expected(task: Task, n: int, request: SpectrumRequest) -> int:
     return by_kind[task.kind]()
 
 
+def products_left(task: Task, n: int, request: SpectrumRequest) -> int:
+    """Products that a task of an operator, or block, of size n may take beyond those expected."""
+    if task.kind == "density":
+        left = density_products_left(request.density_error, n, request.density_steps, request.density_probes)
+        return left // (request.density_probes or 1) if task.name else left
+    if task.kind == "block" and n > request.dense:
+        return density_products_left(BLOCK_DENSITY_ERROR, n)
+    return 0
+
+
 def size_of_task(tasks: SpectrumTasks, task: Task) -> int:
     """The number of parameters of what a task reads."""
     subject = tasks.subjects[task.subject]
@@ -216,6 +227,8 @@ def price_of(
     most = max((c.products for c in costs), default=0)
     vectors = max(sizes) * itemsize * min(most, MAX_SEARCH_VECTORS)
     seconds = sum(c.seconds for c in costs) + fixed
+    left = [products_left(task, size_of_task(tasks, task), request) for task in chosen]
+    left_seconds = [n * prices.seconds_with_step(task) for n, task in zip(left, chosen, strict=True)]
     return Price(
         sum(c.products for c in costs),
         seconds,
@@ -223,4 +236,6 @@ def price_of(
         workers=workers,
         longest=max((c.seconds for c in costs), default=0.0),
         beside=seconds - sum(c.products * prices.seconds(t) for c, t in zip(costs, chosen, strict=True)),
+        more=sum(left),
+        more_seconds=max(sum(left_seconds) / max(1, workers), max(left_seconds, default=0.0)),
     )

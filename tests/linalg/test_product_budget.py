@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lossmap.linalg.expected_products import SpectrumParts, density_products, ends_products
 from lossmap.linalg.product_budget import fit_parts
+from lossmap.linalg.spectral_density import spectral_density
 
 PARTS = SpectrumParts(10_000, 5, 1)
 ENDS = ends_products(5, 1, 10_000)
@@ -19,7 +21,7 @@ def test_with_time_enough_nothing_changes():
 
 
 def test_the_density_is_cut_first_then_the_trace_then_the_ends():
-    fine = replace(PARTS, density_error=0.002)  # 4 probes of 48 steps are expected
+    fine = replace(PARTS, density_error=0.002)
     some = fit_parts(fine, ENDS + 60 + 200)
     assert (some.parts.density_steps, some.parts.density_probes) == (64, 3) and some.parts.trace == 60
     assert some.cuts == ("3 probes of 64 steps for the density",)
@@ -33,11 +35,22 @@ def test_the_density_is_cut_first_then_the_trace_then_the_ends():
     assert least.cuts[1:] == ("no trace", "no density") and not least.exceeds
 
 
-def test_a_density_takes_no_more_than_its_error_is_expected_to_need():
-    expected = density_products(PARTS.density_error, PARTS.n)
-    assert fit_parts(PARTS, ENDS + 60 + 3 * expected).parts == PARTS  # its error says when it ends
-    close = fit_parts(PARTS, ENDS + 60 + 3 * expected - 1).parts
-    assert (close.density_steps, close.density_probes) == (64, 1)
+def test_a_density_is_limited_where_the_most_that_it_may_take_does_not_fit():
+    most = density_products(PARTS.density_error, PARTS.n) + PARTS.products_left
+    assert fit_parts(PARTS, ENDS + 60 + most).parts == PARTS  # its error says when it ends
+    close = fit_parts(PARTS, ENDS + 60 + most - 1).parts
+    assert (close.density_steps, close.density_probes) == (64, 2) and close.products_left == 0
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_a_density_takes_between_what_is_expected_and_the_most(spread):
+    n = 5000
+    values = torch.linspace(-1, 1, n) if spread else torch.cat([torch.zeros(n - 3), torch.tensor([1.0, 2.0, 3.0])])
+    taken = spectral_density(torch.diag(values)).products
+    parts = SpectrumParts(n, 1, 1)
+    expected = density_products(parts.density_error, n)
+    assert taken <= expected + parts.products_left
+    assert (taken > expected) == spread
 
 
 def test_dearer_products_of_a_part_leave_it_less():

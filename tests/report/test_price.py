@@ -11,6 +11,8 @@ def test_a_price_is_one_line_with_products_seconds_and_memory():
     assert str(shared) == "about 51 passes of 100 ms: 1.27 s with 4 at a time, 1 GB"
     beside = Price(380, 4.2, 140_000_000, beside=4.0)
     assert str(beside) == "about 380 products of 526 µs, and 4 s beside them: 4.2 s, 140 MB"
+    spread = Price(200, 4.0, 140_000_000, more=352, more_seconds=7.0)
+    assert str(spread) == "about 200 products of 20 ms: 4 s, 140 MB; up to 350 more, 7 s, where eigenvalues spread out"
     assert str(Price(1, 3e-4, 2_000_000, "point")) == "about 1 point of 300 µs: 0.0003 s, 2 MB"
 
 
