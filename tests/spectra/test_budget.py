@@ -86,7 +86,7 @@ def test_as_many_layers_are_read_as_the_price_line_has_room_for(problem, monkeyp
             assert wall(request) <= MARGIN * seconds
         if count < 6:
             assert wall(replace(request, by="tensor", probes=0, layer_limit=count + 1)) > MARGIN * seconds
-    assert counts >= {0, 1, 2, 6}
+    assert counts >= {0, 2, 6} and len(counts) >= 4
 
 
 def test_several_matrices_share_the_time(problem):
