@@ -50,7 +50,15 @@ def _parameter(data: Tensor, *beside: object) -> Tensor:  # which are: whether i
     return data
 
 
-TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
+def _of_type(function: Callable[..., Tensor], kind: str, data: tuple[Any, ...], *beside: object) -> Tensor:
+    return function(*data)  # `beside` are attributes that somebody gave the tensor
+
+
+TENSORS: dict[tuple[str, str], Any] = {
+    ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
+    ("torch", "Tensor"): "tensor",  # named beside `_of_type`, and never called
+    ("torch.nn.parameter", "Parameter"): "tensor",
+    ("torch.nn.parameter", "Buffer"): "tensor",
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch.storage", "_load_from_bytes"): _storage,

@@ -34,6 +34,9 @@ def test_an_array_of_objects_cannot_smuggle_one_in():
         read(np.array([eval, 1], dtype=object))
 
 
+TAGGED = torch.ones(3)
+TAGGED.label = "weights of somebody's own"
+
 BESIDE = {
     "shape": torch.Size([3, 2]),
     "device": torch.device("cpu"),
@@ -46,6 +49,8 @@ BESIDE = {
     "number": 1 + 2j,
     "bytes": bytearray(b"ab"),
     "names": {"a", "b"},
+    "tagged": TAGGED,
+    "buffer": torch.nn.Buffer(torch.ones(2)) if hasattr(torch.nn, "Buffer") else torch.ones(2),
     "count": Counter("aab"),
 }
 

@@ -40,7 +40,7 @@ from lossmap.geometry.parameter_vector import Layout, state_tensors, warn_of_fro
 from lossmap.geometry.training_path import principal_axes
 from lossmap.geometry.wrappers import plain_names
 from lossmap.landscape.curvature_directions import curved_direction
-from lossmap.landscape.plane_in_file import axis_in_file, plane_in_file
+from lossmap.landscape.plane_in_file import axis_in_file, has_one_direction, plane_in_file
 from lossmap.parallel.world import World
 
 logger = logging.getLogger("lossmap")
@@ -118,7 +118,7 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
     Raises UsageError for a direction that is unknown, or that does not fit the model.
     """
     origin = origin_of(model, plane.dir_type == "states")
-    if plane.ydir and plane.y is None:
+    if plane.ydir and plane.y is None and not (plane.dir_file and has_one_direction(plane.dir_file)):
         raise UsageError(f"--ydir {plane.ydir} needs ticks along y too, such as --y=-1:1:51")
     if plane.optimizer_state and not any(
         (kind or "").startswith("preconditioned:") for kind in (plane.xdir, plane.ydir)

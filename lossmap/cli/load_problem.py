@@ -95,7 +95,7 @@ def problem_and_files(
     model  instead of the settings' own
     """
     names, model = tuple(splits) or splits_of(settings.data), model or settings.model
-    chosen = _not_used(settings)
+    chosen = not_used(settings)
     with reported_by_rank_0(world):
         files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, machine.dtype))
         problems = world.together(
@@ -113,7 +113,7 @@ def problem_and_files(
     return problems
 
 
-def _not_used(settings: Settings) -> list[str]:
+def not_used(settings: Settings) -> list[str]:
     """A sentence on the flags for what a factory of a whole problem makes itself, where both were given; else none."""
     idle = ", ".join(flag_of(name) for name in MADE_BY_PROBLEM if name in settings.explicit)
     factory = settings.data.problem

@@ -107,7 +107,7 @@ def run(settings: Settings) -> int:
     from lossmap.training import readings, save, train
 
     options = settings.train
-    for note in settings.notes:
+    for note in [*settings.notes, *(f"note: {note}" for note in load_problem.not_used(settings))]:
         print(note)
     folder = options.folder or (None if options.final else "run")
     recipe = recipe_of(options)

@@ -286,9 +286,22 @@ def metric_of(name: str, metric: Metric | Criterion) -> Metric:
 
 
 def is_of(kinds: tuple[type[nn.Module], ...], loss: Any) -> bool:
-    """Whether a loss is a module of these kinds of PyTorch, and no subclass that computes something of its own."""
-    own = getattr(getattr(loss, "forward", None), "__func__", None)
-    return isinstance(loss, kinds) and own in {kind.forward for kind in kinds}
+    """Whether a loss is a module of these kinds of PyTorch, and computes what these do.
+
+    A subclass, and a module with hooks, may compute something of its own.
+    """
+    if not isinstance(loss, kinds) or type(loss).__call__ is not nn.Module.__call__:
+        return False
+    own = getattr(loss.forward, "__func__", None)
+    return own in {kind.forward for kind in kinds} and not (loss._forward_hooks or loss._forward_pre_hooks)
+
+
+def is_of_pytorch(loss: str | Criterion) -> bool:
+    """Whether a loss is one by name, or a module that computes what one of PyTorch's does."""
+    if isinstance(loss, str):
+        return True
+    kinds = tuple(kind for kind in type(loss).__mro__ if kind.__module__.startswith("torch.nn.modules.loss"))
+    return isinstance(loss, nn.Module) and is_of(kinds, loss)
 
 
 def takes_class_labels(loss: str | Criterion) -> bool:
@@ -343,9 +356,8 @@ def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:
     Raises ValueError where floating-point targets are neither whole labels nor class probabilities; of streamed data
     each batch is asked as it is read.
     """
-    if loss != "crossentropy" and not isinstance(loss, ENTROPIES):
-        return data
-
+    if not takes_class_labels(loss):  # a subclass may have targets of its own form; F.cross_entropy within takes int64
+        return with_each_batch(data, _with_labels_in_int64) if isinstance(loss, ENTROPIES) else data
     if isinstance(data, Resident):
         return replace(data, tensors=_batch_with_class_targets(data.tensors))
     if isinstance(data, Streamed):
@@ -379,6 +391,13 @@ class _StreamedTargets:
                 "out, or give all classes one weight (weight=torch.ones(classes)), with which they are counted first"
             )
         return batch
+
+
+def _with_labels_in_int64(batch: Batch) -> Batch:
+    targets = targets_of(batch)
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.int64:
+        return batch
+    return with_targets(batch, targets.long())
 
 
 def _batch_with_class_targets(batch: Batch) -> Batch:

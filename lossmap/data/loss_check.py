@@ -53,7 +53,7 @@ from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
 from lossmap.data.checks import check_finite, uncut_where_parts_fail
 from lossmap.data.counters import moving_counters
-from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
+from lossmap.data.criteria import CorrectClasses, SupervisedLoss, is_of_pytorch, takes_class_labels
 from lossmap.data.datasets import LabelsWithin, labels_within
 from lossmap.data.first_batch import set_by_first_batch
 from lossmap.data.gradient_mode import with_gradients_recorded
@@ -441,11 +441,11 @@ def _custom(problem: Problem) -> CustomLoss | None:
 
 
 def _is_known(problem: Problem) -> bool:
-    """Whether a loss is one of PyTorch's, or said to be a sum."""
+    """Whether a loss is one by name or of PyTorch's, or said to be a sum."""
     custom = _custom(problem)
     if custom is not None:
         return custom.reduction == "sum"
-    return isinstance(problem.loss, SupervisedLoss) and isinstance(problem.loss.loss, (str, nn.Module))
+    return isinstance(problem.loss, SupervisedLoss) and is_of_pytorch(problem.loss.loss)
 
 
 def _with_underflow_told(problem: Problem, probe: _Probe) -> Problem:

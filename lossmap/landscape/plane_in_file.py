@@ -19,7 +19,7 @@ from lossmap.geometry.grid import ENDS_AT
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.geometry.wrappers import plain_names
 from lossmap.io import legacy
-from lossmap.io.read import read_group
+from lossmap.io.read import read, read_group
 from lossmap.io.surface import MADE_AS
 from lossmap.landscape.survey_file import DRAWN_INDEX, DRAWN_SEED
 
@@ -69,6 +69,13 @@ def _is_plane_of(path: str, plane: Plane, model: nn.Module) -> bool:
             along = axis_in_file(path, "y", model, plane.origin)
             plane = Plane(plane.origin, (*plane.axes, along), (*plane.recipes, {}))
     return plane.digest == stated
+
+
+def has_one_direction(path: str) -> bool:
+    """Whether a file is a result of a line, whose only direction is x."""
+    with contextlib.suppress(ValueError, OSError):
+        return [name for name in read(path).groups if name.startswith("directions/")] == ["directions/x"]
+    return False
 
 
 def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named:
@@ -133,6 +140,10 @@ def _arrays_of_axis(path: str, name: str, model: nn.Module) -> Mapping[str, Any]
     try:
         arrays = read_group(path, f"directions/{name}").arrays
     except KeyError:
+        if name != "x" and has_one_direction(path):
+            raise ValueError(
+                f"{path} holds one direction, along x, and none along {name}: leave --{name} out"
+            ) from None
         directions = legacy.directions(path)
         if name not in directions:
             raise ValueError(f"{path} holds no direction {name!r}; it has {', '.join(directions)}") from None

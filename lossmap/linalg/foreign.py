@@ -106,9 +106,13 @@ def is_operator(value: Any) -> bool:
     )
 
 
-def as_operator(matrix: Any) -> SymmetricOperator:
-    """An operator as it is, and anything else adopted."""
-    return matrix if is_operator(matrix) else adopted(matrix)
+def as_operator(matrix: Any, *, asymmetric: bool = False) -> SymmetricOperator:
+    """An operator of ours as it is, and anything else adopted.
+
+    asymmetric  what looks like an operator of ours is taken as it is too, whether it is symmetric or not
+    """
+    is_own = asymmetric or type(matrix).__module__.startswith(f"{__package__.partition('.')[0]}.")
+    return matrix if is_own and is_operator(matrix) else adopted(matrix)
 
 
 def adopted(matrix: Any) -> SymmetricOperator:
@@ -158,7 +162,10 @@ def _by_matvec(matrix: Any, n: int) -> LinearOperator:
         if not callable(getattr(matrix, name, _image)):
             raise TypeError(f"the matrix's {name} must be a function; it is {type(getattr(matrix, name)).__name__}")
     products = {name: partial(_image, getattr(matrix, name)) for name in ("matvec", "matmat") if hasattr(matrix, name)}
-    return LinearOperator((n, n), dtype=getattr(matrix, "dtype", None), **products)
+    dtype = getattr(matrix, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.").replace("bfloat16", "float32")
+    return LinearOperator((n, n), dtype=dtype, **products)
 
 
 def _size(shape: Any) -> int:

@@ -161,7 +161,7 @@ def trace(
 
     """
     check_trace_request(method, products)
-    operator, target = as_operator(operator), inf
+    operator, target = as_operator(operator, asymmetric=True), inf
     if error is not None:
         target = error
     sketch: Sketch | None = None

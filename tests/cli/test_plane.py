@@ -157,6 +157,27 @@ def test_one_file_may_hold_a_plane_and_its_path_and_is_made_anew(tmp_path, monke
     assert digests[0] != digests[1]
 
 
+def test_a_path_is_projected_on_a_file_of_one_direction_whatever_second_one_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for i in range(3):
+        torch.save(zoo.build("mlp", seed=i).state_dict(), f"run/{i}.pt")
+    assert (
+        command_line(
+            ["plane", "--model", "mlp", "--model-file", "run/2.pt", "--xdir", "random", "--dir-file", "one.h5"]
+        )
+        == 0
+    )
+    run = (
+        "plane --model mlp --model-folder run --no-losses --xdir pca:1 --ydir pca:2 --dir-file one.h5 --proj-file p.h5"
+    )
+    assert command_line(run.split()) == 0
+    assert [name for name in lossmap.read("p.h5").groups if name.startswith("directions/")] == ["directions/x"]
+    capsys.readouterr()
+    assert command_line([*run.split(), "--y=-1:1:5", "--overwrite"]) == 2
+    assert "one.h5 holds one direction, along x, and none along y: leave --y out" in capsys.readouterr().err
+
+
 def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()

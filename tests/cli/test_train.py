@@ -58,6 +58,16 @@ def test_a_data_set_without_a_test_split_is_trained_all_the_same(capsys, tmp_pat
     assert "train: loss" in out and "test: loss" not in out
 
 
+def test_flags_of_what_a_problem_makes_itself_are_said_to_be_unused(capsys, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def problem(): return torch.nn.Linear(4, 1), [torch.ones(5, 4)], lambda model, x: model(x).square().mean()\n"
+    )
+    words = ["--problem", f"{tmp_path / 'own.py'}:problem", "--final", str(tmp_path / "net.pt"), "--epochs", "1"]
+    assert main([*words, "--loss", "mse", "--dataset", "digits"]) == 0
+    assert "makes model, data and loss itself; not used: --dataset, --loss" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(capsys, tmp_path):
     assert main([*QUICK, "--dry-run"]) == 0
     assert "2 epochs of batches of 128, checkpoints in run" in capsys.readouterr().out

@@ -383,6 +383,22 @@ def test_a_contrastive_loss_of_random_views_is_no_sum(size, steps):
     assert not any("is divided by" in note for note in checked.notes)
 
 
+class Contrastive(nn.Module):
+    """The same as a module of somebody's own, summed over the batch."""
+
+    def forward(self, outputs, _):
+        one, other = (F.normalize(outputs + 0.05 * torch.randn_like(outputs), dim=1) for _ in range(2))
+        return F.cross_entropy(one @ other.T / 0.1, torch.arange(len(one)), reduction="sum")
+
+
+def test_a_drawing_module_of_ones_own_is_named_where_parts_do_not_show_what_it_is():
+    torch.manual_seed(0)
+    x, model = torch.randn(24, 6), nn.Linear(6, 4)
+    for loss in (Contrastive(), Contrastive().forward):
+        checked = check_loss(Problem.supervised(model, loss, (x, torch.zeros(24)), batch_size=8), report=False)
+        assert any("parts of a batch do not show whether the loss" in note for note in checked.notes)
+
+
 class Graph:
     def __init__(self, x, y, owner):
         self.x, self.y, self.owner = x, y, owner

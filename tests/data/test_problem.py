@@ -175,6 +175,27 @@ class ClassesLast(nn.CrossEntropyLoss):
         return super().forward(outputs.reshape(-1, 3), targets.flatten())
 
 
+class Called(nn.CrossEntropyLoss):
+    def __call__(self, outputs, targets):
+        return super().__call__(outputs, targets) + 0.1 * (outputs**2).mean()
+
+
+def hooked(loss, *, before=None, after=None):
+    if before is not None:
+        loss.register_forward_pre_hook(before)
+    if after is not None:
+        loss.register_forward_hook(after)
+    return loss
+
+
+class Mixed(nn.CrossEntropyLoss):
+    """Targets (N, 3): two classes and the share of the first."""
+
+    def forward(self, outputs, targets):
+        one, two = (F.cross_entropy(outputs, targets[:, i].long(), reduction="none") for i in (0, 1))
+        return (targets[:, 2] * one + (1 - targets[:, 2]) * two).mean()
+
+
 class OneHot(nn.BCEWithLogitsLoss):
     def forward(self, outputs, targets):
         return super().forward(outputs, F.one_hot(targets, 3).to(outputs.dtype))
@@ -202,6 +223,36 @@ def test_a_subclass_of_a_loss_of_pytorch_is_what_its_own_forward_computes(loss, 
     net, x, y = nn.Linear(4, 3), torch.randn(*shape, 4), torch.randint(0, 3, shape)
     checked = check_loss(Problem.supervised(net, loss, (x, y)), report=False)
     assert mean(checked) == pytest.approx(value(loss(net(x), y)), rel=1e-5)
+
+
+UNEVEN = torch.tensor([1.0, 5.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Called(UNEVEN),
+        Called(ignore_index=1),
+        hooked(nn.CrossEntropyLoss(UNEVEN), after=lambda _, given, value: value + 0.1 * (given[0] ** 2).mean()),
+        hooked(nn.CrossEntropyLoss(UNEVEN), before=lambda _, given: (2 * given[0], given[1])),
+        hooked(nn.MSELoss(), before=lambda _, given: (given[0][:, 0], given[1].float())),
+    ],
+)
+def test_a_loss_of_pytorch_that_is_changed_from_outside_is_what_it_computes(loss):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(14, 4), torch.randint(0, 3, (14,))
+    checked = check_loss(Problem.supervised(net, loss, (x, y)), report=False)
+    assert mean(checked) == pytest.approx(value(loss(net(x), y)), rel=1e-5)
+
+
+def test_a_subclass_of_cross_entropy_may_have_targets_of_its_own_form():
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(14, 4), torch.randint(0, 3, (14,))
+    mixed = torch.stack([y.float(), y.roll(1).float(), torch.rand(14)], 1)
+    checked = check_loss(Problem.supervised(net, Mixed(), (x, mixed), batch_size=5), report=False)
+    assert mean(checked) == pytest.approx(value(Mixed()(net(x), mixed)), rel=1e-5) and not checked.notes
+    bytes_ = check_loss(Problem.supervised(net, Penalized(), (x, y.to(torch.uint8))), report=False)
+    assert mean(bytes_) == pytest.approx(value(Penalized()(net(x), y)), rel=1e-5)
 
 
 def test_ignored_targets_of_batches_of_several_widths_count_as_in_one_batch():

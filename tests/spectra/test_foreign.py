@@ -1,6 +1,7 @@
 """The spectrum of anybody's symmetric matrix, against NumPy's eigenvalues."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +108,33 @@ def test_trace_density_and_eigenpairs_take_anybodys_matrix_too():
     assert low <= -3.0 + 1e-3 and high >= 13.0 - 1e-3
     with pytest.raises(TypeError, match=r"lossmap.hessian\(problem\) is the matrix"):
         lossmap.trace(lossmap.Problem.supervised(nn.Linear(2, 1), "mse", (torch.zeros(3, 2), torch.zeros(3, 1))))
+
+
+class OperatorLike:
+    """Somebody's class that has what an operator of ours has."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, a):
+        self.a, self.size, self.dtype = torch.from_numpy(a), len(a), torch.float64
+
+    def __matmul__(self, v):
+        return self.a @ v
+
+
+def test_what_looks_like_an_operator_of_ours_is_asked_whether_it_is_symmetric_too():
+    a = matrix()
+    assert lossmap.eigenpairs(OperatorLike(a), "top:1", solver="eigsh").values[0] == pytest.approx(13.0, rel=1e-3)
+    skewed = OperatorLike(a + 0.1 * np.triu(a))
+    for read in (lossmap.spectral_density, partial(lossmap.eigenpairs, which="top:2", solver="eigsh")):
+        with pytest.raises(ValueError, match="the matrix is not symmetric"):
+            read(skewed)
+
+
+def test_a_matrix_with_a_dtype_of_pytorch_multiplies_arrays_too():
+    a = matrix()
+    typed = SimpleNamespace(shape=a.shape, dtype=torch.float64, matvec=lambda v: a @ v)
+    assert lossmap.eigenpairs(typed, "top:1").values[0] == pytest.approx(13.0, rel=1e-3)
 
 
 def test_symmetry_is_told_where_squares_leave_the_range():
