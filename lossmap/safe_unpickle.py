@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -24,9 +24,15 @@ _array: Any = np.zeros(0).__reduce__()[0]  # NumPy's own functions, wherever thi
 _buffer: Any = np.zeros(1).__reduce_ex__(5)[0]
 _scalar: Any = np.float64(0).__reduce__()[0]
 
+
+def _dtype(name: str | bytes, *_: object) -> np.dtype[Any]:
+    """A dtype of its own by its name, such as f4: NumPy's own one would be changed by what a pickle says of it."""
+    return np.dtype(name.decode("ascii") if isinstance(name, bytes) else str(name), False, True)
+
+
 NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): codecs.encode,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "Counter"): Counter,
@@ -69,6 +75,7 @@ TENSORS: dict[tuple[str, str], Any] = {
 }
 for _kind in ("tensor", "tensor_v2", "tensor_v3", "sparse_tensor", "qtensor", "meta_tensor_no_storage"):
     TENSORS["torch._utils", f"_rebuild_{_kind}"] = getattr(torch._utils, f"_rebuild_{_kind}")
+STATEFUL = (np.ndarray, np.dtype, OrderedDict, Counter, argparse.Namespace)  # kinds of objects with a state beside
 VALUES = (torch.dtype, torch.qscheme)  # of a tensor, by their names in torch
 
 
@@ -76,8 +83,47 @@ class Refused(ValueError):
     """The pickle asks for something that could run code."""
 
 
-class Unpickler(pickle.Unpickler):
-    """Python's, by a list of names."""
+class Damaged(pickle.UnpicklingError):
+    """An array is not what its pickle says."""
+
+
+def _filled(state: Any) -> np.ndarray:
+    """The array of a state, as NumPy's own `__setstate__` makes it, which believes any and may crash by it.
+
+    Raises Damaged.
+    """
+    if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], np.dtype):
+        raise Damaged("the state of an array is no state")
+    _, shape, dtype, is_fortran, content = state
+    try:
+        if dtype == np.dtype(object):
+            flat = np.empty(len(content), dtype)
+            flat[:] = content
+        else:
+            content = content.encode("latin-1") if isinstance(content, str) else content
+            flat = np.frombuffer(content, dtype) if len(content) else np.empty(0, dtype)
+        return flat.reshape(shape, order="F" if is_fortran else "C").copy("K")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"an array is not what it says: {error}") from None
+
+
+def _in_order(dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
+    """The dtype with the order of bytes of its state. Raises Refused where it is no plain one of numbers or text."""
+    own: Any = dtype.__reduce__()
+    if isinstance(state, tuple) and len(state) > 1 and state[:1] + state[2:] == own[2][:1] + own[2][2:]:
+        order: Any = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
+        if order in ("<", ">", "|", "="):
+            return dtype.newbyteorder(order)
+    raise Refused(f"it holds an array of {dtype} that is no plain one of numbers or text, or is damaged")
+
+
+_InPython: Any = pickle._Unpickler
+
+
+class Unpickler(_InPython):  # type: ignore[misc]
+    """Python's own, by a list of names; written in Python, since that in C asks nobody what a pickle may change."""
+
+    dispatch: ClassVar = dict(_InPython.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """Only the names on the list, whatever the pickle asks for."""
@@ -87,6 +133,21 @@ class Unpickler(pickle.Unpickler):
         if known is None:
             raise Refused(f"it asks for {module}.{name}, which could run code")
         return known
+
+    def load_build(self) -> None:
+        """Give an object its state: only one of the pickle's own, no class and no function of this process."""
+        changed = self.stack[-2]
+        if not isinstance(changed, STATEFUL):
+            raise Refused(f"it changes {getattr(changed, '__name__', type(changed).__name__)}, which could run code")
+        if not isinstance(changed, (np.ndarray, np.dtype)):
+            super().load_build()
+            return
+        state = self.stack.pop()
+        made = _filled(state) if isinstance(changed, np.ndarray) else _in_order(changed, state)
+        self.stack[-1] = made
+        self.memo.update({key: made for key, known in self.memo.items() if known is changed})
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:

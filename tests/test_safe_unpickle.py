@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import warnings
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -71,6 +73,38 @@ def test_what_pytorch_keeps_beside_weights_is_read_in_every_protocol(name, is_zi
         assert torch.equal(back[name].to_dense().float(), value.to_dense().float())
     else:
         assert back[name] == value
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("kind", ["u1", "<f4", ">i8", "U3", "S2", "?", "c8", "O"])
+def test_what_is_damaged_ends_in_an_error_and_not_in_a_crash(kind, protocol):
+    values = np.array([1, 0, 1], dtype=kind)
+    assert np.array_equal(read(values, protocol), values) and read(values, protocol).dtype == values.dtype
+    content, draw = pickle.dumps([values, {"a": 1.5, "b": "text"}], protocol), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        damaged[draw.integers(len(damaged), size=2)] = draw.integers(256, size=2)
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            repr(safe_unpickle.read(io.BytesIO(damaged.tobytes())))
+    assert np.array_equal(read(values, protocol), values)  # nothing in this process was changed
+
+
+@pytest.mark.parametrize("kind", [[("a", "f4"), ("b", "i4")], "datetime64[s]"])
+def test_arrays_that_are_no_plain_numbers_are_refused_by_name(kind):
+    with pytest.raises(safe_unpickle.Refused, match="it holds an array of"):
+        read(np.zeros(2, dtype=kind))
+
+
+@pytest.mark.parametrize("name", ["collections Counter", "argparse Namespace", "torch._utils _rebuild_tensor_v2"])
+def test_no_class_and_no_function_of_this_process_is_changed(name):
+    module, _, function = name.partition(" ")
+    attributes = b"\x8c\x05label\x8c\x03abcs"  # {"label": "abc"}, set on what was asked for
+    text = f"c{module}\n{function}\n".encode()
+    for state in (b"}(" + attributes[:-1] + b"u", b"N}(" + attributes[:-1] + b"u\x86"):
+        with pytest.raises(safe_unpickle.Refused, match=f"it changes {function}"):
+            safe_unpickle.read(io.BytesIO(b"\x80\x04" + text + state + b"b."))
+    assert not hasattr(safe_unpickle.Unpickler(io.BytesIO()).find_class(module, function), "label")
 
 
 @pytest.mark.parametrize("call", ["load", "hub.load", "utils.cpp_extension.load", "nn.Linear", "_C"])

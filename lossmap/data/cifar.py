@@ -8,7 +8,6 @@ not read.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def _pickled(path: Path, name: str) -> tuple[Bytes, Labels]:
     try:
         with path.open("rb") as file:
             content = safe_unpickle.read(file, encoding="bytes")
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, ValueError) as error:
+    except Exception as error:  # a damaged pickle may raise any
         raise ValueError(f"{path} is no batch of {name}: {error or type(error).__name__}") from None
     key = _LABEL_KEYS[name]
     if not isinstance(content, dict):
