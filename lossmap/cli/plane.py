@@ -20,6 +20,7 @@ from lossmap.cli import output
 from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
+from lossmap.cli.grid_window import AUTO
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, PlaneSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.geometry.grid import Grid
@@ -234,6 +235,10 @@ def _with_origin_and_ticks(settings: Settings, files: Sequence[Path]) -> Setting
     """The settings with the run's last checkpoint as origin, and with ticks along y, where these are not set."""
     if files and not settings.model.model_file:
         settings = settings.changed("model", model_file=str(files[-1]))
+    if settings.plane.proj_file:  # whose ticks are around its path, as auto says, which would read the file to be made
+        ticks = {axis: getattr(settings.plane, axis) for axis in ("x", "y")}
+        auto = {axis: PlaneSettings().x for axis, text in ticks.items() if text and AUTO.fullmatch(text)}
+        settings = settings.changed("plane", **auto)
     has_second = bool(settings.plane.ydir)
     if _is_read(settings):  # of a plane that is there the path is on both directions
         has_second = "y" in directions_in(settings.plane.dir_file)[1]

@@ -185,6 +185,10 @@ def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(
         torch.save(zoo.build("mlp", seed=i).state_dict(), f"run/{i}.pt")
     pca = "--model mlp --model-folder run --xdir pca:1 --ydir pca:2 --y=-1:1:2"
     assert command_line([*f"plane {pca} --no-losses --proj-file path.h5".split()]) == 0
+    around = lossmap.read("path.h5").grid
+    auto = "plane --model mlp --model-folder run --xdir pca:1 --ydir pca:2 --x auto --y auto --no-losses"
+    assert command_line([*auto.split(), "--proj-file", "auto.h5"]) == 0
+    assert lossmap.read("auto.h5").grid == around
     surface = f"surface {pca} --x=-1:1:2 --samples 20 --proj-file path.h5 --surf-file s.h5 --precision float64"
     assert command_line(surface.split()) == 0
     assert "trajectory" in lossmap.read("s.h5").groups
