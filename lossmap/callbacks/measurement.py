@@ -294,7 +294,7 @@ class Measurement:
             reading |= {"gradient_norm": norm(found.gradient), "gradient_norm_error": found.norm_error}
             rule = None
             if optimizer is not None:
-                rule = rule_of_reading(optimizer, selected(self.problem.model, self.parameters))
+                rule = rule_of_reading(optimizer, selected(self.problem.model, self.parameters), self.problem)
                 reading["stability_threshold"] = rule.threshold
             if isfinite(found.loss):
                 self._add_curvature(reading, rule, self._products_of_search(rule, products))

@@ -290,7 +290,7 @@ class CurvatureMonitor:
         """The reading now, and why it has no curvature, where it has none: training goes on all the same."""
         if self.optimizer is not None:
             named = selected(self.measurement.problem.model, self.measurement.parameters)
-            rule = step_rule(self.optimizer, named)
+            rule = step_rule(self.optimizer, named, problem=self.measurement.problem)
             if rule.reason and rule.reason != RATE_IS_0:
                 self._report(rule.reason)
             if rule.without_gradient:

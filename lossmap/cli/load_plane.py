@@ -75,7 +75,7 @@ def curved_of(settings: Settings, problem: Problem) -> Curved:
             if not named:
                 raise UsageError(f"the direction {kind} needs an optimizer's state: --optimizer-state or --model-file")
             unsafe = settings.model.unsafe_load
-            own = replace(problem, preconditioner=preconditioner_from(named, problem.model, unsafe, kind))
+            own = replace(problem, preconditioner=preconditioner_from(named, problem, unsafe, kind))
         return curved_direction(own, kind, parameters=settings.plane.parameters_of_directions)
 
     return curved
@@ -118,7 +118,8 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
     Raises UsageError for a direction that is unknown, or that does not fit the model.
     """
     origin = origin_of(model, plane.dir_type == "states")
-    if plane.ydir and plane.y is None and not (plane.dir_file and has_one_direction(plane.dir_file)):
+    file = plane.dir_file
+    if plane.ydir and plane.y is None and not (file and (not Path(file).exists() or has_one_direction(file))):
         raise UsageError(f"--ydir {plane.ydir} needs ticks along y too, such as --y=-1:1:51")
     if plane.optimizer_state and not any(
         (kind or "").startswith("preconditioned:") for kind in (plane.xdir, plane.ydir)

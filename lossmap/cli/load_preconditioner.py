@@ -10,12 +10,13 @@ from lossmap.data import checkpoints
 
 if TYPE_CHECKING:
     from lossmap.data.preconditioner import Preconditioner
+    from lossmap.data.problem import Problem
 
 
 def preconditioner_from(
-    named: str, net: Any, unsafe: bool, wanted_by: str, adapt: Callable[[Any], None] = lambda _: None
+    named: str, problem: Problem, unsafe: bool, wanted_by: str, adapt: Callable[[Any], None] = lambda _: None
 ) -> Preconditioner:
-    """P of the optimizer of a model whose state stands in FILE[:KEY].
+    """P of the optimizer of a problem's model whose state stands in FILE[:KEY].
 
     wanted_by  what an error begins with
     adapt      what changes the optimizer before
@@ -25,9 +26,9 @@ def preconditioner_from(
     from lossmap.diagnostics.step_rule import optimizer_of_state, preconditioner_of
 
     try:
-        optimizer = optimizer_of_state(checkpoints.optimizer_state(named, unsafe), net)
+        optimizer = optimizer_of_state(checkpoints.optimizer_state(named, unsafe), problem.model)
         adapt(optimizer)
-        return preconditioner_of(optimizer, dict(net.named_parameters()))
+        return preconditioner_of(optimizer, dict(problem.model.named_parameters()), problem)
     except (ValueError, OSError) as error:
         raise UsageError(f"{wanted_by}: {error}") from error
 

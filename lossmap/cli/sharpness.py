@@ -205,8 +205,8 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         state = optimizer_state_of(settings, model)
         own = None
         if state:
-            net, unsafe = next(iter(problems.values())).model, settings.model.unsafe_load
-            own = world.together(partial(preconditioner_from, state, net, unsafe, STATE_FLAG))
+            first, unsafe = next(iter(problems.values())), settings.model.unsafe_load
+            own = world.together(partial(preconditioner_from, state, first, unsafe, STATE_FLAG))
         twin: Any = None
         if factor is not None:
             problem = next(iter(problems.values()))
@@ -219,8 +219,9 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
             label = " ".join(filter(None, parts))
             subjects.append(SharpnessSubject(label, share, problem))
             if factor is not None:
-                its = rescaled_preconditioner(state, twin, factor, settings.model.unsafe_load) if state else None
-                copy, full = (replace(p.over(twin), preconditioner=its) for p in (share, problem))
+                copy, full = share.over(twin), problem.over(twin)
+                its = rescaled_preconditioner(state, full, factor, settings.model.unsafe_load) if state else None
+                copy, full = (replace(p, preconditioner=its) for p in (copy, full))
                 subjects.append(SharpnessSubject(f"{label} rescaled {factor:g}", copy, full, factor))
     return subjects
 
@@ -238,8 +239,10 @@ def optimizer_state_of(settings: Settings, model: Any) -> str:
     return str(model.model_file)
 
 
-def rescaled_preconditioner(state: str, twin: Any, factor: float, unsafe: bool) -> Any:
+def rescaled_preconditioner(state: str, problem: Any, factor: float, unsafe: bool) -> Any:
     """P of the optimizer at a rescaled copy, whose gradients are those of the network divided by what was multiplied.
+
+    problem  of the copy
 
     Raises UsageError where the state is none of this model.
     """
@@ -247,10 +250,12 @@ def rescaled_preconditioner(state: str, twin: Any, factor: float, unsafe: bool) 
     from lossmap.diagnostics.step_rule import scale_gradients
     from lossmap.landscape.rescaling import rescalable_layers
 
-    first, second = rescalable_layers(twin)
+    first, second = rescalable_layers(problem.model)
     factors: dict[Any, float] = dict.fromkeys(first.parameters(recurse=False), 1 / factor)
     factors[second.weight] = factor
-    return preconditioner_from(state, twin, unsafe, STATE_FLAG, lambda optimizer: scale_gradients(optimizer, factors))
+    return preconditioner_from(
+        state, problem, unsafe, STATE_FLAG, lambda optimizer: scale_gradients(optimizer, factors)
+    )
 
 
 def same_function_rescaled(problem: Any, factor: float) -> Any:

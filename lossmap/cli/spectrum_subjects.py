@@ -82,7 +82,7 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
                     draws = Draws(settings.spectrum.seed, settings.spectrum.fisher_draws)
                     problem, shares[split] = (replace(p, draws=draws) for p in (problem, shares[split]))
                 if kind == "preconditioned":
-                    own = preconditioner_in(settings, model, problem.model)
+                    own = preconditioner_in(settings, model, problem)
                     problem, shares[split] = (replace(p, preconditioner=own) for p in (problem, shares[split]))
                 parts = [title]
                 if len(problems) > 1 or not title:
@@ -113,7 +113,7 @@ def draws_of(settings: Settings) -> dict[str, int]:
     return {"draws of a sample": settings.spectrum.fisher_draws}
 
 
-def preconditioner_in(settings: Settings, model: ModelSettings, net: Any) -> Preconditioner:
+def preconditioner_in(settings: Settings, model: ModelSettings, problem: Any) -> Preconditioner:
     """P of the optimizer whose state stands in the file of --optimizer-state, or in the checkpoint.
 
     Raises UsageError where there is none, or where it is none of this model.
@@ -121,7 +121,7 @@ def preconditioner_in(settings: Settings, model: ModelSettings, net: Any) -> Pre
     named = settings.spectrum.optimizer_state or model.model_file
     if not named:
         raise UsageError("--matrix preconditioned needs an optimizer's state: --optimizer-state, or a --model-file")
-    return preconditioner_from(named, net, settings.model.unsafe_load, "--matrix preconditioned")
+    return preconditioner_from(named, problem, settings.model.unsafe_load, "--matrix preconditioned")
 
 
 def optimizer_files(settings: Settings) -> dict[str, str]:

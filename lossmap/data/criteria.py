@@ -146,7 +146,7 @@ def _compared(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """What the loss mse compares, both of one shape."""
     is_classifier = outputs.dim() > 1 and outputs.shape[1] > 1
     if is_classifier and not targets.is_floating_point() and targets.dim() < outputs.dim():
-        return outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        return outputs.softmax(1), F.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
     if outputs.shape == (*targets.shape, 1):  # one output: a column beside a row would be broadcast to a table
         targets = targets.unsqueeze(-1)
     return outputs, targets
@@ -395,8 +395,8 @@ class _StreamedTargets:
 
 def _with_labels_in_int64(batch: Batch) -> Batch:
     targets = targets_of(batch)
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype == torch.int64:
-        return batch
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dtype in (torch.int64, torch.bool):
+        return batch  # bool: a mask
     return with_targets(batch, targets.long())
 
 

@@ -384,10 +384,10 @@ def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) ->
             f"{name} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: there must be one y for each x"
         )
     if x.dtype == torch.uint8:
-        if x.dim() >= 3:
-            log.warning("%s: the images are bytes (uint8), taken as 0 to 255; divide by 255 if training did", name)
+        what = "images" if x.dim() >= 3 else "inputs"
+        log.warning("%s: the %s are bytes (uint8), taken as 0 to 255; divide by 255 if training did", name, what)
         x = x.float()
-    if not y.is_floating_point():
+    if not y.is_floating_point() and y.dtype != torch.bool:  # a mask stays one
         y = y.long()
     for what, tensor in (("x", x), ("y", y)):
         if tensor.is_floating_point() and not tensor.isfinite().all():

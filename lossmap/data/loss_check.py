@@ -429,7 +429,10 @@ def _if_declared(problem: Problem) -> str:
     function: Any = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else _custom(problem)
     if type(function).__module__.startswith("torch.") or getattr(function, "reduction", None) != "sum":
         return ""
-    return "; it is taken for a sum, as reduction='sum' says: where it is a mean, leave that out"
+    return (
+        "; it is taken for a sum, as reduction='sum' says: where it is a mean, leave that out, or give a function that "
+        "calls it"
+    )
 
 
 def _custom(problem: Problem) -> CustomLoss | None:
@@ -958,8 +961,9 @@ def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     by = f"its {word} ({listed_counts(data.batches, count)})"
     if _gives_weight(problem):
         by = "the weight that the loss gives"
+    taken = " where it is taken for their sum" if _if_declared(problem) else ""
     note = (
-        f"{NO_MEAN} (" + _measured(probe) + "): it is evaluated on the "
+        f"{NO_MEAN}{taken} (" + _measured(probe) + "): it is evaluated on the "
         f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by {by}"
         + _advice(problem, probe)
     )

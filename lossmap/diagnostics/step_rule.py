@@ -12,9 +12,11 @@ with rates of their own are part of P: sqrt(rate / largest rate) stands in D. Th
 no part of the gradient, shrinks theta by 1 - rate w, and lowers the threshold by the factor 1 - rate w / 2 (of groups
 that differ in it that of the largest, which is on the safe side). A parameter that the optimizer does not move has
 D = 0, and so has one whose gradients were never more than rounding: a bias in front of batch norm, whose P would be
-eps, has curvature in evaluation mode only. An entry whose gradients were all 0, such as the row of a token that did not
-occur or that pads, was not moved either: its P would be eps, until a gradient comes. Adam's P is that of the last step
-taken. Source: Cohen et al. (2022), arXiv:2207.14484.
+eps, has curvature in evaluation mode only. Trained in bfloat16 its gradients were rounding of that precision: one
+gradient in training mode, in the parameters' own, tells it from a parameter whose gradients are small. An entry whose
+gradients were all 0, such as the row of a token that did not occur or that pads, was not moved either: its P would be
+eps, until a gradient comes. Adam's P is that of the last step taken. Source: Cohen et al. (2022),
+arXiv:2207.14484.
 
 Symbols: n the parameters that the Hessian is of. Price: two vectors (n,) for Adam.
 """
@@ -29,15 +31,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.borrow import copy_of
 from lossmap.data.preconditioner import Preconditioner
 from lossmap.data.problem import Problem
+from lossmap.device_errors import raise_if_of_device
 from lossmap.diagnostics.parameter_groups import parameters_of_groups
 from lossmap.diagnostics.stability import adam_stability_limit, stability_limit
 from lossmap.geometry.parameter_vector import selected
+from lossmap.seeding import same_random_state
 from lossmap.sums import float64_device, in_float64
 
 RATE_IS_0 = "the learning rate is 0"  # as at both ends of many schedules: no step diverges
 ROUNDING = 16.0  # roundings of the largest gradient, up to which a parameter has none
+COARSE = 2.0**-8  # unit roundoff of bfloat16, in which autocast may have computed the gradients of float32 parameters
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
 RMSPROP = torch.optim.RMSprop
 ADAPTIVE = (*ADAM, RMSPROP)
@@ -84,11 +90,14 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter], at_start: bool = False) -> StepRule:
+def step_rule(
+    optimizer: Any, named: Mapping[str, nn.Parameter], at_start: bool = False, problem: Problem | None = None
+) -> StepRule:
     """The rule of the optimizer's next step, from its groups and its state; with a reason where it is not known.
 
     named     the parameters that the Hessian is of, by name, in order
     at_start  with the learning rates that a schedule began with, in place of those of the next step
+    problem   of these parameters, over whose first batch a gradient tells rounding from what is small; None: none does
     """
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
@@ -110,7 +119,7 @@ def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter], at_start: bool 
     if rate <= 0.0:
         return StepRule(inf, name=name, reason=RATE_IS_0)
     decay = _joined(named, [_decay_of(optimizer, group) for group in moving])
-    absent = _without_gradient(optimizer, named) if is_adaptive else ()
+    absent = _without_gradient(optimizer, named, problem) if is_adaptive else ()
     roots = [
         0.0 if key in absent or group is None else _root(optimizer, p, group, _rate_of(group, at_start) / rate)
         for (key, p), group in zip(named.items(), moving, strict=True)
@@ -123,15 +132,15 @@ def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter], at_start: bool 
     return StepRule(threshold, scale, decay, name, "", absent)
 
 
-def rule_of_reading(optimizer: Any, named: Mapping[str, nn.Parameter]) -> StepRule:
+def rule_of_reading(optimizer: Any, named: Mapping[str, nn.Parameter], problem: Problem | None = None) -> StepRule:
     """The rule of the next step; where the learning rate is 0, which every eigenvalue is stable at, with its M.
 
     That is known where the groups' shares of the rate are.
     """
-    rule = step_rule(optimizer, named)
+    rule = step_rule(optimizer, named, problem=problem)
     if rule.reason != RATE_IS_0 or not _starts_are_known(unwrapped(optimizer).param_groups):
         return rule
-    at_start = step_rule(optimizer, named, at_start=True)
+    at_start = step_rule(optimizer, named, at_start=True, problem=problem)
     return rule if at_start.reason else replace(at_start, threshold=inf)
 
 
@@ -199,18 +208,52 @@ def _where_moved(root: Tensor, mean_square: Tensor) -> Tensor:
     return torch.where(mean_square == 0.0, 0.0, root)
 
 
-def _without_gradient(optimizer: Any, named: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
-    """The parameters whose root mean square gradient is nowhere more than rounding of the largest of all."""
+def _without_gradient(
+    optimizer: Any, named: Mapping[str, nn.Parameter], problem: Problem | None = None
+) -> tuple[str, ...]:
+    """The parameters whose root mean square gradient is nowhere more than rounding of the largest of all.
+
+    Up to the rounding of bfloat16, of which the precision of the parameters does not tell, a gradient decides.
+    """
     peaks: dict[str, float] = {}
     for name, p in named.items():
         state = optimizer.state.get(p, {})
         mean_square = state.get("exp_avg_sq", state.get("square_avg"))
         if mean_square is not None and mean_square.numel():
             peaks[name] = float(mean_square.max()) ** 0.5
+    absent = _only_rounding(peaks, named)
+    small = [n for n, peak in peaks.items() if n not in absent and peak <= COARSE * max(peaks.values())]
+    if small and problem is not None:
+        gradients = _gradients_in_training(problem)
+        absent += tuple(n for n in _only_rounding(gradients, named) if n in small)
+    return absent
+
+
+def _only_rounding(peaks: Mapping[str, float], named: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    """The names of those that are no more than rounding of the largest of all."""
     largest = max(peaks.values(), default=0.0)
     return tuple(
-        name for name, peak in peaks.items() if peak <= ROUNDING * torch.finfo(named[name].dtype).eps * largest
+        name
+        for name, peak in peaks.items()
+        if name in named and peak <= ROUNDING * torch.finfo(named[name].dtype).eps * largest
     )
+
+
+def _gradients_in_training(problem: Problem) -> dict[str, float]:
+    """The largest entry of each parameter's gradient over the first batch, by a copy of the model in training mode.
+
+    Empty where somebody's own forward does not bear that.
+    """
+    try:
+        twin = copy_of(problem.model).train()
+        own = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+        with torch.enable_grad(), same_random_state():
+            value = replace(problem, model=twin).total(next(iter(problem.data)))
+            gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+    except Exception as error:
+        raise_if_of_device(error)
+        return {}
+    return {name: float(g.abs().max()) for name, g in zip(own, gradients, strict=True) if g is not None and g.numel()}
 
 
 def _joined(named: Mapping[str, nn.Parameter], parts: list[Any]) -> Tensor | float:
@@ -235,7 +278,9 @@ def _vectors(named: Mapping[str, nn.Parameter], parts: list[Any]) -> Iterator[Te
             yield torch.full((p.numel(),), part, dtype=torch.float64, device=float64_device(p.device))
 
 
-def preconditioner_of(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Preconditioner:
+def preconditioner_of(
+    optimizer: Any, named: Mapping[str, nn.Parameter], problem: Problem | None = None
+) -> Preconditioner:
     """P of an optimizer after its last step, over these parameters. Raises ValueError where it has none."""
     optimizer = unwrapped(optimizer)
     if type(optimizer) not in ADAPTIVE:
@@ -243,9 +288,9 @@ def preconditioner_of(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Prec
             f"{type(optimizer).__name__} has no preconditioner; Adam, AdamW and RMSprop have one (of plain gradient "
             "descent the matrix is the Hessian)"
         )
-    rule = step_rule(optimizer, named)
+    rule = step_rule(optimizer, named, problem=problem)
     if rule.reason == RATE_IS_0 and _starts_are_known(optimizer.param_groups):  # at the end of a schedule
-        rule = replace(step_rule(optimizer, named, at_start=True), threshold=nan)
+        rule = replace(step_rule(optimizer, named, at_start=True, problem=problem), threshold=nan)
     if rule.reason or rule.scale is None or not bool((rule.scale > 0).any()):
         raise ValueError(f"the optimizer has no preconditioner: {rule.reason or 'it has taken no step'}")
     sizes = [p.numel() for p in named.values()]
@@ -374,7 +419,7 @@ def with_preconditioner(problem: Problem, preconditioner: Any, parameters: str) 
     if isinstance(preconditioner, Preconditioner):
         return replace(problem, preconditioner=preconditioner)
     if isinstance(unwrapped(preconditioner), torch.optim.Optimizer):
-        return replace(problem, preconditioner=preconditioner_of(preconditioner, named))
+        return replace(problem, preconditioner=preconditioner_of(preconditioner, named, problem))
     shapes = {name: tuple(p.shape) for name, p in selected(problem.model, parameters).items()}
     return replace(problem, preconditioner=Preconditioner.of_diagonal(preconditioner, shapes))
 

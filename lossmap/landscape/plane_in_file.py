@@ -72,9 +72,11 @@ def _is_plane_of(path: str, plane: Plane, model: nn.Module) -> bool:
 
 
 def has_one_direction(path: str) -> bool:
-    """Whether a file is a result of a line, whose only direction is x."""
+    """Whether a file is a result of a line, or one of the original tool, whose only direction is x."""
     with contextlib.suppress(ValueError, OSError):
         return [name for name in read(path).groups if name.startswith("directions/")] == ["directions/x"]
+    with contextlib.suppress(ValueError, OSError):
+        return list(legacy.directions(path)) == ["x"]
     return False
 
 

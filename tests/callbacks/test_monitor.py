@@ -253,6 +253,43 @@ def test_a_parameter_without_gradient_and_an_unknown_optimizer_are_named(caplog)
     assert np.isnan(other["stability_ratio"]) and other["max_eig"] > 0
 
 
+class WithFaint(nn.Module):
+    """A network with batch norm, and a layer that hardly counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.faint = noisy_net(), nn.Linear(X.shape[1], 3)
+
+    def forward(self, x):
+        return self.net(x) + 1e-3 * self.faint(x)
+
+
+def test_a_bias_before_batch_norm_is_told_from_small_gradients_after_training_in_bfloat16():
+    readings = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = WithFaint()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+        for _ in range(30):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(X), Y)
+            loss.backward()
+            optimizer.step()
+        peaks = {n: float(optimizer.state[p]["exp_avg_sq"].max()) ** 0.5 for n, p in model.named_parameters()}
+        assert peaks["faint.bias"] < 2**-8 * max(peaks.values())
+        rule = step_rule(optimizer, dict(model.named_parameters()), problem=problem)
+        assert rule.without_gradient == ("net.0.bias",)
+        before = {n: t.clone() for n, t in model.state_dict().items()}
+        readings[dtype] = CurvatureMonitor(problem, optimizer, max_overhead=None).measure()["preconditioned_max_eig"]
+        assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and model.training
+        options = {"matrix": "preconditioned", "preconditioner": optimizer, "parameters": "all"}
+        told = lossmap.spectrum(problem, top=1, bottom=0, density_error=None, **options)
+        assert told.values[0] == pytest.approx(readings[dtype], rel=0.01)
+    assert readings[torch.bfloat16] == pytest.approx(readings[torch.float32], rel=0.2)
+
+
 @pytest.mark.parametrize("kind", ["adam", "nesterov"])
 def test_weights_and_random_numbers_come_out_the_same_to_the_bit(kind, tmp_path):
     def trained(watched):

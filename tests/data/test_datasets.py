@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.checks import tried_on_samples
 from lossmap.data.datasets import digest, labels_within, limited, load
@@ -144,6 +145,19 @@ def test_integers_that_are_no_images_stay_as_they_are(tmp_path):
 def test_bytes_of_a_factory_are_taken_as_given_with_a_word(tmp_path, caplog):
     source_of((torch.full((2, 1, 3, 3), 200, dtype=torch.uint8), torch.arange(2)), "own.py:data")
     assert "own.py:data: the images are bytes (uint8), taken as 0 to 255" in caplog.text
+    source_of((torch.full((2, 3), 200, dtype=torch.uint8), torch.arange(2)), "own.py:rows")
+    assert "own.py:rows: the inputs are bytes (uint8), taken as 0 to 255" in caplog.text
+
+
+def test_masks_stay_masks(tmp_path):
+    y = np.array([[True, False], [False, True]])
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3), np.float32), y=y)
+    masks = load(f"npz:{tmp_path / 'a.npz'}").tensors[1]
+    assert masks.dtype == torch.bool
+    net, x, labels = torch.nn.Linear(3, 2), torch.ones(2, 3), masks[:, 0]
+    for loss in ("crossentropy", "mse"):
+        values = [loss_and_gradient(Problem.supervised(net, loss, (x, t))).loss for t in (labels, labels.long())]
+        assert values[0] == values[1]
 
 
 def test_token_numbers_stay_whole(tmp_path):

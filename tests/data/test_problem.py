@@ -196,6 +196,13 @@ class Mixed(nn.CrossEntropyLoss):
         return (targets[:, 2] * one + (1 - targets[:, 2]) * two).mean()
 
 
+class Masked(nn.CrossEntropyLoss):
+    """Targets (N, C) of bool."""
+
+    def forward(self, outputs, targets):
+        return -(outputs.log_softmax(1) * targets).sum(1).mean() + 0.1 * (outputs * ~targets).square().sum(1).mean()
+
+
 class OneHot(nn.BCEWithLogitsLoss):
     def forward(self, outputs, targets):
         return super().forward(outputs, F.one_hot(targets, 3).to(outputs.dtype))
@@ -251,6 +258,9 @@ def test_a_subclass_of_cross_entropy_may_have_targets_of_its_own_form():
     mixed = torch.stack([y.float(), y.roll(1).float(), torch.rand(14)], 1)
     checked = check_loss(Problem.supervised(net, Mixed(), (x, mixed), batch_size=5), report=False)
     assert mean(checked) == pytest.approx(value(Mixed()(net(x), mixed)), rel=1e-5) and not checked.notes
+    mask = F.one_hot(y, 3).bool()
+    checked = check_loss(Problem.supervised(net, Masked(), (x, mask), batch_size=5), report=False)
+    assert mean(checked) == pytest.approx(value(Masked()(net(x), mask)), rel=1e-5) and not checked.notes
     bytes_ = check_loss(Problem.supervised(net, Penalized(), (x, y.to(torch.uint8))), report=False)
     assert mean(bytes_) == pytest.approx(value(Penalized()(net(x), y)), rel=1e-5)
 
