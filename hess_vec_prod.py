@@ -20,7 +20,9 @@ if __name__ == "__main__" and sys.argv[1:2] != ["health"]:  # which a signal end
 
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
-from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
+from lossmap.linalg.arpack import eigsh
+from lossmap.linalg.eigenpairs import EigenPairs
+from lossmap.linalg.solvers import extremes
 from lossmap.linalg.trace import trace
 from lossmap.spectra.spectrum import spectrum
 

@@ -19,7 +19,9 @@ if __name__ == "__main__":
 from lossmap.cli.eigenmap import main
 from lossmap.cli.original_flags import with_original_letters
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
-from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
+from lossmap.linalg.arpack import eigsh
+from lossmap.linalg.eigenpairs import EigenPairs
+from lossmap.linalg.solvers import extremes
 
 __all__ = ["CurvatureOperator", "EigenPairs", "eigsh", "extremes", "gauss_newton", "hessian", "main"]
 

@@ -35,7 +35,7 @@ from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid, Point
 from lossmap.landscape.eigenvalues import EigenvalueMap
-from lossmap.linalg.lanczos import eigsh as arpack
+from lossmap.linalg.arpack import eigsh as arpack
 from lossmap.parallel.process import keep_freed_memory
 
 Ends = tuple[float, float]

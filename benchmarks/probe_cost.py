@@ -34,7 +34,7 @@ def measure(kind: str, products: int, samples: int) -> None:
     from lossmap.curvature.build import build_operator
     from lossmap.curvature.operators import CurvatureOperator
     from lossmap.data.problem import Problem
-    from lossmap.linalg.lanczos import extremes
+    from lossmap.linalg.solvers import extremes
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

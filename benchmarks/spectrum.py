@@ -27,8 +27,8 @@ from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data import datasets
 from lossmap.data.problem import Problem
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
+from lossmap.linalg.solvers import extremes
 from lossmap.linalg.spectral_density import Density, spectral_density
 from lossmap.linalg.trace import METHODS, trace
 from lossmap.spectra.blocks import doubled

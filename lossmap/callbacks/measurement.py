@@ -41,9 +41,9 @@ from lossmap.diagnostics.step_rule import StepRule, rule_of_reading
 from lossmap.geometry.grid import Field
 from lossmap.geometry.parameter_vector import selected
 from lossmap.linalg.eigenpairs import EigenPairs, with_residuals
-from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.preconditioned import PreconditionedOperator
+from lossmap.linalg.solvers import extremes
 from lossmap.linalg.trace import trace
 from lossmap.seeding import preserved_random_state
 from lossmap.sums import norm

@@ -34,7 +34,9 @@ class EigenSettings:
         "not lie below the current folder",
     )  # fmt: skip
     which: str = setting(
-        "ends", "eigenvalues: ends, top:k, bottom:k, abs:k, trace, or several with commas", metavar="WHICH"
+        "ends",
+        "eigenvalues: ends, top:k, bottom:k, abs:k (every copy counts), trace, or several with commas",
+        metavar="WHICH",
     )
     tol: float = setting(1e-3, "accuracy of each end, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
     solver: str = setting("auto", "eigenvalue solver", choices=("auto", "lanczos", "eigsh"))

@@ -30,9 +30,10 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.landscape.ball import KINDS, Ball
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import EigenPairs
-from lossmap.linalg.lanczos import extremes
+from lossmap.linalg.lanczos import lanczos
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.preconditioned import PreconditionedOperator
+from lossmap.linalg.solvers import repeated_in_float64
 from lossmap.report.text import meaningful_digits, value_with_error
 from lossmap.sums import in_float64, norm
 
@@ -154,10 +155,15 @@ def _search(
 ) -> EigenPairs:
     """The outermost eigenpairs; where an inner one is counted from its end, with every copy of a multiple eigenvalue.
 
-    The words are those of `extremes`; a search for an inner one begins without a start.
+    The words are those of `lanczos`; a search for an inner one begins without a start. The outermost vector is as good
+    as any other where its eigenvalue has copies: from one start the next value is the next other one.
     """
     if not is_inner:
-        return extremes(operator, which, tol=tol, start=start, seed=seed, certify=True, max_products=max_products)
+
+        def search(products_of: SymmetricOperator) -> EigenPairs:
+            return lanczos(products_of, which, tol=tol, start=start, seed=seed, certify=True, max_products=max_products)
+
+        return repeated_in_float64(search, operator)
     return successive_eigenpairs(operator, which, tol=tol, seed=seed, max_products=max_products)
 
 

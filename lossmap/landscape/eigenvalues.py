@@ -45,8 +45,8 @@ from lossmap.keywords import checked_init
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.landscape.variance_remarks import VarianceRemarks
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
-from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator, noisy
+from lossmap.linalg.solvers import extremes, has_places
 from lossmap.linalg.trace import Trace, trace
 from lossmap.report.eigenmap import MEASURED, ROUNDING
 from lossmap.sums import in_float64
@@ -61,6 +61,7 @@ ROUNDING_SAFETY = 3.0  # what rounding did over a few samples is taken so many t
 UNSEEN_SAFETY = 10.0
 MAX_TRACE_PRODUCTS = 60  # of the trace at one point, unless --max-products says otherwise
 MAX_NEIGHBOURS = 512  # whose eigenvectors are kept
+COPIES_APART = 0.1  # tolerances: eigenvalues that are nearer are taken for copies, each of which needs a start
 MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 
 
@@ -422,7 +423,8 @@ class EigenvalueMap:
         except Interrupted as left:
             raise Interrupted({**left.state, "certify": int(certify)}) from None
         if not self.cold:
-            solved.add(point, pairs.vectors)
+            is_one_start = has_places(Which.parse(part)) and not has_copies(pairs)
+            solved.add(point, pairs.vectors, is_one_start=is_one_start)
         pairs, is_measured = self._with_measured_rounding(matrix, pairs, split)
         reading = reading_of(pairs, Which.parse(part)) | {ROUNDING: pairs.rounding, MEASURED: float(is_measured)}
         if self.realizations:
@@ -669,10 +671,18 @@ def _nothing(field: Field) -> Any:
 
 @dataclass(frozen=True)
 class SolvedPoint:
-    """A point that was solved, as lengths in theta, (axes,), and its eigenvectors (n, m) of length one."""
+    """A point that was solved, as lengths in theta, (axes,), and its eigenvectors (n, m) of length one.
+
+    is_one_start  whether a search starts from their sum, and not from each of them
+    """
 
     position: np.ndarray
     vectors: Tensor
+    is_one_start: bool = False
+
+    def starts(self, vectors: Tensor) -> Tensor:
+        """Vectors (n, m) like those of this point as (n, q) starts."""
+        return vectors.sum(1, keepdim=True) if self.is_one_start else vectors
 
 
 class Neighbours:
@@ -687,12 +697,12 @@ class Neighbours:
         self.memory = memory
         self.points: OrderedDict[Point, SolvedPoint] = OrderedDict()
 
-    def add(self, point: Point, vectors: Tensor) -> None:
-        """Remember the eigenvectors of a point, unless some are missing."""
+    def add(self, point: Point, vectors: Tensor, *, is_one_start: bool = False) -> None:
+        """Remember the eigenvectors of a point, unless some are missing; `is_one_start` as of `SolvedPoint`."""
         if not bool(vectors.isfinite().all()):
             return
         self.points.pop(point, None)
-        self.points[point] = SolvedPoint(np.array(point) * self.lengths, vectors)
+        self.points[point] = SolvedPoint(np.array(point) * self.lengths, vectors, is_one_start)
         size = vectors.numel() * vectors.element_size()
         while len(self.points) > min(max(3, self.memory // size), MAX_NEIGHBOURS):
             self.points.popitem(last=False)
@@ -703,7 +713,7 @@ class Neighbours:
         self.memory = memory
 
     def start(self, point: Point) -> Tensor | None:
-        """(n, m) vectors to start from: the nearest point's, continued in a straight line where that is possible."""
+        """(n, q) vectors to start from: the nearest point's, continued in a straight line where that is possible."""
         if not self.points:
             return None
         position = np.array(point) * self.lengths
@@ -713,8 +723,14 @@ class Neighbours:
         beyond = 2.0 * nearest.position - position  # where the line from here through the nearest goes on
         gaps = np.linalg.norm([s.position - beyond for s in solved], axis=1)
         if distances.min() == 0.0 or gaps.min() > 1e-6 * distances.min():
-            return nearest.vectors
-        return continued(nearest.vectors, solved[int(gaps.argmin())].vectors)
+            return nearest.starts(nearest.vectors)
+        return nearest.starts(continued(nearest.vectors, solved[int(gaps.argmin())].vectors))
+
+
+def has_copies(pairs: EigenPairs) -> bool:
+    """Whether some of several eigenvalues are so near that a search from one start would see one alone."""
+    gaps = np.abs(np.diff(pairs.values))
+    return bool((gaps <= COPIES_APART * pairs.tolerance * pairs.scale).any())
 
 
 def continued(near: Tensor, far: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ from math import isfinite, nan
 import numpy as np
 
 from lossmap import seeding
-from lossmap.linalg.arpack import eigsh
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
 from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
-from lossmap.linalg.lanczos import check_solver, lanczos, repeated_in_float64, restart
+from lossmap.linalg.lanczos import lanczos, restart
 from lossmap.linalg.operator import Rounding, SymmetricOperator, deflated
 from lossmap.linalg.probabilistic_bounds import least_component
+from lossmap.linalg.solvers import check_solver, extremes, repeated_in_float64
 from lossmap.linalg.stopping import MAX_LIMIT_GAP, Criteria, Search, decide, not_contradicted, without_history
 
 READING_SHARE = 16  # Ritz values are computed where the space has grown by one part in so many since the last time
@@ -47,13 +47,13 @@ def successive_eigenpairs(
     """`top:k` or `bottom:k` by the solver of that name.
 
     solver  auto or lanczos: `successive`, whose arguments the others are, made as `repeated_in_float64` says; eigsh:
-            SciPy's, without limits, confidence and memory
+            SciPy's, whose copies `solvers.extremes` counts; without limits and confidence
 
     Raises ValueError for an unknown solver, and what the solver raises.
     """
     check_solver(solver)
     if solver == "eigsh":
-        return eigsh(operator, which, tol=tol, seed=seed, max_products=max_products)
+        return extremes(operator, which, solver=solver, tol=tol, seed=seed, max_products=max_products, memory=memory)
 
     def search(products_of: SymmetricOperator) -> EigenPairs:
         return successive(

@@ -1,7 +1,8 @@
 """Extreme eigenpairs of any symmetric operator, by the search that suits the request: `eigenpairs`.
 
-Both ends at once, and the largest in absolute value, come from one Krylov space (`lanczos.extremes`); several at one
-end are found one after the other, so that multiple eigenvalues are counted (`deflation.successive_eigenpairs`).
+Both ends at once come from one Krylov space, the largest in absolute value from one and a search for copies that it
+passed over (`solvers.extremes`); several at one end are found one after the other, so that multiple eigenvalues are
+counted too (`deflation.successive_eigenpairs`).
 
 Symbols: n the dimension, m the eigenpairs. Price: 10 to 40 products an end (benchmarks/spectrum.py).
 """
@@ -12,8 +13,8 @@ from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
 from lossmap.linalg.foreign import as_operator
-from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.solvers import extremes
 
 SUCCESSIVE = ("top", "bottom")  # kinds of requests whose eigenpairs are found one after the other
 

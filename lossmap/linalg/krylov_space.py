@@ -42,16 +42,18 @@ class RitzPairs:
     values       theta (j,), ascending
     coordinates  (j, j), column i those of the vector of value i
     lengths      (j,) of the residuals A x - theta x, without an allowance for rounding
+    seen         the largest absolute value that another space of the same operator has
     """
 
     values: np.ndarray
     coordinates: np.ndarray
     lengths: np.ndarray
+    seen: float = 0.0
 
     @property
     def scale(self) -> float:
         """The largest absolute value."""
-        return float(np.abs(self.values).max())
+        return max(float(np.abs(self.values).max()), self.seen)
 
 
 def basis_capacity(operator: SymmetricOperator, memory: int, minimum: int) -> int:

@@ -1,12 +1,11 @@
 """Extreme eigenvalues of any symmetric operator, with their error bars and their cost.
 
-    lanczos   one Krylov space for all that is requested, both ends at once; starts warm from given vectors
-    eigsh     SciPy's ARPACK: the reference, and the fallback
-    extremes  the eigenpairs by the solver of that name
+    lanczos  one Krylov space for all that is requested, both ends at once; starts warm from given vectors
 
-Both take `which`: `ends` (the largest and the smallest), `top:k`, `bottom:k`, `abs:k` (largest in absolute value), and
-stop when every residual ||A x - theta x|| is at most tol * max(abs(theta)); `stopping` has the rules. That each of
-several is in its place, with a probability, is what `deflation.successive` shows.
+It takes `which`: `ends` (the largest and the smallest), `top:k`, `bottom:k`, `abs:k` (largest in absolute value), and
+stops when every residual ||A x - theta x|| is at most tol * max(abs(theta)); `stopping` has the rules. That each of
+several is in its place, with a probability, is what `several.several` and `deflation.successive` show; `solvers` calls
+what suits a request.
 
 What is known of a result, and kept apart: an eigenvalue lies within `residuals[i]` of `values[i]` (a theorem, with an
 allowance for rounding in the products, see `operator.Rounding`). That it is the extreme one no number of products can
@@ -20,7 +19,6 @@ eigenpairs. Sources: Lanczos (1950), doi:10.6028/jres.045.026; the others in `kr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -30,124 +28,14 @@ from torch import Tensor
 
 from lossmap import seeding
 from lossmap.interrupt import Interrupted
-from lossmap.linalg.arpack import eigsh
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
 from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
-from lossmap.linalg.operator import Rounding, SymmetricOperator, noisy
+from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.probabilistic_bounds import least_component
-from lossmap.linalg.stopping import AsymmetricProducts, Criteria, Search, decide, tightened
+from lossmap.linalg.stopping import Criteria, Search, decide, tightened
 
-__all__ = ["EigenPairs", "SymmetricOperator", "Which", "check_eigenvalue_request", "eigsh", "extremes", "lanczos"]
-
-logger = logging.getLogger("lossmap")
-
-SOLVERS = ("auto", "lanczos", "eigsh")
 WARM_NOISE = 0.1  # length of the random part of a warm start, beside a warm part of length one
-MAX_SHRUNK = 100.0  # rounding in float64 is at most so many times what the ratio of the precisions makes of float32's
-NOISE_SAFETY = 10.0  # the noise seen is taken so many times, its entries being one draw
 MAX_SAVED_BYTES = 1 << 28  # of a search space that is saved to be resumed; of a larger one its best vectors are kept
-
-
-def extremes(
-    operator: SymmetricOperator,
-    which: str = "ends",
-    *,
-    solver: str = "auto",
-    tol: float = 1e-3,
-    start: Tensor | None = None,
-    seed: int | str = 0,
-    certify: bool = False,
-    confidence: float = 0.99,
-    max_products: int | None = None,
-    memory: int = 1 << 30,
-    stop: Callable[[], bool] | None = None,
-    state: dict[str, Any] | None = None,
-) -> EigenPairs:
-    """Extreme eigenpairs by the solver of that name, `auto` being lanczos.
-
-    solver  auto, lanczos or eigsh; the other arguments are those of `lanczos`. Of them `eigsh` takes tol, seed,
-            max_products and stop, and does without the rest: it starts cold and computes no limits
-
-    With an operator that has `in_float64` the search is made as `repeated_in_float64` says.
-
-    Raises ValueError for an unknown solver, and what the solver raises.
-    """
-    check_solver(solver)
-    if solver == "eigsh":
-        return eigsh(operator, which, tol=tol, seed=seed, max_products=max_products, stop=stop)
-
-    def search(products_of: SymmetricOperator) -> EigenPairs:
-        return lanczos(
-            products_of, which, tol=tol, start=start, seed=seed, certify=certify, confidence=confidence,
-            max_products=max_products, memory=memory, stop=stop, state=state if products_of is operator else None,
-        )  # fmt: skip
-
-    return repeated_in_float64(search, operator)
-
-
-def repeated_in_float64(search: Callable[[SymmetricOperator], EigenPairs], operator: SymmetricOperator) -> EigenPairs:
-    """What a search finds; begun anew with products in float64 where those in float32 are not symmetric.
-
-    Such products may be noise, as where all terms cancel; where those in float64 are noise too, the eigenvalues are 0
-    within a bar that holds it. Every rank of a team comes to the same decision, since their
-    products are one sum.
-
-    Raises what the search raises, AsymmetricProducts where products in float64 cannot be had, or are not symmetric.
-    """
-    try:
-        return search(operator)
-    except AsymmetricProducts as refusal:
-        pairs = _by_float64(search, operator, refusal)
-        if pairs is None:
-            raise
-        return pairs
-
-
-def _by_float64(
-    search: Callable[[SymmetricOperator], EigenPairs], operator: SymmetricOperator, refusal: AsymmetricProducts
-) -> EigenPairs | None:
-    """The same search with products in float64; None where they cannot be had, or are not symmetric either."""
-    if operator.dtype == torch.float64 or not hasattr(operator, "in_float64"):
-        return None
-    spent = refusal.products
-    try:
-        double = operator.in_float64()
-        try:
-            pairs = search(double)
-        except AsymmetricProducts as second:
-            noise = noise_of(refusal, second)
-            if noise is None:
-                raise
-            logger.info("products in float64 are noise too, up to %.2g", noise)
-            spent += second.products
-            pairs = search(noisy(double, noise))
-    except (Interrupted, KeyboardInterrupt):
-        raise
-    except Exception as failure:  # user code may raise any exception in another precision
-        logger.info("the search is not repeated in float64: %s", failure)
-        return None
-    logger.info("products in float32 are noise here, and the search was repeated in float64: %s", refusal)
-    return replace(pairs, vectors=pairs.vectors.to(operator.dtype), products=pairs.products + spent)
-
-
-def noise_of(single: AsymmetricProducts, double: AsymmetricProducts) -> float | None:
-    """How far rounding moves products in float64, of a matrix that is not symmetric there nor in float32.
-
-    None where the asymmetry does not shrink by about the ratio of the precisions: then it is the operator's own. What
-    shrinks so is rounding, be it the asymmetry alone or all entries, as those of a matrix that is 0.
-    """
-    ratio = MAX_SHRUNK * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    if not double.asymmetry <= ratio * single.asymmetry:
-        return None
-    if double.scale <= ratio * single.scale:
-        return NOISE_SAFETY * max(double.asymmetry, double.scale)
-    return NOISE_SAFETY * double.asymmetry
-
-
-def check_solver(solver: str) -> None:
-    """Raises ValueError for a solver that does not exist."""
-    if solver not in SOLVERS:
-        raise ValueError(f"--solver must be one of {', '.join(SOLVERS)}; got {solver!r}")
 
 
 def lanczos(

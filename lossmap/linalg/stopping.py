@@ -52,6 +52,7 @@ class Criteria:
     certify       whether the limits must be near as well, instead of the extra steps, where they are known
     track_limits  whether the limits are computed at every decision: tighter, and dear where that is at every step
     seek_copies   whether the search goes on beyond an invariant subspace, which holds one copy of each eigenvalue
+    is_checked    whether a second search looks for what was passed over, so that values need not have settled
     """
 
     request: Which
@@ -63,11 +64,12 @@ class Criteria:
     certify: bool = False
     track_limits: bool = False
     seek_copies: bool = False
+    is_checked: bool = False
 
     @property
     def orders_values(self) -> bool:
-        """Whether several eigenvalues of one end are requested, so that each must stand in its place."""
-        return self.request.count > 1 and self.request.kind != "ends"
+        """Whether several eigenvalues of one end are requested, and this search alone puts each in its place."""
+        return self.request.count > 1 and self.request.kind != "ends" and not self.is_checked
 
     def allowance(self, ritz: RitzPairs) -> float:
         """What rounding, and kinks, may add to a residual, in the unit of the eigenvalues."""

@@ -11,7 +11,7 @@ import numpy as np
 from lossmap.diagnostics.layer_signals import Signal
 from lossmap.keywords import checked_init
 from lossmap.linalg.block_norms import OffDiagonalEnergy
-from lossmap.linalg.lanczos import EigenPairs
+from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.report import blocks as report_blocks
 from lossmap.report import layer_hessian as report_layer_hessian
 from lossmap.report import signals as report_signals

@@ -47,8 +47,8 @@ from lossmap.keywords import checked_keywords
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
-from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding, SymmetricOperator
+from lossmap.linalg.solvers import extremes
 from lossmap.linalg.spectral_density import spectral_density
 from lossmap.spectra.block import Block, with_noise_floor
 from lossmap.spectra.block_groups import groups_of, indices_of, size_of

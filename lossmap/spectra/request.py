@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected
-from lossmap.linalg.lanczos import Which, check_eigenvalue_request
+from lossmap.linalg.eigenpairs import Which, check_eigenvalue_request
 from lossmap.linalg.spectral_density import check_density_request
 from lossmap.linalg.trace import check_trace_request
 from lossmap.spectra.block_groups import groups_of, size_of

@@ -9,7 +9,7 @@ from math import inf, isfinite, nan
 import numpy as np
 
 from lossmap.keywords import checked_init
-from lossmap.linalg.lanczos import EigenPairs
+from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.spectral_density import Density, MassInterval
 from lossmap.linalg.trace import Trace
 from lossmap.report.definiteness import definiteness_of_ends

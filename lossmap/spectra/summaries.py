@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.lanczos import EigenPairs
+from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.spectral_density import Density, MassInterval
 from lossmap.sums import norm
 

@@ -30,8 +30,8 @@ import torch
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.diagonal import Diagonal
+from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.entry_sums import EntrySums
-from lossmap.linalg.lanczos import EigenPairs
 from lossmap.linalg.quadrature import LanczosRun
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace

@@ -29,9 +29,9 @@ from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenpairs import with_rounding_measured
-from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
+from lossmap.linalg.solvers import extremes
 from lossmap.linalg.spectral_density import spectral_density
 from lossmap.linalg.trace import trace
 from lossmap.report.stored import refuse_alike

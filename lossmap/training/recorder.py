@@ -95,7 +95,7 @@ def ends(problem: Problem, *, tol: float = 1e-3, seed: int = 0) -> Callable[[nn.
     lower end is negative, no condition number of a minimum.
     """
     from lossmap.curvature.build import build_operator
-    from lossmap.linalg.lanczos import extremes
+    from lossmap.linalg.solvers import extremes
 
     def read(model: nn.Module) -> dict[str, float]:
         operator = build_operator(replace(problem, model=model), "hessian", "weights")

@@ -123,6 +123,40 @@ def test_the_mean_squared_error_of_a_linear_net_has_the_eigenvalues_of_its_data(
     assert [reading["max_eig"], reading["min_eig"]] == pytest.approx([truth[-1].item(), truth[0].item()], rel=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("told", [{}, {"certify": "each"}, {"solver": "eigsh"}, {"tol": 1e-5}])
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_several_outputs_give_every_eigenvalue_of_squared_errors_as_many_times(outputs, told, dtype):
+    """The Hessian is one copy for each output of the inputs' second moments, the same at all points."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(40, outputs).to(dtype), (torch.randn(300, 40) * torch.linspace(0.2, 3.0, 40)).to(dtype)
+    problem = Problem.supervised(net, "mse", (x, torch.randn(300, outputs, dtype=dtype)))
+    moments = torch.linalg.eigvalsh(2 / (300 * outputs) * x.double().T @ x.double()).numpy()
+    truth = np.repeat(moments, outputs)
+    made = prepare(problem, backend="double-backward")
+    line = Plane(dict(net.state_dict()), random_plane(net, axes=1).axes, ({},))
+    measure = EigenvalueMap({"train": made}, line, "top:4,bottom:4,abs:3", **told)
+    tol = told.get("tol", 1e-3) * truth[-1] + 1e-5 * truth[-1]
+    for t in (-0.5, 0.0, 0.5):
+        reading = measure((t,))
+        assert reading["top_eig"] == pytest.approx(truth[::-1][:4], abs=tol)
+        assert reading["bottom_eig"] == pytest.approx(truth[:4], abs=tol)
+        assert reading["abs_eig"] == pytest.approx(truth[::-1][:3], abs=tol)
+        for name in ("top_eig", "bottom_eig", "abs_eig"):
+            assert (np.abs(truth[:, None] - reading[name]).min(0) <= reading[f"{name}_error"]).all()
+        if "solver" not in told:
+            assert reading["max_eig_limit"] >= truth[-1] and reading["min_eig_limit"] <= truth[0]
+
+
+def test_the_copies_of_a_neighbor_are_a_start_that_a_check_follows():
+    entries = np.diag(np.r_[5.0, 5.0, 4.0, 4.0, np.linspace(-0.2, 0.3, 296)])
+    measure = EigenvalueMap({"train": Places(lambda t: Solved(entries))}, line(), "top:3")
+    readings = [measure((t,)) for t in (0.0, 0.1, 0.2)]
+    for reading in readings:
+        assert reading["top_eig"] == pytest.approx([5.0, 5.0, 4.0], abs=5e-3)
+    assert max(r["products"] for r in readings[1:]) < 15 < readings[0]["products"]
+
+
 def test_a_hessian_of_zeros_has_zero_ends():
     net = nn.Linear(3, 2).double()
     problem = Problem.custom(net, lambda model, batch: model(batch[0]).sum(), (torch.randn(8, 3).double(),))
@@ -240,6 +274,21 @@ def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbors():
     assert cold((0.5,)) == first
     assert set(first) == {f"audit_{f.name}" for f in cheap.fields}
     assert first["audit_max_eig_limit"] - first["audit_max_eig"] <= 0.1 * 3.5
+
+
+def test_a_point_left_among_copies_resumes_to_the_same_reading_with_its_neighbors():
+    entries = np.diag(np.r_[5.0, 5.0, 4.0, 4.0, -3.0, np.linspace(-0.2, 0.3, 95)])
+    places, which = {"train": Places(lambda t: Solved(entries))}, "top:3,abs:5"
+    wanted = EigenvalueMap(places, line(), which)((0.5,))
+    for after in range(0, int(wanted["products"]), 7):
+        asked = iter([False] * after + [True] + [False] * 1000)
+        with pytest.raises(Interrupted) as left:
+            EigenvalueMap(places, line(), which, stop=lambda asked=asked: next(asked))((0.5,))
+        assert all(isinstance(v, (int, float, np.ndarray, bool)) for v in left.value.state.values())
+        resumed = EigenvalueMap(places, line(), which).resume((0.5,), left.value.state)
+        assert {k: np.asarray(v).tolist() for k, v in resumed.items()} == {
+            k: np.asarray(v).tolist() for k, v in wanted.items()
+        }
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from lossmap.interrupt import Interrupted
 from lossmap.linalg import lanczos as eigen
 from lossmap.linalg import probabilistic_bounds
+from lossmap.linalg.arpack import eigsh
 from lossmap.linalg.deflation import successive_eigenpairs
+from lossmap.linalg.eigenpairs import Which
 from lossmap.linalg.krylov_space import KrylovSpace
-from lossmap.linalg.lanczos import eigsh, extremes, lanczos
+from lossmap.linalg.lanczos import lanczos
+from lossmap.linalg.solvers import extremes
 
 
 class Dense:
@@ -121,6 +124,73 @@ def test_copies_of_an_eigenvalue_are_counted_by_an_identity_and_by_blocks():
     assert np.isnan(found.limits).all()
 
 
+SPREAD = np.linspace(-0.2, 0.3, 296)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("solver", ["lanczos", "eigsh"])
+@pytest.mark.parametrize(
+    ("which", "ends", "truth"),
+    [
+        ("abs:3", [9.0, 5.00001, 5.0, -4.0], [9.0, 5.0, 5.0]),
+        ("abs:5", [9.0, 9.0, -9.0, -9.0, 3.0], [9.0, 9.0, 9.0, 9.0, 3.0]),
+        ("top:4", [5.0, 5.0, 4.0, 4.0, 4.0], [5.0, 5.0, 4.0, 4.0]),
+        ("top:6", [5.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0, 1.0], [5.0, 5.0, 4.0, 4.0, 4.0, 4.0]),
+        ("bottom:2", [-3.0, -3.0, 2.0, -1.0], [-3.0, -3.0]),
+    ],
+)
+def test_every_copy_of_an_eigenvalue_is_counted_from_its_end(which, ends, truth, solver, dtype):
+    values = np.r_[ends, SPREAD]
+    for seed in range(3):
+        found = extremes(Diagonal(values, dtype), which, solver=solver, seed=seed)
+        got = np.abs(found.values) if which.startswith("abs") else found.values
+        assert found.converged and got == pytest.approx(truth, abs=1e-3 * found.scale)
+        assert (np.abs(values[:, None] - found.values).min(0) <= found.residuals).all()
+        assert found.vectors.T @ found.vectors == pytest.approx(np.eye(len(truth)), abs=1e-5)
+        if solver == "lanczos":
+            upper, lower = found.limits
+            assert which.startswith("bottom") or values.max() <= upper <= values.max() + 0.1
+            assert which.startswith("top") or values.min() >= lower >= min(-abs(values)) - 0.1
+
+
+def test_vectors_with_all_copies_are_a_start_that_needs_a_check_alone():
+    matrix = Diagonal(np.r_[5.0, 5.0, 4.0, 4.0, SPREAD])
+    cold = extremes(matrix, "top:3")
+    warm = extremes(matrix, "top:3", start=cold.vectors, seed=1)
+    assert warm.values == pytest.approx([5.0, 5.0, 4.0], abs=1e-5) and warm.products < 15 < cold.products
+    assert 4.0 <= warm.others <= 4.05
+
+
+def test_copies_are_counted_with_little_memory_and_not_beyond_the_products_allowed():
+    matrix = Diagonal(np.r_[5.0, 5.0, 5.0, 4.0, SPREAD])
+    tight = extremes(matrix, "top:3", memory=1)
+    assert tight.converged and tight.values == pytest.approx([5.0, 5.0, 5.0], abs=5e-3)
+    whole = extremes(matrix, "top:3")
+    for most in range(1, whole.products):
+        matrix.products = 0
+        few = extremes(matrix, "top:3", max_products=most)
+        assert not few.converged and few.products == matrix.products <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("which", ["top:4", "abs:4"])
+def test_a_search_for_copies_resumes_to_the_same_bits_from_every_product(which, dtype):
+    matrix = Diagonal(np.r_[5.0, 5.0, 4.0, 4.0, -3.0, SPREAD], dtype)
+    whole, after = extremes(matrix, which), 0
+    while True:
+        asked = iter([False] * after + [True] + [False] * 1000)
+        try:
+            extremes(matrix, which, stop=lambda asked=asked: next(asked))
+            break
+        except Interrupted as left:
+            state = left.state
+        resumed = extremes(matrix, which, state=state)
+        assert np.array_equal(whole.values, resumed.values) and torch.equal(whole.vectors, resumed.vectors)
+        assert whole.limits == resumed.limits and whole.products == resumed.products
+        after += 1
+    assert after > 10
+
+
 # ---- twins
 
 
@@ -132,7 +202,7 @@ def test_values_are_those_of_the_dense_matrix_within_their_errors(which, solver,
         matrix = planted(hessian_like(seed), seed, dtype)
         truth = np.linalg.eigvalsh(matrix.entries.double().numpy())
         found = extremes(matrix, which, solver=solver, tol=2e-5, seed=seed)
-        expected = truth[eigen.Which.parse(which).pick(truth)]
+        expected = truth[Which.parse(which).pick(truth)]
         assert found.converged and found.products == matrix.products
         assert (np.abs(truth[:, None] - found.values).min(0) <= found.residuals).all()
         assert np.abs(found.values - expected).max() <= 4e-5 * np.abs(truth).max()
@@ -264,8 +334,10 @@ def test_several_eigenvalues_have_their_ranks(kind):
     for seed in range(10):
         for count in (2, 5, 15):
             found = lanczos(Diagonal(values), f"{kind}:{count}", tol=1e-3, seed=seed)
+            checked = extremes(Diagonal(values), f"{kind}:{count}", tol=1e-3, seed=seed)
             truth = values[np.argsort(order, kind="stable")][:count]
             assert found.values == pytest.approx(truth, abs=1e-3 * found.scale), (seed, count)
+            assert checked.values == pytest.approx(truth, abs=1e-3 * found.scale), (seed, count)
 
 
 # ---- interruption
