@@ -312,3 +312,40 @@ def test_ranks_give_the_same_bits_and_teams_the_same_numbers(here):
     for field in ("max_eig", "min_eig", "max_eig_limit", "products"):
         np.testing.assert_array_equal(one[field], ranks[field])
     np.testing.assert_allclose(team["max_eig"], one["max_eig"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_team_counts_the_copies_that_one_process_counts(here):
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if mpirun is None:
+        pytest.skip("mpirun is not installed")
+    from lossmap.cli.demo import environment
+
+    Path("copies.py").write_text(
+        "import torch, lossmap\n"
+        "def problem():\n"
+        "    torch.manual_seed(0)\n"
+        "    x = torch.randn(300, 40) * torch.linspace(0.2, 3.0, 40)\n"
+        "    net = torch.nn.Linear(40, 2)\n"
+        "    return lossmap.Problem.supervised(net, 'mse', (x, torch.randn(300, 2)), batch_size=30)\n"
+    )
+    line = "--problem copies.py:problem --x=-0.5:0.5:3 --which top:4,abs:3 --hvp-backend double-backward"
+    assert run(f"{line} --surf-file one.h5") == 0
+    command = [mpirun, "-n", "2", sys.executable, "-m", "lossmap.cli", "eigenmap", *line.split(), "--team", "2"]
+    environ = {**environment(), "TMPDIR": "/tmp", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--surf-file", "team.h5"],
+        cwd=here,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    torch.manual_seed(0)
+    x = (torch.randn(300, 40) * torch.linspace(0.2, 3.0, 40)).double()
+    truth = torch.linalg.eigvalsh(x.T @ x / 300).numpy()[::-1].repeat(2)
+    for found in (lossmap.read("one.h5"), lossmap.read("team.h5")):
+        np.testing.assert_allclose(found["top_eig"], np.tile(truth[:4], (3, 1)), atol=1e-3 * truth[0])
+        np.testing.assert_allclose(found["abs_eig"], np.tile(truth[:3], (3, 1)), atol=1e-3 * truth[0])

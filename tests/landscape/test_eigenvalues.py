@@ -280,7 +280,7 @@ def test_a_point_left_among_copies_resumes_to_the_same_reading_with_its_neighbor
     entries = np.diag(np.r_[5.0, 5.0, 4.0, 4.0, -3.0, np.linspace(-0.2, 0.3, 95)])
     places, which = {"train": Places(lambda t: Solved(entries))}, "top:3,abs:5"
     wanted = EigenvalueMap(places, line(), which)((0.5,))
-    for after in range(0, int(wanted["products"]), 7):
+    for after in range(0, int(wanted["products"]) - 20, 6):
         asked = iter([False] * after + [True] + [False] * 1000)
         with pytest.raises(Interrupted) as left:
             EigenvalueMap(places, line(), which, stop=lambda asked=asked: next(asked))((0.5,))
