@@ -20,30 +20,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_array: Any = np.zeros(0).__reduce__()[0]  # NumPy's own functions, wherever this version keeps them
-_buffer: Any = np.zeros(1).__reduce_ex__(5)[0]
-_scalar: Any = np.float64(0).__reduce__()[0]
+_scalar: Any = np.float64(0).__reduce__()[0]  # NumPy's own function, wherever this version keeps it
+
+
+def _no_array(*_: object) -> None:
+    """Stands for numpy.ndarray, which is named beside `_reconstruct`: called, it takes any memory for objects."""
+    raise TypeError("numpy.ndarray is no function of a pickle")
+
+
+def _empty(*_: object) -> np.ndarray:
+    """An array to be filled."""
+    return np.empty(0, np.uint8)
 
 
 def _dtype(name: str | bytes, *_: object) -> np.dtype[Any]:
     """A dtype of its own by its name, such as f4: NumPy's own one would be changed by what a pickle says of it."""
-    return np.dtype(name.decode("ascii") if isinstance(name, bytes) else str(name), False, True)
+    dtype = np.dtype(name.decode("ascii") if isinstance(name, bytes) else str(name), False, True)
+    if dtype.fields is not None or dtype.subdtype is not None:
+        raise Refused(f"it holds an array of {dtype} that is no plain one of numbers or text")
+    return dtype
+
+
+def _over(content: Any, dtype: np.dtype[Any], shape: Any, order: str = "C", *_: object) -> np.ndarray:
+    """The array of a buffer."""
+    return _filled((1, shape, dtype, order == "F", content))
+
+
+def _bytes(content: Any = b"", *_: object) -> bytes:
+    """Bytes of others, and not so many of 0 as somebody asks for."""
+    if not isinstance(content, (bytes, bytearray, list, tuple)):
+        raise Refused(f"it makes bytes of {type(content).__name__}")
+    return bytes(content)
+
+
+def _bytearray(content: Any = b"", encoding: str = "latin-1", *_: object) -> bytearray:
+    """The same as an array of bytes, of Python 2's text too."""
+    return bytearray(content.encode(encoding) if isinstance(content, str) else _bytes(content))
 
 
 NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): _no_array,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): codecs.encode,
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "Counter"): Counter,
     ("argparse", "Namespace"): argparse.Namespace,
 }
-for _plain in (complex, bytearray, set, frozenset):
-    NAMES["builtins", _plain.__name__] = NAMES["__builtin__", _plain.__name__] = _plain
+_PLAIN = {"complex": complex, "bytes": _bytes, "bytearray": _bytearray, "set": set, "frozenset": frozenset}
+for _name, _plain in _PLAIN.items():
+    NAMES["builtins", _name] = NAMES["__builtin__", _name] = _plain
 for _home in ("numpy.core.numeric", "numpy._core.numeric"):
-    NAMES[_home, "_frombuffer"] = _buffer
+    NAMES[_home, "_frombuffer"] = _over
 for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    NAMES[_home, "_reconstruct"] = _array
+    NAMES[_home, "_reconstruct"] = _empty
     NAMES[_home, "scalar"] = _scalar
 
 
@@ -76,6 +105,8 @@ TENSORS: dict[tuple[str, str], Any] = {
 for _kind in ("tensor", "tensor_v2", "tensor_v3", "sparse_tensor", "qtensor", "meta_tensor_no_storage"):
     TENSORS["torch._utils", f"_rebuild_{_kind}"] = getattr(torch._utils, f"_rebuild_{_kind}")
 STATEFUL = (np.ndarray, np.dtype, OrderedDict, Counter, argparse.Namespace)  # kinds of objects with a state beside
+NOTES = {"_metadata"}  # attributes of a dictionary of weights
+_CHECKED_SPARSE: Any = torch.sparse.check_sparse_tensor_invariants  # with indices beyond the shape Python may crash
 VALUES = (torch.dtype, torch.qscheme)  # of a tensor, by their names in torch
 
 
@@ -96,25 +127,41 @@ def _filled(state: Any) -> np.ndarray:
         raise Damaged("the state of an array is no state")
     _, shape, dtype, is_fortran, content = state
     try:
-        if dtype == np.dtype(object):
-            flat = np.empty(len(content), dtype)
+        if dtype == np.dtype(object):  # listed row by row, whatever the order in memory
+            flat, is_fortran = np.empty(len(content), dtype), False
             flat[:] = content
         else:
             content = content.encode("latin-1") if isinstance(content, str) else content
             flat = np.frombuffer(content, dtype) if len(content) else np.empty(0, dtype)
-        return flat.reshape(shape, order="F" if is_fortran else "C").copy("K")
+        array = flat.reshape(shape, order="F" if is_fortran else "C").copy("K")
+        return array.astype(_native(dtype), order="K", copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise Damaged(f"an array is not what it says: {error}") from None
 
 
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """In this machine's order of bytes, and what PyTorch has no type for in float64."""
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
+
+
 def _in_order(dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
     """The dtype with the order of bytes of its state. Raises Refused where it is no plain one of numbers or text."""
-    own: Any = dtype.__reduce__()
-    if isinstance(state, tuple) and len(state) > 1 and state[:1] + state[2:] == own[2][:1] + own[2][2:]:
+    own: Any = dtype.__reduce__()[2]
+    if (
+        isinstance(state, tuple) and len(state) >= 8 and state[2:8] == own[2:8]
+    ):  # behind it stand notes, or a unit of time
         order: Any = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if order in ("<", ">", "|", "="):
+            if dtype.kind in "mM" and len(state) > 8:
+                unit, number = state[8][1][:2]
+                dtype = np.dtype(f"{dtype.kind}8[{int(number)}{unit.decode() if isinstance(unit, bytes) else unit}]")
             return dtype.newbyteorder(order)
-    raise Refused(f"it holds an array of {dtype} that is no plain one of numbers or text, or is damaged")
+    if isinstance(state, tuple) and len(state) >= 8 and state[3] and isinstance(state[4], dict):
+        fields = [state[4][name][:2] for name in state[3]]
+        if all(isinstance(kind, np.dtype) and not kind.hasobject for kind, _ in fields):  # records of numbers and text
+            kinds, offsets = zip(*fields, strict=True)
+            return np.dtype({"names": state[3], "formats": kinds, "offsets": offsets, "itemsize": state[5]})
+    raise Refused(f"it holds an array of {dtype} that is no plain one of numbers or text")
 
 
 _InPython: Any = pickle._Unpickler
@@ -139,15 +186,25 @@ class Unpickler(_InPython):  # type: ignore[misc]
         changed = self.stack[-2]
         if not isinstance(changed, STATEFUL):
             raise Refused(f"it changes {getattr(changed, '__name__', type(changed).__name__)}, which could run code")
+        if isinstance(changed, OrderedDict) and not (isinstance(self.stack[-1], dict) and set(self.stack[-1]) <= NOTES):
+            raise Refused("it gives a dictionary attributes of its own, which could run code")
         if not isinstance(changed, (np.ndarray, np.dtype)):
             super().load_build()
             return
         state = self.stack.pop()
         made = _filled(state) if isinstance(changed, np.ndarray) else _in_order(changed, state)
         self.stack[-1] = made
-        self.memo.update({key: made for key, known in self.memo.items() if known is changed})
+        for key in reversed(self.memo):  # where it was kept a moment ago
+            if self.memo[key] is changed:
+                self.memo[key] = made
+                break
 
     dispatch[pickle.BUILD[0]] = load_build
+
+
+def load(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
+    """What a pickle holds; with it and Unpickler this module is a `pickle_module` of torch.load."""
+    return Unpickler(file, encoding=encoding).load()
 
 
 def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
@@ -157,10 +214,17 @@ def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
 
     Raises Refused where it asks for anything else, and pickle's own errors where it is cut off.
     """
-    return Unpickler(file, encoding=encoding).load()
-
-
-load = read  # with it and Unpickler this module is a `pickle_module` of torch.load
+    start = file.tell()
+    with _CHECKED_SPARSE():
+        try:
+            content = load(file, encoding=encoding)
+        except UnicodeDecodeError:
+            if encoding != "ASCII":
+                raise
+            file.seek(start)  # written by Python 2, whose text of arrays is bytes
+            content = load(file, encoding="latin-1")
+        torch._utils._validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
+    return content
 
 
 def load_tensors(source: Any, *, mmap: bool = False) -> Any:
@@ -169,10 +233,10 @@ def load_tensors(source: Any, *, mmap: bool = False) -> Any:
         warnings.simplefilter("ignore", UserWarning)  # about pickle protocols other than 2
         try:
             return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
-        except pickle.UnpicklingError as error:
-            if "Unsupported operand" not in str(error):  # as of protocols 4 and 5
-                raise
+        except pickle.UnpicklingError:
+            pass  # of protocols 4 and 5, and of what is beside tensors
         if hasattr(source, "seek"):
             source.seek(0)
         here = sys.modules[__name__]
-        return torch.load(source, map_location="cpu", mmap=mmap, weights_only=False, pickle_module=here)
+        with _CHECKED_SPARSE():
+            return torch.load(source, map_location="cpu", mmap=mmap, weights_only=False, pickle_module=here)

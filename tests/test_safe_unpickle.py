@@ -79,7 +79,8 @@ def test_what_pytorch_keeps_beside_weights_is_read_in_every_protocol(name, is_zi
 @pytest.mark.parametrize("kind", ["u1", "<f4", ">i8", "U3", "S2", "?", "c8", "O"])
 def test_what_is_damaged_ends_in_an_error_and_not_in_a_crash(kind, protocol):
     values = np.array([1, 0, 1], dtype=kind)
-    assert np.array_equal(read(values, protocol), values) and read(values, protocol).dtype == values.dtype
+    assert np.array_equal(read(values, protocol), values)
+    assert read(values, protocol).dtype == values.dtype.newbyteorder("=")
     content, draw = pickle.dumps([values, {"a": 1.5, "b": "text"}], protocol), np.random.default_rng(0)
     for _ in range(200):
         damaged = np.frombuffer(content, np.uint8).copy()
@@ -90,10 +91,73 @@ def test_what_is_damaged_ends_in_an_error_and_not_in_a_crash(kind, protocol):
     assert np.array_equal(read(values, protocol), values)  # nothing in this process was changed
 
 
-@pytest.mark.parametrize("kind", [[("a", "f4"), ("b", "i4")], "datetime64[s]"])
-def test_arrays_that_are_no_plain_numbers_are_refused_by_name(kind):
-    with pytest.raises(safe_unpickle.Refused, match="it holds an array of"):
-        read(np.zeros(2, dtype=kind))
+OF_OBJECTS = np.empty((2, 3), object, order="F")
+OF_OBJECTS[:] = [[1, "b", 3.0], [4, None, (6,)]]
+SHARED = np.arange(3.0)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize(
+    "values",
+    [
+        OF_OBJECTS,
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.zeros((0, 3), "f4"),
+        np.array(2.5),
+        np.array(["2026-11-30", "1999-01-01"], "datetime64[D]"),
+        np.zeros(2, np.dtype("f4", metadata={"of": "somebody"})),
+        np.array([(1.5, 2)], [("a", "f4"), ("b", "i4")]),
+    ],
+)
+def test_arrays_of_every_form_come_back(values, protocol):
+    back = read({"a": values, "again": [values, b""]}, protocol)
+    assert np.array_equal(back["a"], values) and back["a"].shape == values.shape
+    assert back["again"][0] is back["a"] and back["again"][1] == b""
+
+
+def test_what_a_checkpoint_holds_beside_weights_is_read_in_the_usual_protocol(tmp_path):
+    beside = {
+        "classes": np.array(["cat", "dog"]),
+        "losses": np.zeros(0),
+        "z": np.complex64(1j),
+        "big": np.ones(2, ">f8"),
+    }
+    torch.save({"state_dict": {"w": torch.ones(2)}, **beside}, tmp_path / "a.pt")
+    back = safe_unpickle.load_tensors(tmp_path / "a.pt")
+    assert back["classes"].tolist() == ["cat", "dog"] and back["losses"].shape == (0,) and back["z"] == 1j
+    assert torch.equal(torch.as_tensor(back["big"]), torch.ones(2, dtype=torch.float64))
+
+
+def test_weights_that_python_2_has_written_are_read():
+    raw = np.array([1.5, -2.0], "<f8").tobytes()
+    assert raw[-1] > 127  # no ASCII
+    begin = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x02t"
+    dtype = b"cnumpy\ndtype\n(U\x02f8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    content = begin + dtype + b"\x89U\x10" + raw + b"tb."
+    assert safe_unpickle.read(io.BytesIO(content)).tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(X\x01\x00\x00\x00OtRC\x08\xff\xff\xff\xff\xff\xff\xff\xfftR.",
+        b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x04\x00\x00\x00O,i4tRC\x0c\xff\xff\xff\xff\xff\xff\xff\xff0000tR.",
+        b"ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsX\x01\x00\x00\x00xsb.",
+        b"cbuiltins\nbytearray\n(\x8a\x06\x00\x00\x00\x00\x00\x02tR.",
+    ],
+)
+def test_what_would_crash_or_take_all_memory_is_an_error(content):
+    with pytest.raises((safe_unpickle.Refused, TypeError)):
+        safe_unpickle.read(io.BytesIO(b"\x80\x04" + content))
+
+
+def test_indices_of_a_sparse_tensor_that_lie_outside_are_an_error():
+    sparse = torch.sparse_coo_tensor([[0, 9]], [1.0, 2.0], (10,))
+    content, indices = pickle.dumps(sparse, 4), np.array([0, 9], np.int64).tobytes()
+    assert torch.equal(safe_unpickle.read(io.BytesIO(content)).to_dense(), sparse.to_dense())
+    assert indices in content
+    with pytest.raises(RuntimeError, match="size is inconsistent with indices"):
+        safe_unpickle.read(io.BytesIO(content.replace(indices, np.array([0, 10**9], np.int64).tobytes())))
 
 
 @pytest.mark.parametrize("name", ["collections Counter", "argparse Namespace", "torch._utils _rebuild_tensor_v2"])

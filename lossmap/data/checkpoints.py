@@ -28,7 +28,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -276,13 +275,6 @@ def _names_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()]
 
 
-def _allowed() -> list[Any]:
-    """What may stand in a checkpoint beside tensors: Namespaces, NumPy's numbers and arrays."""
-    kinds = {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
-    named = [(thing, f"{module}.{name}") for (module, name), thing in safe_unpickle.NAMES.items() if "numpy" in module]
-    return [safe_unpickle.NAMES["argparse", "Namespace"], *kinds, *named]
-
-
 def _content(path: Path, kind: str, unsafe: bool, homes: Sequence[str] = ()) -> Any:
     try:
         if kind == "torchscript":
@@ -297,7 +289,7 @@ def _content(path: Path, kind: str, unsafe: bool, homes: Sequence[str] = ()) -> 
         if kind == "zip":
             _refuse_damaged(path)
         # given a name, torch.load would judge by the suffix
-        with torch.serialization.safe_globals(_allowed()), path.open("rb") as file:
+        with path.open("rb") as file:
             return safe_unpickle.load_tensors(file)
     except Exception as error:
         refused = _what_was_refused(error)

@@ -80,7 +80,7 @@ def _pickled(path: Path, name: str) -> tuple[Bytes, Labels]:
         with path.open("rb") as file:
             content = safe_unpickle.read(file, encoding="bytes")
     except Exception as error:  # a damaged pickle may raise any
-        raise ValueError(f"{path} is no batch of {name}: {error or type(error).__name__}") from None
+        raise ValueError(f"{path} is no batch of {name}: {str(error) or type(error).__name__}") from None
     key = _LABEL_KEYS[name]
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no batch of {name}: it holds a {type(content).__name__}")
@@ -88,7 +88,12 @@ def _pickled(path: Path, name: str) -> tuple[Bytes, Labels]:
     data, labels = content.get(b"data"), content.get(key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _IMAGE:
         raise ValueError(f"{path} is no batch of {name}: its data must have shape (N, {_IMAGE}) of bytes")
-    y = np.asarray([] if labels is None else labels, np.int64)
+    try:
+        y = np.asarray([] if labels is None else labels)
+        y = y if y.dtype.kind in "iu" else y.astype(np.int64, casting="safe")
+        y = y.astype(np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is no batch of {name}: its {key.decode()} are no whole numbers: {error}") from None
     if y.shape != (len(data),):
         raise ValueError(f"{path} is no batch of {name}: {len(data)} images and {y.size} {key.decode()}")
     return data.reshape(-1, 3, 32, 32), _checked(path, name, y)

@@ -585,29 +585,27 @@ def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> t
     first = targets_of(next(iter(data.rebatched(1))))
     if not isinstance(first, Tensor):
         return None
-    if first.is_floating_point():  # probabilities (N, C, ...), whose mean is over all but the classes, weighted or not
-        if first.dim() < 3:
-            return None
-        places = [(targets_of(batch)[:, 0].numel(), samples_in(batch)) for batch in data]
-        if len({n / samples for n, samples in places}) == 1:
-            return None
-        return data.samples / sum(n for n, _ in places), 1.0
-    if isinstance(data, Streamed) and weight is None and first.dim() < 2 and ignored == -100:
+    is_soft = first.is_floating_point()
+    if isinstance(data, Streamed) and first.dim() < 2 + is_soft and (is_soft or (weight is None and ignored == -100)):
         return None
     sums: list[Tensor] = []
-    count, each = 0, set()  # targets of a sample
+    count, each, are_weighed = 0, set(), False  # targets of a sample
     own = None if weight is None else weight.detach().cpu()
     for batch in data:
         targets = targets_of(batch)
-        weights = targets != ignored  # on the device: the host waits for no batch
-        if own is not None:
-            known = weights.cpu()
-            weights = in_float64(own)[torch.where(known, targets.cpu(), 0)] * known
+        if targets.is_floating_point():  # probabilities (N, C, ...): a mean over all but the classes, weighted or not
+            places = targets[:, 0].shape if targets.dim() > 1 else targets.shape
+            weights = torch.ones(places, device="cpu" if own is not None else targets.device)
+        else:
+            weights = targets != ignored  # on the device: the host waits for no batch
+            if own is not None:
+                known, are_weighed = weights.cpu(), True
+                weights = in_float64(own)[torch.where(known, targets.cpu(), 0)] * known
         sums.append(torch.stack([weights.sum(), (weights[..., None].flatten(1) != 0).any(1).sum()]))
-        count += targets.numel()
-        each.add(targets.numel() / max(samples_in(batch), 1))
+        count += weights.numel()
+        each.add(weights.numel() / max(samples_in(batch), 1))
     total, counted = torch.stack(sums).sum(0).tolist()
-    if weight is None and total == count and len(each) == 1:
+    if not are_weighed and total == count and len(each) == 1:
         return None
     if total <= 0:
         raise NoWeight("every target is ignored, or has weight 0: the loss is undefined")

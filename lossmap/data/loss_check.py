@@ -427,7 +427,7 @@ def _with_sums_told(problem: Problem, is_sum: bool | None) -> Problem:
 def _if_declared(problem: Problem) -> str:
     """What a note adds where a loss of somebody's own is said to be a sum, and is taken for one; else nothing."""
     function: Any = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else _custom(problem)
-    if type(function).__module__.startswith("torch.") or getattr(function, "reduction", None) != "sum":
+    if function is None or is_of_pytorch(function) or getattr(function, "reduction", None) != "sum":
         return ""
     return (
         "; it is taken for a sum, as reduction='sum' says: where it is a mean, leave that out, or give a function that "

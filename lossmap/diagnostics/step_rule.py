@@ -23,15 +23,17 @@ Symbols: n the parameters that the Hessian is of. Price: two vectors (n,) for Ad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf, nan, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.borrow import copy_of
+from lossmap.data.batches import FixedBatches, map_tensors
+from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.preconditioner import Preconditioner
 from lossmap.data.problem import Problem
 from lossmap.device_errors import raise_if_of_device
@@ -39,10 +41,13 @@ from lossmap.diagnostics.parameter_groups import parameters_of_groups
 from lossmap.diagnostics.stability import adam_stability_limit, stability_limit
 from lossmap.geometry.parameter_vector import selected
 from lossmap.seeding import same_random_state
-from lossmap.sums import float64_device, in_float64
+from lossmap.sums import float64_device, for_float64, in_float64
 
 RATE_IS_0 = "the learning rate is 0"  # as at both ends of many schedules: no step diverges
 ROUNDING = 16.0  # roundings of the largest gradient, up to which a parameter has none
+SHARE_IN_FLOAT64 = 1e-10  # of the largest gradient, up to which one in float64 is rounding
+MAX_WIDENED = 1 << 24  # parameters of a model that is copied in float64
+MAX_BATCHES, LEAST_BATCH = 16, 32  # over which gradients are looked at; samples of one where the problem's have one
 COARSE = 2.0**-8  # unit roundoff of bfloat16, in which autocast may have computed the gradients of float32 parameters
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
 RMSPROP = torch.optim.RMSprop
@@ -200,12 +205,13 @@ def _root(optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any], sha
     mean_square = in_float64(state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach())
     root_mean_square = (mean_square / (1.0 - beta2**steps)).sqrt()
     root: Tensor = ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
-    return _where_moved(root * sqrt(share), mean_square)
+    # squares of small gradients in float16 are 0, but not the gradients
+    return _where_moved(root * sqrt(share), mean_square + in_float64(state["exp_avg"].detach()).abs())
 
 
-def _where_moved(root: Tensor, mean_square: Tensor) -> Tensor:
+def _where_moved(root: Tensor, gradients: Tensor) -> Tensor:
     """The part of D, 0 where no gradient ever came."""
-    return torch.where(mean_square == 0.0, 0.0, root)
+    return torch.where(gradients == 0.0, 0.0, root)
 
 
 def _without_gradient(
@@ -221,39 +227,58 @@ def _without_gradient(
         mean_square = state.get("exp_avg_sq", state.get("square_avg"))
         if mean_square is not None and mean_square.numel():
             peaks[name] = float(mean_square.max()) ** 0.5
-    absent = _only_rounding(peaks, named)
-    small = [n for n, peak in peaks.items() if n not in absent and peak <= COARSE * max(peaks.values())]
-    if small and problem is not None:
-        gradients = _gradients_in_training(problem)
-        absent += tuple(n for n in _only_rounding(gradients, named) if n in small)
-    return absent
-
-
-def _only_rounding(peaks: Mapping[str, float], named: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
-    """The names of those that are no more than rounding of the largest of all."""
     largest = max(peaks.values(), default=0.0)
-    return tuple(
-        name
-        for name, peak in peaks.items()
-        if name in named and peak <= ROUNDING * torch.finfo(named[name].dtype).eps * largest
-    )
+    tiny = {n for n, peak in peaks.items() if peak <= ROUNDING * torch.finfo(torch.float32).eps * largest}
+    coarse = {n: max(COARSE, ROUNDING * torch.finfo(p.dtype).eps) for n, p in named.items()}
+    small = {n for n, peak in peaks.items() if n not in tiny and peak <= coarse[n] * largest}
+    if problem is None:
+        return tuple(n for n in peaks if n in tiny)
+    if small:
+        tiny |= _only_rounding(problem, small)
+    return tuple(n for n in peaks if n in tiny)
 
 
-def _gradients_in_training(problem: Problem) -> dict[str, float]:
-    """The largest entry of each parameter's gradient over the first batch, by a copy of the model in training mode.
+def _only_rounding(problem: Problem, names: Collection[str]) -> set[str]:
+    """Which of these parameters have gradients in training mode that are rounding of the largest of all.
 
-    Empty where somebody's own forward does not bear that.
+    By a copy of the model, in float64 where it bears that, over some batches at least; none where that cannot be told.
+    A gradient of exactly 0 tells nothing: no sample of these may have come by.
     """
-    try:
-        twin = copy_of(problem.model).train()
-        own = {name: p for name, p in twin.named_parameters() if p.requires_grad}
-        with torch.enable_grad(), same_random_state():
-            value = replace(problem, model=twin).total(next(iter(problem.data)))
-            gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
-    except Exception as error:
-        raise_if_of_device(error)
-        return {}
-    return {name: float(g.abs().max()) for name, g in zip(own, gradients, strict=True) if g is not None and g.numel()}
+    size = sum(p.numel() for p in problem.model.parameters())
+    for dtype in (torch.float64, None) if size <= MAX_WIDENED else (None,):
+        share = SHARE_IN_FLOAT64 if dtype is torch.float64 else ROUNDING * torch.finfo(torch.float32).eps
+        try:
+            # around the copy, so that what the loss keeps for itself is put back
+            with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state():
+                peaks = _peaks_in_training(problem, copy_of(problem.model, dtype), names, dtype, share)
+        except Exception as error:  # somebody's own forward may raise anything
+            raise_if_of_device(error)
+            continue
+        return {n for n in names if 0.0 < peaks[n] <= share * max(peaks.values())}
+    return set()
+
+
+def _peaks_in_training(
+    problem: Problem, twin: nn.Module, names: Collection[str], dtype: torch.dtype | None, share: float
+) -> dict[str, float]:
+    """The largest entry of each parameter's gradients over some batches, by this model in training mode.
+
+    Until those of `names` are all far above this share of the largest.
+    """
+    twin.train()
+    own = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    data, peaks = problem.data, dict.fromkeys([*own, *names], 0.0)
+    if data.batch_size == 1 and not isinstance(data, FixedBatches):
+        data = data.rebatched(min(data.samples, LEAST_BATCH))  # batch norm refuses one sample
+    for batch in islice(data, MAX_BATCHES):
+        wide = batch if dtype is None else map_tensors(for_float64, batch)
+        value = replace(problem, model=twin).total(wide)
+        for name, g in zip(own, torch.autograd.grad(value, list(own.values()), allow_unused=True), strict=True):
+            if g is not None and g.numel():
+                peaks[name] = max(peaks[name], float(g.abs().max()))
+        if all(peaks[name] > 100 * share * max(peaks.values()) for name in names):
+            break
+    return peaks
 
 
 def _joined(named: Mapping[str, nn.Parameter], parts: list[Any]) -> Tensor | float:

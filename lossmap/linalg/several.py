@@ -41,6 +41,7 @@ from lossmap.linalg.probabilistic_bounds import least_component
 from lossmap.linalg.stopping import MAX_LIMIT_GAP, Criteria, Search, decide, tightened, without_history
 
 REST = "rest_"  # what the names of the second search begin with, in a state that is saved
+MAX_GAP = 0.03  # of the scale, that a limit is beyond the last place at most: of loose tolerances
 MISSED_SHARE = 0.5  # of the slack, by which a value has to lie beyond the last place to belong before it
 ENDS = {"top": (1.0,), "bottom": (-1.0,), "abs": (1.0, -1.0)}  # where the largest sign * value are sought
 
@@ -193,7 +194,9 @@ class SeveralSearch:
                 if self.stop is not None and self.stop():
                     raise Interrupted(self.state(rest, *before))
                 if rest.is_full:
-                    restart(rest, request, (rest.capacity + len(outer)) // 2, seen)
+                    # of abs both ends are asked for, however small one of them is
+                    kept = Which.parse("ends") if request.kind == "abs" else request
+                    restart(rest, kept, (rest.capacity + len(outer)) // 2, seen)
             if rest.is_invariant:
                 rest.draw(f"{self.seed} others {self.checks}")
             rest.step()
@@ -232,7 +235,8 @@ class SeveralSearch:
         last = float(self.ritz.values[self.request.pick(self.ritz.values)[-1]])
         gap = MISSED_SHARE * self.criteria.slack(seen) + self.criteria.kinks(seen)
         if repeats > 1:
-            gap += MAX_LIMIT_GAP * self.criteria.resolution(seen)
+            resolution = self.criteria.resolution(seen)
+            gap += max(resolution, min(MAX_LIMIT_GAP * resolution, MAX_GAP * seen.scale))
         if self.request.kind == "abs":
             return max(bounds[0], -bounds[1]) <= abs(last) + gap
         sign = ENDS[self.request.kind][0]

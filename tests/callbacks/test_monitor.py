@@ -290,6 +290,44 @@ def test_a_bias_before_batch_norm_is_told_from_small_gradients_after_training_in
     assert readings[torch.bfloat16] == pytest.approx(readings[torch.float32], rel=0.2)
 
 
+class TwoHeads(nn.Module):
+    """Of each sample one head counts, by the sign of its last input; the second one's gradients are small."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return torch.where(x[:, 3:] > 0, self.one(x), 1e-3 * self.two(x))
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_a_small_gradient_that_no_sample_of_a_batch_has_is_no_rounding(batch_size):
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    x = x[(-x[:, 3]).argsort()]  # those of the second head come last
+    model = TwoHeads()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (model(x) - 3.0).square().mean().backward()
+        optimizer.step()
+    problem = lossmap.Problem.supervised(model, "mse", (x, torch.full((64, 1), 3.0)), batch_size=batch_size)
+    peaks = {n: float(optimizer.state[p]["exp_avg_sq"].max()) ** 0.5 for n, p in model.named_parameters()}
+    assert peaks["two.weight"] < 2**-8 * peaks["one.weight"]
+    assert step_rule(optimizer, dict(model.named_parameters()), problem=problem).without_gradient == ()
+
+
+def test_what_underflows_in_float16_was_moved_all_the_same():
+    p = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer = torch.optim.Adam([p], lr=1e-3)
+    p.grad = torch.tensor([0.5, 1e-5, 0.0], dtype=torch.float16)
+    optimizer.step()
+    scale = step_rule(optimizer, {"p": p}).scale
+    assert float(optimizer.state[p]["exp_avg_sq"][1]) == 0.0
+    assert (scale > 0).tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("kind", ["adam", "nesterov"])
 def test_weights_and_random_numbers_come_out_the_same_to_the_bit(kind, tmp_path):
     def trained(watched):

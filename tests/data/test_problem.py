@@ -299,6 +299,18 @@ def test_probabilities_of_every_step_count_alike_where_batches_have_several_widt
     assert mean(checked) == pytest.approx(value(truth), rel=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_batches_of_probabilities_and_of_labels_count_alike_beside_each_other(order):
+    torch.manual_seed(0)
+    net, loss = nn.Linear(4, 3), nn.CrossEntropyLoss()
+    batches = [(torch.randn(4, t, 4), torch.rand(4, 3, t).softmax(1)) for t in (5, 7)][::order]
+    batches[1] = (batches[1][0], batches[1][1].argmax(1))
+    checked = check_loss(Problem.supervised(nn.Sequential(net, Transposed()), loss, batches[::order]), report=False)
+    logits = torch.cat([net(x).flatten(0, 1) for x, _ in batches])
+    soft, hard = batches[0][1].movedim(1, -1).flatten(0, 1), F.one_hot(batches[1][1].flatten(), 3)
+    assert mean(checked) == pytest.approx(value(loss(logits, torch.cat([soft, hard]))), rel=1e-5)
+
+
 def test_targets_of_every_step_count_alike_where_the_time_stands_first():
     torch.manual_seed(0)
     rows = [(torch.randn(t, 4), torch.randint(0, 3, (t,))) for t in (5, 5, 3, 3, 8, 8)]

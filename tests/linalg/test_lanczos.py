@@ -495,3 +495,15 @@ def test_a_matrix_that_is_noise_in_float64_too_is_zero_within_a_bar_that_holds_i
     assert (np.abs(pairs.values) <= pairs.residuals).all() and float(pairs.residuals.max()) < 1e-15
     with pytest.raises(FloatingPointError, match="the products are not symmetric"):
         search(ZeroButForRounding(zero, 1e-9, 1e-5), tol=1e-3)  # it does not shrink as rounding does
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+@pytest.mark.parametrize("which", ["abs:2", "abs:3"])
+def test_the_largest_in_absolute_value_are_found_with_little_memory_where_the_other_end_is_small(memory, which):
+    draw = torch.Generator().manual_seed(0)
+    bulk = torch.rand(2000, generator=draw, dtype=torch.float64) * 0.38 - 0.18
+    values = torch.cat([torch.tensor([1.0, 0.25], dtype=torch.float64), bulk])
+    pairs = extremes(planted(values), which, memory=memory, max_products=600)
+    truth = values[values.abs().argsort(descending=True)][: int(which[-1])]
+    assert pairs.converged
+    np.testing.assert_allclose(pairs.values, truth, atol=1e-3)
