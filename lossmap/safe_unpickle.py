@@ -13,7 +13,8 @@ import pickle
 import sys
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -41,19 +42,20 @@ def _dtype(name: str | bytes, *_: object) -> np.dtype[Any]:
     return dtype
 
 
-def _over(content: Any, dtype: np.dtype[Any], shape: Any, order: str = "C", *_: object) -> np.ndarray:
-    """The array of a buffer."""
-    return _filled((1, shape, dtype, order == "F", content))
+def _over(content: Any, dtype: np.dtype[Any], shape: Any, order: str = "C", axes: Any = None) -> np.ndarray:
+    """The array of a buffer; of order K its axes stand in memory in another order, and come back into theirs."""
+    array = _filled((1, shape, dtype, order == "F", content))
+    return array if axes is None else array.transpose(axes)
 
 
-def _bytes(content: Any = b"", *_: object) -> bytes:
+def _bytes(content: Any = b"") -> bytes:
     """Bytes of others, and not so many of 0 as somebody asks for."""
     if not isinstance(content, (bytes, bytearray, list, tuple)):
         raise Refused(f"it makes bytes of {type(content).__name__}")
     return bytes(content)
 
 
-def _bytearray(content: Any = b"", encoding: str = "latin-1", *_: object) -> bytearray:
+def _bytearray(content: Any = b"", encoding: str = "latin-1") -> bytearray:
     """The same as an array of bytes, of Python 2's text too."""
     return bytearray(content.encode(encoding) if isinstance(content, str) else _bytes(content))
 
@@ -186,7 +188,7 @@ class Unpickler(_InPython):  # type: ignore[misc]
         changed = self.stack[-2]
         if not isinstance(changed, STATEFUL):
             raise Refused(f"it changes {getattr(changed, '__name__', type(changed).__name__)}, which could run code")
-        if isinstance(changed, OrderedDict) and not (isinstance(self.stack[-1], dict) and set(self.stack[-1]) <= NOTES):
+        if isinstance(changed, dict) and not (isinstance(self.stack[-1], dict) and set(self.stack[-1]) <= NOTES):
             raise Refused("it gives a dictionary attributes of its own, which could run code")
         if not isinstance(changed, (np.ndarray, np.dtype)):
             super().load_build()
@@ -215,7 +217,7 @@ def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
     Raises Refused where it asks for anything else, and pickle's own errors where it is cut off.
     """
     start = file.tell()
-    with _CHECKED_SPARSE():
+    with _sparse_checked():
         try:
             content = load(file, encoding=encoding)
         except UnicodeDecodeError:
@@ -225,6 +227,17 @@ def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
             content = load(file, encoding="latin-1")
         torch._utils._validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
     return content
+
+
+@contextmanager
+def _sparse_checked() -> Iterator[None]:
+    """Inside, the indices of sparse tensors that are read are looked at; of these alone, in PyTorch's list of all."""
+    torch._utils._sparse_tensors_to_validate.clear()
+    try:
+        with _CHECKED_SPARSE():
+            yield
+    finally:
+        torch._utils._sparse_tensors_to_validate.clear()
 
 
 def load_tensors(source: Any, *, mmap: bool = False) -> Any:
@@ -238,5 +251,5 @@ def load_tensors(source: Any, *, mmap: bool = False) -> Any:
         if hasattr(source, "seek"):
             source.seek(0)
         here = sys.modules[__name__]
-        with _CHECKED_SPARSE():
+        with _sparse_checked():
             return torch.load(source, map_location="cpu", mmap=mmap, weights_only=False, pickle_module=here)

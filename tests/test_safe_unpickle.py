@@ -102,6 +102,9 @@ SHARED = np.arange(3.0)
     [
         OF_OBJECTS,
         np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.moveaxis(np.arange(24.0).reshape(2, 3, 4), 0, 1),
+        np.arange(48, dtype="f4").reshape(2, 2, 3, 4).transpose(3, 2, 0, 1),
+        np.arange(24.0).reshape(2, 3, 4)[:, ::2, ::-1],
         np.zeros((0, 3), "f4"),
         np.array(2.5),
         np.array(["2026-11-30", "1999-01-01"], "datetime64[D]"),
@@ -126,6 +129,30 @@ def test_what_a_checkpoint_holds_beside_weights_is_read_in_the_usual_protocol(tm
     back = safe_unpickle.load_tensors(tmp_path / "a.pt")
     assert back["classes"].tolist() == ["cat", "dog"] and back["losses"].shape == (0,) and back["z"] == 1j
     assert torch.equal(torch.as_tensor(back["big"]), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_beside_weights_come_back_in_every_protocol(protocol, is_zip, tmp_path):
+    content = {
+        "w": torch.eye(3).to_sparse(),
+        "a": np.moveaxis(np.arange(24.0).reshape(2, 3, 4), 0, 1),
+        "n": np.float64(0.5),
+    }
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    for _ in range(2):
+        back = safe_unpickle.load_tensors(tmp_path / "a.pt")
+        assert np.array_equal(back["a"], content["a"]) and back["n"] == 0.5
+        assert torch.equal(back["w"].to_dense(), torch.eye(3))
+
+
+def test_a_file_that_was_refused_makes_no_other_one_damaged(tmp_path):
+    outside = torch.sparse_coo_tensor([[0, 9]], [1.0, 2.0], (10,))
+    raw = pickle.dumps([outside, print], 4).replace(np.array([0, 9]).tobytes(), np.array([0, 10**9]).tobytes())
+    with pytest.raises(safe_unpickle.Refused):
+        safe_unpickle.read(io.BytesIO(raw))
+    torch.save({"w": torch.ones(2), "n": np.float64(0.5)}, tmp_path / "good.pt")
+    assert torch.equal(safe_unpickle.load_tensors(tmp_path / "good.pt")["w"], torch.ones(2))
 
 
 def test_weights_that_python_2_has_written_are_read():
