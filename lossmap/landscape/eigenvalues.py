@@ -300,7 +300,6 @@ class EigenvalueMap:
             "which": self.which,
             **self.solver_options,
             "start": "cold" if self.cold else "neighbour",
-            **({"copies": "counted"} if any(has_places(Which.parse(p)) for p in self.parts if p != "trace") else {}),
         }
 
     def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
