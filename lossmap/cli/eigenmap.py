@@ -347,11 +347,15 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         cold = warm.audit_twin()
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
     upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
-    left, workers = result.points_left(warm.name), len(team.all_teams) or 1
+    by_method = {m.name: m.method for m in (warm, cold) if m is not None and m.method is not None}
+    left, workers = result.points_left(warm.name, warm.method), len(team.all_teams) or 1
     price = partial(price_of_eigenvalues, operators, options.which, options.certify, left, workers=workers)
     within_budget(world, "eigenvalues", price, execution.budget, left, result.began, settings.plane.yes)
     store = output.on_rank_0(
-        world, lambda: result.open(measures, machine.describe(), world.size, upgrades, problems, product=True)
+        world,
+        lambda: result.open(
+            measures, machine.describe(), world.size, upgrades, problems, product=True, by_method=by_method
+        ),
     )
     announce_once(world, "eigenvalues", price, execution.budget)
     say(machine.sentence())

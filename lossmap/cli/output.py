@@ -23,6 +23,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.disk import file_bytes
+from lossmap.io.methods import Method, measured_by
 from lossmap.io.printable import printable
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, is_of_another_plane, read, training_path
@@ -146,12 +147,14 @@ class OutputFile:
         upgrades: Mapping[str, Any] | None = None,
         problems: Mapping[str, Problem] | None = None,
         product: bool = False,
+        by_method: Mapping[str, Method] | None = None,
     ) -> SurfaceFile:
         """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run.
 
         upgrades  by measure, what makes today's reading of the fields in which an earlier version kept it
         problems  of the first measure, by split: the fingerprint of its code is compared and stored
         product   whether that measure makes products
+        by_method by measure, how its numbers are found, see `SurfaceFile.open`
         """
         run: RunSettings = self.settings.run
         if self._about_path:
@@ -182,17 +185,23 @@ class OutputFile:
             upgrades=upgrades,
             codes={} if problems is None else {next(iter(measures)): self._code(problems, product)},
             accept_change=run.accept_change,
+            by_method=by_method,
         )
 
-    def points_left(self, measure: str) -> int:
-        """How many points are to be computed, but for those that an earlier run has left in the file."""
+    def points_left(self, measure: str, method: Method | None = None) -> int:
+        """How many points are to be computed, but for those that an earlier run has left in the file.
+
+        method  how its numbers are found: with another one in the file all points are, unless it is complete
+        """
         planned = np.arange(len(self.grid)) if self.points is None else self.points
         if self.settings.run.overwrite or not self.path.exists():
             return int(planned.size)
-        status = read(self.path).status.get(measure)
+        surface = read(self.path)
+        status = surface.status.get(measure)
         if status is None or status.size != len(self.grid):
             return int(planned.size)
-        return int((status.reshape(-1)[planned] == 0).sum())
+        left = int((status.reshape(-1)[planned] == 0).sum())
+        return int(planned.size) if left and method and not measured_by(surface, measure, method) else left
 
     def _code(self, problems: Mapping[str, Problem], product: bool) -> dict[str, Any]:
         """The fingerprint of the code that measures on this plane, at its origin and at its farthest point."""

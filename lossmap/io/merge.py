@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.io import attempts
+from lossmap.io import attempts, methods
 from lossmap.io.code_identity import ATTRIBUTE as CODE
 from lossmap.io.code_identity import changes_between, decoded, described
 from lossmap.io.memory_store import bookkeeping
@@ -172,7 +172,9 @@ def _parts(shards: Sequence[Surface], status: Mapping[str, np.ndarray]) -> dict[
 def _attributes(
     shards: Sequence[Surface], names: Sequence[str], result: str, code_notes: Sequence[str]
 ) -> dict[str, Any]:
-    attributes = {k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD}
+    attributes = {
+        k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD and not k.startswith(methods.PREFIX)
+    } | methods.common(s.attributes for s in shards)
     for name, value in attributes.items():
         if name.startswith("resolved_"):  # from which a survey is resumed: not as a shard any more
             resolved = json.loads(value) if isinstance(value, str) else dict(value)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io import attempts, netcdf_read
+from lossmap.io import attempts, methods, netcdf_read
 from lossmap.io import journal as log
 from lossmap.io.attempts import ATTRIBUTE as ATTEMPTS
 from lossmap.io.checked import open_checked
@@ -38,6 +38,7 @@ from lossmap.io.journal_replay import (
     point_payload,
 )
 from lossmap.io.memory_store import GroupArrays, Measures, MemoryStore, Reading, groups_in
+from lossmap.io.methods import Method
 from lossmap.io.partial_points import Unfinished, folder_of, forget_states, save_state
 from lossmap.io.resume_check import Refused, refuse
 from lossmap.io.snapshots import Snapshots, without_large
@@ -86,6 +87,7 @@ class SurfaceFile:
         upgrades: Upgrades | None = None,
         codes: Mapping[str, Mapping[str, Any]] | None = None,
         accept_change: bool = False,
+        by_method: Mapping[str, Method] | None = None,
     ) -> SurfaceFile:
         """Create the file, or continue the one that is there, and lock it.
 
@@ -100,6 +102,8 @@ class SurfaceFile:
         upgrades        by measure, what makes today's reading of the fields in which an earlier version kept it
         codes           by measure, the fingerprint of the code that measures now: see code_identity.py
         accept_change   whether other code may go on with a measure, which the history then says
+        by_method       by measure, how its numbers are found; points that an earlier version found otherwise are to do
+                        again, unless the file is complete
 
         Raises Refused naming each difference; Busy where another process writes the file; NotASurface where the
         file there is not ours; DiskFull or OSError where nothing can be written. Then nothing is changed.
@@ -124,6 +128,7 @@ class SurfaceFile:
                 # Before the journal says that the measure has no such fields any more, what was made of them is safe.
                 file.snapshot()
             file._begin(groups or {}, attributes or {}, command)
+            file._measure_again(by_method or {})
         except BaseException:
             journal.close(remove=fresh)
             raise
@@ -142,6 +147,21 @@ class SurfaceFile:
         self._code_history = decision.history
         for note in decision.notes:
             logger.warning("%s", note)
+
+    def _measure_again(self, by_method: Mapping[str, Method]) -> None:
+        """Let points be to do again that an earlier version did by another method, and say so."""
+        new = {m: method for m, method in by_method.items() if not methods.measured_by(self.memory, m, method)}
+        if new and self._states:
+            forget_states(self.path)  # a search that the other method began
+        for measure, method in new.items():
+            done = np.flatnonzero(self.memory.status(measure) == DONE)
+            again = bool(self.memory.todo(measure).size)
+            if done.size:
+                logger.warning("%s", methods.sentence(self.path, measure, done.size, method, again))
+            if done.size and again:
+                self.reopen(measure, done)
+            if again:  # last: a process that dies before it has the points to open again, no more
+                self.note(**{f"{methods.PREFIX}{measure}": method.name})
 
     def _begin(self, groups: Mapping[str, Group], attributes: Mapping[str, Any], command: str) -> None:
         """Record that a run begins, with all that a reader needs of it, and write the first snapshot."""

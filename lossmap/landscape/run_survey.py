@@ -68,7 +68,8 @@ class Measure(Protocol):
     another process. May have `resume(point, state)`, which goes on at a point that it left by raising
     Interrupted(state), and `smaller()`, which makes it need less memory and says how, or returns None where it cannot;
     where memory runs out on one rank of a team, all its ranks call it. May have `remark(point, reading)`, a sentence
-    for the log and the file on what was read there, or None.
+    for the log and the file on what was read there, or None. May have `method`, where an earlier version found its
+    numbers in a way that could be wrong: see `lossmap.io.methods`.
     """
 
     @property

@@ -70,6 +70,7 @@ def open_survey_file(
     }
     if not overwrite:
         identity, stated = adopted(path, identity, stated, digest)
+    by_method = {name: method for name, m in measures.items() if (method := getattr(m, "method", None)) is not None}
     codes = {}
     if problems_of(first):
         from lossmap.landscape.fingerprint import code_of
@@ -88,6 +89,7 @@ def open_survey_file(
             command=PYTHON,
             codes=codes,
             accept_change=accept_change,
+            by_method=by_method,
         )
     except Refused as error:  # who calls from Python has no flags
         text = str(error).replace("--overwrite", "overwrite=True").replace("--accept-change", "accept_change=True")

@@ -320,7 +320,7 @@ def end_world() -> NoReturn:
     """End all ranks, from any thread of one; what it has printed before is all that is said."""
     world = _world
     if world is not None and world.channel is not None and world.threads:
-        world.channel.comm.Abort(EXIT_LOST)
+        world_exit.mpi_abort(world.channel, EXIT_LOST)
     os._exit(EXIT_LOST)  # by which the launcher ends the others
 
 

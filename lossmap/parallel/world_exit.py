@@ -23,6 +23,8 @@ CONFIRM_SECONDS = 1.0  # that rank 0 waits for the others to confirm its answer
 LONGEST_GOODBYE = 60.0  # that another rank waits for it where all went well; rank 0 may have a large file to close
 FINALIZE_SECONDS = 10.0  # for MPI_Finalize
 LAST_WORDS_SECONDS = 0.05  # for a goodbye, and for what was printed, to get out
+# The same before MPI_Abort, after which MPICH's mpirun drops what its proxies have not yet passed on.
+FORWARD_SECONDS = 0.3
 
 
 def all_at_end(channel: MpiChannel) -> bool:
@@ -86,7 +88,7 @@ def exit_without_finalize(channel: MpiChannel, stuck: Set[int], code: int) -> No
     # MPI_Abort with 0 the end of the others.
     _without_goodbye(channel, others - missing, CONFIRM_SECONDS)
     if missing - channel.dead():
-        channel.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
+        mpi_abort(channel, code)  # a rank that answers no more would keep the launcher waiting
     time.sleep(LAST_WORDS_SECONDS)
     os._exit(code)
 
@@ -132,8 +134,14 @@ def abort(channel: MpiChannel, code: int) -> NoReturn:
     """
     _flush_output()
     if len(channel.dead_now()) < channel.size - 1:
-        channel.comm.Abort(code)
+        mpi_abort(channel, code)
     os._exit(code)
+
+
+def mpi_abort(channel: MpiChannel, code: int) -> None:
+    """MPI_Abort, once what was printed has had the time to get out."""
+    time.sleep(FORWARD_SECONDS)
+    channel.comm.Abort(code)
 
 
 def _flush_output() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.merge import merge, missing
+from lossmap.io.methods import Method
 from lossmap.io.read import Failure, Group, Refused, SurfaceFile, read, read_group
 
 FIELDS = (Field("train_loss", "nats", "loss"), Field("top", "1", "top", extra=("k", 2)))
@@ -54,6 +55,14 @@ def test_three_shards_make_the_file_of_one_job(tmp_path):
         tmp_path / "all.h5", GRID, identity={"model": "m"}, measures={"loss": (FIELDS, {"split": "train"})}
     ) as store:
         assert store.todo("loss").size == 0
+
+
+def test_a_merged_file_is_of_a_method_where_all_its_shards_are(tmp_path):
+    counted = {"loss": Method("copies counted", "may have passed over copies")}
+    a, b = (shard(tmp_path / f"{name}.h5", np.arange(k, 12, 3), by_method=counted) for k, name in enumerate("ab"))
+    c = shard(tmp_path / "c.h5", np.arange(2, 12, 3))
+    assert merge([a, b], tmp_path / "two.h5").attributes["method_loss"] == "copies counted"
+    assert "method_loss" not in merge([a, b, c], tmp_path / "three.h5").attributes
 
 
 def test_points_that_no_shard_has_are_reported(tmp_path):

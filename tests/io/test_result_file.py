@@ -17,6 +17,7 @@ import pytest
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
 from lossmap.io import netcdf_read, netcdf_write, whole_file
+from lossmap.io.methods import Method
 from lossmap.io.read import (
     Busy,
     DiskFull,
@@ -743,3 +744,53 @@ def test_sixty_kills_at_random_moments_lose_no_recorded_point(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "60 kills" in done.stdout and ", 0 lost" in done.stdout
+
+
+COUNTED = Method("copies counted", "may have passed over copies")
+
+
+def test_points_of_another_method_are_to_do_again_and_their_numbers_stay_until_they_are(tmp_path, caplog):
+    path = filled(tmp_path / "s.h5", range(4))
+    with opened(path, by_method={"loss": COUNTED}) as store:
+        assert store.todo("loss").size == 15
+        store.record("loss", 0, reading(0), 0.25)
+    said = "4 points of 'loss' were measured by an earlier version, which may have passed over copies; they are "
+    assert said in caplog.text
+    assert read(path)["train_loss"].reshape(-1)[3] == 3 / 7
+    caplog.clear()
+    with opened(path, by_method={"loss": COUNTED}) as store:
+        assert store.todo("loss").size == 14
+    assert not caplog.text
+    assert filled(path, by_method={"loss": COUNTED}) == path and read(path).outcome == "complete"
+
+
+def test_a_complete_file_of_another_method_is_left_and_told(tmp_path, caplog):
+    path = filled(tmp_path / "s.h5")
+    for _ in range(2):
+        caplog.clear()
+        with opened(path, by_method={"loss": COUNTED}) as store:
+            assert store.todo("loss").size == 0
+        assert "15 points" in caplog.text and "left as they are" in caplog.text
+
+
+def test_a_process_that_dies_before_the_method_is_kept_opens_its_points_again(tmp_path, monkeypatch):
+    path = filled(tmp_path / "s.h5", range(4))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SurfaceFile, "note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened(path, by_method={"loss": COUNTED})
+    with opened(path, by_method={"loss": COUNTED}) as store:
+        assert store.todo("loss").size == 15
+
+
+def test_a_search_that_another_method_began_is_begun_anew(tmp_path):
+    with opened(tmp_path / "s.h5") as store:
+        store.save_unfinished("loss", 2, {"vector": np.arange(3.0)})
+    with opened(tmp_path / "s.h5") as store:
+        assert list(store.unfinished("loss")) == [2]
+    with opened(tmp_path / "s.h5", by_method={"loss": COUNTED}) as store:
+        assert not list(store.unfinished("loss"))

@@ -20,6 +20,7 @@ from lossmap.landscape import eigenvalues
 from lossmap.landscape.audit import better
 from lossmap.landscape.eigenvalues import EigenvalueMap, Neighbours, continued
 from lossmap.landscape.run_survey import survey
+from lossmap.linalg import solvers
 
 
 class Solved:
@@ -155,6 +156,29 @@ def test_the_copies_of_a_neighbor_are_a_start_that_a_check_follows():
     for reading in readings:
         assert reading["top_eig"] == pytest.approx([5.0, 5.0, 4.0], abs=5e-3)
     assert max(r["products"] for r in readings[1:]) < 15 < readings[0]["products"]
+
+
+@pytest.mark.parametrize("certify", ["each", "none", "audit"])
+def test_points_that_an_earlier_version_read_without_all_copies_are_read_again(tmp_path, monkeypatch, certify, caplog):
+    torch.manual_seed(0)
+    net = nn.Linear(30, 2).double()
+    x = torch.randn(60, 30).double()
+    problem = Problem.supervised(net, "mse", (x, torch.randn(60, 2).double()))
+    grid = Grid.line(-1, 1, 5)
+    truth = np.repeat(torch.linalg.eigvalsh(x.T @ x / 60).numpy()[::-1][:2], 2)
+
+    def measure():
+        return EigenvalueMap(problem, random_plane(net, axes=1), "top:4", tol=1e-4, certify=certify)
+
+    with monkeypatch.context() as earlier:
+        for module in (solvers, eigenvalues):
+            earlier.setattr(module, "has_places", lambda request: False)
+        first = survey(measure(), grid, path=tmp_path / "e.h5", points=[0, 1])
+    assert (np.abs(first["top_eig"][:2] - truth) > 10 * first["top_eig_error"][:2])[:, 1:].all()
+    surface = survey(measure(), grid, path=tmp_path / "e.h5")
+    assert "measured by an earlier version, which may have passed over copies of multiple eigenvalues" in caplog.text
+    assert surface.outcome == "complete"
+    assert (np.abs(surface["top_eig"] - truth) <= surface["top_eig_error"]).all()
 
 
 def test_a_hessian_of_zeros_has_zero_ends():
