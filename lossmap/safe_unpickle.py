@@ -149,9 +149,8 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _in_order(dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
     """The dtype with the order of bytes of its state. Raises Refused where it is no plain one of numbers or text."""
     own: Any = dtype.__reduce__()[2]
-    if (
-        isinstance(state, tuple) and len(state) >= 8 and state[2:8] == own[2:8]
-    ):  # behind it stand notes, or a unit of time
+    # behind the first 8 stand notes, or a unit of time
+    if isinstance(state, tuple) and len(state) >= 8 and state[2:8] == own[2:8]:
         order: Any = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if order in ("<", ">", "|", "="):
             if dtype.kind in "mM" and len(state) > 8:

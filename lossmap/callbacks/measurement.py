@@ -163,6 +163,8 @@ class Measurement:
     is_plain: bool = field(default=True, init=False, repr=False)
     seconds_of_few: float = field(default=0.0, init=False, repr=False)  # of a gradient over six samples
     seconds_of_all: float = field(default=0.0, init=False, repr=False)  # over all of them
+    rule_reason: str = field(default="", init=False, repr=False)  # why the last optimizer's threshold is not known
+    without_gradient: tuple[str, ...] = field(default=(), init=False, repr=False)  # what that optimizer does not move
 
     def __post_init__(self) -> None:
         refuse_unfit(selected(self.problem.model, self.parameters).values())
@@ -285,6 +287,7 @@ class Measurement:
         Raises FloatingPointError where the loss is finite and a product is not; ValueError, before the first reading,
         for what speaks against any.
         """
+        self.rule_reason, self.without_gradient = "", ()
         self.prepare_all()
         with undisturbed(self.problem.model):
             self._follow_parameters()
@@ -296,6 +299,7 @@ class Measurement:
             if optimizer is not None:
                 rule = rule_of_reading(optimizer, selected(self.problem.model, self.parameters), self.problem)
                 reading["stability_threshold"] = rule.threshold
+                self.rule_reason, self.without_gradient = rule.reason, rule.without_gradient
             if isfinite(found.loss):
                 self._add_curvature(reading, rule, self._products_of_search(rule, products))
         return reading

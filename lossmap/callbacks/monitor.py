@@ -31,7 +31,7 @@ from lossmap.callbacks.overhead import Overhead
 from lossmap.data.checkpoints import finite_or_named, sorted_as_people_count
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.step_rule import RATE_IS_0, step_rule
-from lossmap.geometry.parameter_vector import selected, state_tensors
+from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.io.provenance import provenance
 from lossmap.io.surface import Surface
 from lossmap.keywords import checked_init
@@ -288,17 +288,6 @@ class CurvatureMonitor:
 
     def _reading(self, products: int | None = None) -> tuple[Reading, str]:
         """The reading now, and why it has no curvature, where it has none: training goes on all the same."""
-        if self.optimizer is not None:
-            named = selected(self.measurement.problem.model, self.measurement.parameters)
-            rule = step_rule(self.optimizer, named, problem=self.measurement.problem)
-            if rule.reason and rule.reason != RATE_IS_0:
-                self._report(rule.reason)
-            if rule.without_gradient:
-                names = ", ".join(rule.without_gradient[:3])
-                self._report(
-                    f"the gradient of {names} has been no more than rounding (a bias before batch norm?): left out "
-                    "of the Hessian as the optimizer sees it"
-                )
         try:
             return self.measurement(self.optimizer, products), ""
         except Exception as error:  # the model's own code may raise any; what is amiss from the start has raised before
@@ -307,6 +296,19 @@ class CurvatureMonitor:
             )
             self._report(f"step {self.steps}: no curvature was measured: {kind}{error}")
             return dict.fromkeys((f.name for f in self.history.fields), nan), f"{type(error).__name__}: {error}"
+        finally:
+            self._report_rule()
+
+    def _report_rule(self) -> None:
+        """Say once what the last reading found of the optimizer."""
+        reason, absent = self.measurement.rule_reason, self.measurement.without_gradient
+        if reason and reason != RATE_IS_0:
+            self._report(reason)
+        if absent:
+            self._report(
+                f"the gradient of {', '.join(absent[:3])} has been no more than rounding (a bias before batch norm?): "
+                "left out of the Hessian as the optimizer sees it"
+            )
 
     def _write(self, loss: float) -> None:
         if self.path is not None:

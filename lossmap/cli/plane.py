@@ -35,6 +35,8 @@ from lossmap.report.path import path_report
 if TYPE_CHECKING:
     from lossmap.data.problem import Problem
 
+TICKS_AROUND_PATH = 25  # of each axis, unless --x=auto:N says otherwise
+
 
 @dataclass(frozen=True)
 class LookSettings:
@@ -140,6 +142,7 @@ def make(settings: Settings, world: World) -> int:
     files: list[Path] = []
     if settings.model.model_folder:
         files = world.together(lambda: run_files(settings.model))
+    counts = _counts_around_path(settings.plane)
     settings = _with_origin_and_ticks(settings, files)
     machine = device.prepare_machine(settings.run, world)
     needs_data = _needs_data(settings)
@@ -178,7 +181,7 @@ def make(settings: Settings, world: World) -> int:
         measured = problem if has_losses else None
         trajectory = project_run(plane, measured, files, states, rates, settings.plane.moving)
         groups["trajectory"] = trajectory
-        grid = grid_around(trajectory.arrays)
+        grid = grid_around(trajectory.arrays, counts)
         walk = random_walk_shares(len(files), origin=origin_on_path(trajectory.arrays))
         say(path_report(trajectory.arrays, walk))
     file_settings = load_problem.identity(settings.model, settings.data, plane)
@@ -245,6 +248,15 @@ def _with_origin_and_ticks(settings: Settings, files: Sequence[Path]) -> Setting
     if has_second and not settings.plane.y:
         settings = settings.changed("plane", y=settings.plane.x)
     return settings
+
+
+def _counts_around_path(plane: PlaneSettings) -> dict[str, int]:
+    """How many ticks each axis gets around a path: --x=auto:N says it, and of y too where --y does not."""
+    counts = {}
+    for axis, text in (("x", plane.x), ("y", plane.y or plane.x)):
+        auto = AUTO.fullmatch(text)
+        counts[axis] = int(auto[1]) if auto and auto[1] else TICKS_AROUND_PATH
+    return counts
 
 
 def _is_read(settings: Settings) -> bool:

@@ -206,7 +206,8 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         own = None
         if state:
             first, unsafe = next(iter(problems.values())), settings.model.unsafe_load
-            own = world.together(partial(preconditioner_from, state, first, unsafe, STATE_FLAG))
+            flag = STATE_FLAG if model is settings.model else f"{STATE_FLAG}, for a checkpoint of --compare in its file"
+            own = world.together(partial(preconditioner_from, state, first, unsafe, flag))
         twin: Any = None
         if factor is not None:
             problem = next(iter(problems.values()))

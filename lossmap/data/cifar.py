@@ -90,7 +90,8 @@ def _pickled(path: Path, name: str) -> tuple[Bytes, Labels]:
         raise ValueError(f"{path} is no batch of {name}: its data must have shape (N, {_IMAGE}) of bytes")
     try:
         y = np.asarray([] if labels is None else labels)
-        y = y if y.dtype.kind in "iu" else y.astype(np.int64, casting="safe")
+        if y.size and y.dtype.kind not in "iu":
+            raise ValueError(f"they are of dtype {y.dtype}")
         y = y.astype(np.int64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no batch of {name}: its {key.decode()} are no whole numbers: {error}") from None

@@ -12,10 +12,10 @@ with rates of their own are part of P: sqrt(rate / largest rate) stands in D. Th
 no part of the gradient, shrinks theta by 1 - rate w, and lowers the threshold by the factor 1 - rate w / 2 (of groups
 that differ in it that of the largest, which is on the safe side). A parameter that the optimizer does not move has
 D = 0, and so has one whose gradients were never more than rounding: a bias in front of batch norm, whose P would be
-eps, has curvature in evaluation mode only. Trained in bfloat16 its gradients were rounding of that precision: one
-gradient in training mode, in the parameters' own, tells it from a parameter whose gradients are small. An entry whose
-gradients were all 0, such as the row of a token that did not occur or that pads, was not moved either: its P would be
-eps, until a gradient comes. Adam's P is that of the last step taken. Source: Cohen et al. (2022),
+eps, has curvature in evaluation mode only. Trained in bfloat16 its gradients were rounding of that precision: those of
+up to 16 batches in training mode, in float64 where the model bears it, tell it from a parameter whose are small. An
+entry whose gradients were all 0, such as the row of a token that did not occur or that pads, was not moved either: its
+P would be eps, until a gradient comes. Adam's P is that of the last step taken. Source: Cohen et al. (2022),
 arXiv:2207.14484.
 
 Symbols: n the parameters that the Hessian is of. Price: two vectors (n,) for Adam.
@@ -102,7 +102,7 @@ def step_rule(
 
     named     the parameters that the Hessian is of, by name, in order
     at_start  with the learning rates that a schedule began with, in place of those of the next step
-    problem   of these parameters, over whose first batch a gradient tells rounding from what is small; None: none does
+    problem   of these parameters, whose gradients tell rounding from what is small; None: none do
     """
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__

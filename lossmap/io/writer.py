@@ -153,9 +153,9 @@ class SurfaceFile:
         new = {m: method for m, method in by_method.items() if not methods.measured_by(self.memory, m, method)}
         if new and self._states:
             forget_states(self.path)  # a search that the other method began
+        again = any(self.memory.todo(measure).size for measure in by_method)  # an audit judges all points
         for measure, method in new.items():
             done = np.flatnonzero(self.memory.status(measure) == DONE)
-            again = bool(self.memory.todo(measure).size)
             if done.size:
                 logger.warning("%s", methods.sentence(self.path, measure, done.size, method, again))
             if done.size and again:

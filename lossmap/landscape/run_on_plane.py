@@ -109,9 +109,11 @@ def _steps(files: Sequence[Path]) -> list[float]:
     return steps if len(steps) == len(files) else [float(i) for i in range(len(files))]
 
 
-def grid_around(arrays: Mapping[str, np.ndarray]) -> Grid:
-    """Ticks that span the whole path with a margin."""
-    x = np.linspace(*window_around(arrays["x"]), 25)
-    if "y" not in arrays:
-        return Grid(x)
-    return Grid(x, np.linspace(*window_around(arrays["y"]), 25))
+def grid_around(arrays: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> Grid:
+    """Ticks that span the whole path with a margin.
+
+    arrays  the coordinates of the path
+    counts  of the ticks, by axis
+    """
+    ticks = {axis: np.linspace(*window_around(arrays[axis]), counts[axis]) for axis in ("x", "y") if axis in arrays}
+    return Grid(ticks["x"], ticks.get("y"))

@@ -1,7 +1,7 @@
 """Extreme eigenpairs by the solver of a name: `extremes`, which starts warm and can be left.
 
     one of an end, or both ends   `lanczos.lanczos`: one Krylov space
-    several of an end, abs:k      `several.several`: the same, and a search for the copies that it passed over
+    several of an end or abs:k    `several.several`: the same, and a search for the copies that it passed over
     eigsh                         SciPy's ARPACK; of several its vectors are checked for copies in the same way
 
 `deflation.successive_eigenpairs` is the other way in, for many eigenvalues of one end from a cold start.
@@ -55,8 +55,8 @@ def extremes(
     solver  auto, lanczos or eigsh; the other arguments are those of `lanczos`. Of them `eigsh` takes tol, seed,
             max_products and stop, and does without the rest: it starts cold and computes no limits
 
-    Of several at one end, or of largest absolute value, every copy of a multiple eigenvalue counts: see `several`, of
-    which each start vector is a start of its own, and whose places are certified whatever `certify` says. With an
+    Of two or more at one end, or of largest absolute value, every copy of a multiple eigenvalue counts: see `several`,
+    of which each start vector is a start of its own, and whose places are certified whatever `certify` says. With an
     operator that has `in_float64` the search is made as `repeated_in_float64` says.
 
     Raises ValueError for an unknown solver, and what the solver raises.

@@ -507,6 +507,7 @@ class Costly:
     """A measurement whose price is a number of seconds by a clock."""
 
     usual_seconds, usual_products, is_timed = 2.5, 50, True
+    rule_reason, without_gradient = "", ()
 
     def __init__(self, inner, clock, parts=(), reading=2.5):
         self.problem, self.parameters, self.fields = inner.problem, inner.parameters, inner.fields

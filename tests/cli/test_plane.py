@@ -189,6 +189,10 @@ def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(
     auto = "plane --model mlp --model-folder run --xdir pca:1 --ydir pca:2 --x auto --y auto --no-losses"
     assert command_line([*auto.split(), "--proj-file", "auto.h5"]) == 0
     assert lossmap.read("auto.h5").grid == around
+    counted = auto.replace("--x auto --y auto", "--x auto:9 --y auto:7")
+    assert command_line([*counted.split(), "--proj-file", "counted.h5"]) == 0
+    grid = lossmap.read("counted.h5").grid
+    assert grid.shape == (7, 9) and (grid.x[0], grid.y[-1]) == (around.x[0], around.y[-1])
     surface = f"surface {pca} --x=-1:1:2 --samples 20 --proj-file path.h5 --surf-file s.h5 --precision float64"
     assert command_line(surface.split()) == 0
     assert "trajectory" in lossmap.read("s.h5").groups

@@ -83,7 +83,8 @@ def test_the_eigenvalue_that_adams_step_sees_stands_in_table_survival_and_pictur
     torch.save(zoo.build("mlp", widths=(64, 5, 10)).state_dict(), "plain.pt")
     for extra in (["--optimizer-state", "plain.pt"], ["--optimizer-state", "a.pt", "--compare", "p=plain.pt"]):
         assert main([*few, *extra, "--surf-file", "q.h5"]) == 2
-        assert "--optimizer-state: plain.pt holds no state of an optimizer" in capsys.readouterr().err
+        told = ", for a checkpoint of --compare in its file" if "--compare" in extra else ""
+        assert f"--optimizer-state{told}: plain.pt holds no state of an optimizer" in capsys.readouterr().err
 
 
 def test_interrupted_it_is_resumed_with_the_same_numbers(here, capsys):

@@ -101,6 +101,8 @@ class Trap:
         (pickle.dumps([1]), "is no batch of cifar10: it holds a list"),
         (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"its data must have shape \(N, 3072\)"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "2 images and 1 labels"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}), "2 images and 0 labels"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0.0, 1.5]}), "labels are no whole numbers: "),
         (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [11]}), "the label 11; cifar10 has 10 classes"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]})[:300], "is no batch of cifar10"),
         (b"text", "is no batch of cifar10"),

@@ -794,3 +794,11 @@ def test_a_search_that_another_method_began_is_begun_anew(tmp_path):
         assert list(store.unfinished("loss")) == [2]
     with opened(tmp_path / "s.h5", by_method={"loss": COUNTED}) as store:
         assert not list(store.unfinished("loss"))
+
+
+def test_where_an_audit_is_left_all_points_that_it_judges_are_of_one_method(tmp_path):
+    audit = (Field("audit_loss", "nats", "again"),)
+    measures = {"loss": (FIELDS, SETTINGS), "audit": (audit, {})}
+    path, both = filled(tmp_path / "s.h5"), {"loss": COUNTED, "audit": COUNTED}
+    with opened(path, measures=measures, by_method=both) as store:
+        assert store.todo("loss").size == 15
