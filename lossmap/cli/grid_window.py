@@ -33,13 +33,20 @@ def grid_in(plane: PlaneSettings) -> Grid:
     return Grid.parse(*tick_texts(plane))
 
 
-def _around_path(plane: PlaneSettings, axis: str, text: str) -> str:
+def auto_count(axis: str, text: str, default: int = AUTO_COUNT) -> int:
+    """How many ticks `auto` or `auto:COUNT` asks for. Raises UsageError for fewer than two, which span no window."""
     found = AUTO.fullmatch(text)
-    assert found is not None
+    count = int(found[1]) if found and found[1] else default
+    if count < 2:
+        raise UsageError(f"--{axis}={text}: a window around a path has 2 ticks or more")
+    return count
+
+
+def _around_path(plane: PlaneSettings, axis: str, text: str) -> str:
     if plane.proj_file is None:
         raise UsageError(f"--{axis}={text} needs --proj-file, the training path that the window is to hold")
     path = training_path(plane.proj_file)
     if axis not in path:
         raise UsageError(f"the path in {plane.proj_file} has no coordinate {axis}: give --{axis} as low:high:count")
     low, high = window_around(np.asarray(path[axis]))
-    return f"{low:.6g}:{high:.6g}:{found[1] or AUTO_COUNT}"
+    return f"{low:.6g}:{high:.6g}:{auto_count(axis, text)}"

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -114,8 +114,15 @@ def problem_and_files(
 
 
 def not_used(settings: Settings) -> list[str]:
-    """A sentence on the flags for what a factory of a whole problem makes itself, where both were given; else none."""
-    idle = ", ".join(flag_of(name) for name in MADE_BY_PROBLEM if name in settings.explicit)
+    """A sentence on the flags for what a factory of a whole problem makes itself, where both were given; else none.
+
+    A result that is continued says all settings, those by default too.
+    """
+    by_default = {f.name: f.default for group in (settings.model, settings.data) for f in fields(group)}
+    given = {**vars(settings.model), **vars(settings.data)}
+    idle = ", ".join(
+        flag_of(name) for name in MADE_BY_PROBLEM if name in settings.explicit and given[name] != by_default[name]
+    )
     factory = settings.data.problem
     return [f"--problem {factory} makes model, data and loss itself; not used: {idle}"] if factory and idle else []
 

@@ -23,7 +23,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.disk import file_bytes
-from lossmap.io.methods import Method, measured_by
+from lossmap.io.methods import Method, measured_by, method_note
 from lossmap.io.printable import printable
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, is_of_another_plane, read, training_path
@@ -271,7 +271,9 @@ class OutputFile:
         surface = inspect_existing(self.path, self.grid, identity=identity, measures=measures, overwrite=overwrite)
         if surface is not None:
             counts = "; ".join(f"{name}: {surface.counts(name)['done']:,} points done" for name in surface.status)
-            return f"; that file exists and would be continued ({counts or 'no point done'})"
+            note = method_note(surface)
+            told = f"; {note}" if note else ""
+            return f"; that file exists and would be continued ({counts or 'no point done'}{told})"
         if self.path.exists():
             return "; that file exists and would be started anew (--overwrite)"
         return ""

@@ -20,7 +20,7 @@ from lossmap.cli import output
 from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.grid_window import AUTO
+from lossmap.cli.grid_window import AUTO, auto_count
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, PlaneSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.geometry.grid import Grid
@@ -142,7 +142,7 @@ def make(settings: Settings, world: World) -> int:
     files: list[Path] = []
     if settings.model.model_folder:
         files = world.together(lambda: run_files(settings.model))
-    counts = _counts_around_path(settings.plane)
+    counts = world.together(lambda: _counts_around_path(settings, say))
     settings = _with_origin_and_ticks(settings, files)
     machine = device.prepare_machine(settings.run, world)
     needs_data = _needs_data(settings)
@@ -250,12 +250,17 @@ def _with_origin_and_ticks(settings: Settings, files: Sequence[Path]) -> Setting
     return settings
 
 
-def _counts_around_path(plane: PlaneSettings) -> dict[str, int]:
-    """How many ticks each axis gets around a path: --x=auto:N says it, and of y too where --y does not."""
-    counts = {}
-    for axis, text in (("x", plane.x), ("y", plane.y or plane.x)):
-        auto = AUTO.fullmatch(text)
-        counts[axis] = int(auto[1]) if auto and auto[1] else TICKS_AROUND_PATH
+def _counts_around_path(settings: Settings, say: output.Printer) -> dict[str, int]:
+    """How many ticks each axis gets around a path: --x=auto:N says it, and of y too where --y does not.
+
+    Raises UsageError as `auto_count` does.
+    """
+    plane = settings.plane
+    texts = {"x": plane.x, "y": plane.y or plane.x}
+    counts = {axis: auto_count(axis, text, TICKS_AROUND_PATH) for axis, text in texts.items()}
+    idle = [f"--{axis}" for axis in texts if axis in settings.explicit and not AUTO.fullmatch(texts[axis])]
+    if plane.proj_file and idle:
+        say(f"not used: {' and '.join(idle)}; the ticks of a path lie around it, auto:COUNT says how many")
     return counts
 
 

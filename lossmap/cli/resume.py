@@ -20,6 +20,7 @@ from lossmap.cli.setting_groups import moving_parameters
 from lossmap.cli.settings import UsageError, decode_settings
 from lossmap.cli.trust import code_files, confirm_code
 from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of
+from lossmap.io.methods import method_note
 from lossmap.io.printable import printable
 from lossmap.io.provenance import PYTHON
 from lossmap.io.read import journal_of, read
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_finished(surface, Path(own.file)) and not more:
         if launched_rank() == 0:
             print(printable(f"{own.file}: nothing is left to do"))
+            if (note := method_note(surface)) is not None:
+                print(note)
         return EXIT_CODES[surface.outcome]
     plan = plan_of(own, surface)
     if not own.trust:

@@ -44,6 +44,9 @@ def parameters_setting() -> Any:
     )
 
 
+ALL_BY_NAME = "all by --parameters"  # of a result whose directions are recorded as of all: not those by default
+
+
 def moving_parameters(stored: Mapping[str, Any], surface: Surface) -> str:
     """The parameters that move along the plane of a result, for --plane-parameters.
 
@@ -55,6 +58,8 @@ def moving_parameters(stored: Mapping[str, Any], surface: Surface) -> str:
     recipe = group.attributes if group else surface.settings.get("file", {}).get("direction", {}).get("x", {})
     if "parameters" not in recipe:
         return "all"
+    if recipe["parameters"] == "all" and not stored.get("plane_parameters"):
+        return ALL_BY_NAME
     return str(stored.get("plane_parameters") or stored.get("parameters") or recipe["parameters"])
 
 
@@ -200,14 +205,15 @@ class PlaneSettings:
     @property
     def moving(self) -> str:
         """The parameters that move."""
-        return self.plane_parameters or self.parameters or "all"
+        named = self.plane_parameters or self.parameters or "all"
+        return "all" if named == ALL_BY_NAME else named
 
     @property
     def parameters_of_directions(self) -> str | None:
         """The parameters that a gradient or an eigenvector as an axis is by; None for those of default."""
         if self.plane_parameters == "all":  # a result made before a plane could be told what moves
             return None
-        return self.plane_parameters or self.parameters
+        return self.moving if self.plane_parameters or self.parameters else None
 
     @property
     def hessian_parameters(self) -> str:

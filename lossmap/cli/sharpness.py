@@ -118,6 +118,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
         announce(world, "sharpness", lambda: price_of_sharpness(measure, workers))
         return 0
+    world.together(measure.refuse_without_loss)
     grid = Grid(np.arange(len(measure.tasks)))
     store = output.on_rank_0(world, lambda: _file(path, grid, measure, settings, machine.describe(), world.size))
     if store is not None:
@@ -206,7 +207,7 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         own = None
         if state:
             first, unsafe = next(iter(problems.values())), settings.model.unsafe_load
-            flag = STATE_FLAG if model is settings.model else f"{STATE_FLAG}, for a checkpoint of --compare in its file"
+            flag = STATE_FLAG if model is settings.model else f"{STATE_FLAG}, of {state} for --compare"
             own = world.together(partial(preconditioner_from, state, first, unsafe, flag))
         twin: Any = None
         if factor is not None:

@@ -134,6 +134,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         _describe(measure, subjects, path, say)
         announce(world, "spectrum", lambda: price_of(measure, workers, prices(measure)))
         return 0
+    world.together(measure.refuse_without_loss)
     grid = Grid(np.arange(len(measure.tasks)))
     store = output.on_rank_0(world, lambda: _file(path, grid, measure, settings, machine.describe(), world.size))
     if store is not None:

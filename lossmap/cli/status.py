@@ -23,6 +23,7 @@ from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import UsageError, setting
 from lossmap.cli.whole_result import ShardState, queue_sentences, read_whole, shard_line
 from lossmap.io import attempts
+from lossmap.io.methods import method_note
 from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.refined import refinement_note
@@ -173,6 +174,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
         ),
         "refined": refinement_note(surface),
         "sampled": sampling_note(surface),
+        "method": method_note(surface),
         "queue": [],
         "shards": [],
     }
@@ -242,6 +244,8 @@ def text(progress: dict[str, Any]) -> str:
         lines.append(progress["refined"])
     if progress["sampled"]:
         lines.append(progress["sampled"])
+    if progress["method"]:
+        lines.append(progress["method"])
     for measure, m in progress["measures"].items():
         if m["took"] and measure in progress["estimate"]:
             comparison = side_by_side(progress["estimate"][measure], m["took"], not m["left"])

@@ -73,6 +73,20 @@ def mean_loss(problem: Problem, total: Total = single_rank) -> float:
     return float(loss_sum / samples)
 
 
+def refuse_without_loss(problem: Problem, total: Total = single_rank) -> None:
+    """Raises FloatingPointError where the mean loss is no number: a batch of NaN counts, and has no second derivative.
+
+    Price: a forward pass over the data.
+    """
+    refuse_no_number(mean_loss(problem, total))
+
+
+def refuse_no_number(loss: float) -> None:
+    """Raises FloatingPointError for a mean loss that is NaN or infinite."""
+    if not isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")
+
+
 def _add_to(entry: Tensor, loss: Tensor) -> None:
     """Adds a batch's loss to a sum on its device: the host waits for no batch."""
     entry += in_float64(loss.detach()).to(entry.device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lossmap.curvature.build import build_operator
+from lossmap.curvature.gradient import refuse_without_loss
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.drawn_loss import Draws
@@ -40,6 +41,7 @@ def hessian(
     Raises:
         ValueError: for weights in less than float32, for a loss that cannot be differentiated twice in good faith (the
             operation is named), for parameters that match nothing, and for an unknown backend.
+        FloatingPointError: where the mean loss is NaN or infinite.
 
     Example:
         >>> import torch, lossmap
@@ -50,7 +52,7 @@ def hessian(
         [1.0, 4.0]
 
     """
-    return build_operator(problem, "hessian", parameters, backend=backend, memory=memory)
+    return _matrix(problem, "hessian", parameters, backend, memory)
 
 
 @checked_keywords
@@ -72,6 +74,7 @@ def gauss_newton(
 
     Raises:
         ValueError: as `hessian`, and for a problem of `Problem.custom`, which does not keep outputs and loss apart.
+        FloatingPointError: where the mean loss is NaN or infinite.
 
     Example:
         >>> import torch, lossmap
@@ -82,7 +85,7 @@ def gauss_newton(
         (2, 2)
 
     """
-    return build_operator(problem, "gauss-newton", parameters, backend=backend, memory=memory)
+    return _matrix(problem, "gauss-newton", parameters, backend, memory)
 
 
 @checked_keywords
@@ -111,6 +114,7 @@ def empirical_fisher(
     Raises:
         ValueError: as `gauss_newton`, and for a loss that couples the samples of a batch, or is a mean over something
             else, such as tokens.
+        FloatingPointError: where the mean loss is NaN or infinite.
 
     Example:
         >>> import torch, lossmap
@@ -122,7 +126,7 @@ def empirical_fisher(
         [2.0, 2.0]
 
     """
-    return build_operator(problem, "fisher", parameters, backend=backend, memory=memory)
+    return _matrix(problem, "fisher", parameters, backend, memory)
 
 
 @checked_keywords
@@ -157,6 +161,7 @@ def monte_carlo_fisher(
 
     Raises:
         ValueError: as `gauss_newton`, and for another loss, which is named.
+        FloatingPointError: where the mean loss is NaN or infinite.
 
     Example:
         >>> import torch, lossmap
@@ -169,4 +174,13 @@ def monte_carlo_fisher(
 
     """
     problem = replace(problem, draws=Draws(seed, draws))
-    return build_operator(problem, "mc-fisher", parameters, backend=backend, memory=memory)
+    return _matrix(problem, "mc-fisher", parameters, backend, memory)
+
+
+def _matrix(
+    problem: Problem, matrix: str, parameters: str, backend: str, memory: int | None
+) -> CurvatureOperator | LinearizedOperator:
+    """The matrix of this name, of a loss that is a number."""
+    operator = build_operator(problem, matrix, parameters, backend=backend, memory=memory)
+    refuse_without_loss(problem)
+    return operator

@@ -23,7 +23,7 @@ from lossmap.io.code_identity import changes_between, decoded, described
 from lossmap.io.memory_store import bookkeeping
 from lossmap.io.read import is_being_written, read, write_surface
 from lossmap.io.resume_check import Refused, axis_differences, short
-from lossmap.io.surface import FAILED, Surface, canonical, differences, spans
+from lossmap.io.surface import DONE, FAILED, TO_DO, Surface, canonical, differences, spans
 
 OF_A_SHARD = ("shard_points", "shard")
 
@@ -57,6 +57,7 @@ def merged(shards: Sequence[Surface], names: Sequence[str], result: str = "") ->
             described = "; ".join(f"{what} is {short(a)} there, {short(b)} here" for what, a, b in unequal)
             raise Refused(f"{names[0]} and {name} are not shards of one survey: {described}", unequal)
     code_notes = _code_notes(shards, names)
+    shards, method_notes = _of_one_method(shards, names)
     fields, about, status, measures = {}, {}, {}, {}
     for measure in dict.fromkeys(m for shard in shards for m in shard.status):
         having = [shard for shard in shards if measure in shard.status]
@@ -84,7 +85,7 @@ def merged(shards: Sequence[Surface], names: Sequence[str], result: str = "") ->
         measures=measures,
         settings=_settings(shards),
         failures=tuple(failures[key] for key in sorted(failures)),
-        attributes=_attributes(shards, names, result, code_notes),
+        attributes=_attributes(shards, names, result, [*code_notes, *method_notes]),
         groups={name: group for shard in reversed(shards) for name, group in shard.groups.items()},
         parts=_parts(shards, status),
         recent={},
@@ -122,6 +123,24 @@ def _differences(ours: Surface, theirs: Surface) -> list[tuple[str, Any, Any]]:
             if names[0] != names[1]:
                 unequal.append((f"{measure}: fields", ", ".join(names[0]), ", ".join(names[1])))
     return unequal
+
+
+def _of_one_method(shards: Sequence[Surface], names: Sequence[str]) -> tuple[list[Surface], list[str]]:
+    """The shards, where an earlier version has done some with its points to do again; what was done about it."""
+    result, notes = list(shards), []
+    for measure in dict.fromkeys(m for shard in shards for m in shard.status):
+        having = [i for i, shard in enumerate(shards) if measure in shard.status]
+        method = methods.method_of(shards[having[0]].settings.get("measures", {}).get(measure, {}))
+        if method is None or not any(methods.measured_by(shards[i], measure, method) for i in having):
+            continue
+        for i in having:
+            done = shards[i].status[measure] == DONE
+            if not methods.measured_by(shards[i], measure, method) and done.any():
+                status = np.where(done, TO_DO, shards[i].status[measure]).astype(np.uint8)
+                result[i] = replace(result[i], status={**result[i].status, measure: status})
+                what = methods.described(int(done.sum()), measure, method)
+                notes.append(f"{names[i]}: {what}; they are to be measured again")
+    return result, notes
 
 
 def _code_notes(shards: Sequence[Surface], names: Sequence[str]) -> list[str]:
@@ -170,11 +189,11 @@ def _parts(shards: Sequence[Surface], status: Mapping[str, np.ndarray]) -> dict[
 
 
 def _attributes(
-    shards: Sequence[Surface], names: Sequence[str], result: str, code_notes: Sequence[str]
+    shards: Sequence[Surface], names: Sequence[str], result: str, own_notes: Sequence[str]
 ) -> dict[str, Any]:
-    attributes = {
-        k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD and not k.startswith(methods.PREFIX)
-    } | methods.common(s.attributes for s in shards)
+    attributes = {k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD}
+    for shard in shards:  # points of another method are to do again
+        attributes |= {k: v for k, v in shard.attributes.items() if k.startswith(methods.PREFIX)}
     for name, value in attributes.items():
         if name.startswith("resolved_"):  # from which a survey is resumed: not as a shard any more
             resolved = json.loads(value) if isinstance(value, str) else dict(value)
@@ -191,7 +210,7 @@ def _attributes(
         **({"end": max(ends)} if len(ends) == len(shards) else {}),
     }
     chosen = {canonical({m: own.get("chosen") for m, own in s.settings.get("measures", {}).items()}) for s in shards}
-    notes = list(code_notes)
+    notes = list(own_notes)
     if len(chosen) > 1:
         notes.append("probes chose differently in the shards, so last bits may differ: " + "; ".join(sorted(chosen)))
     if notes:

@@ -1,12 +1,12 @@
 """How a measure finds its numbers, where an earlier version found them in a way that could be wrong.
 
 It stands in the file as a root attribute, `method_MEASURE`, and is no setting: a complete file is as complete as it
-was. In one that is not, the points that were done by another method are to be done again.
+was, and says so. In one that is not, the points that were done by another method are to be done again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +28,31 @@ class Method:
     before: str
 
 
+COPIES_COUNTED = Method("copies counted", "may have passed over copies of multiple eigenvalues")
+
+
+def method_of(settings: Mapping[str, Any]) -> Method | None:
+    """How numbers of these settings of a measure are found now; None where that never changed."""
+    counts = (part.partition(":")[2] for part in str(settings.get("which", "")).split(","))
+    return COPIES_COUNTED if any(count.isdigit() and int(count) > 1 for count in counts) else None
+
+
 def measured_by(result: MemoryStore | Surface, measure: str, method: Method) -> bool:
     """Whether all numbers of the measure were found by this method."""
     return str(result.attributes.get(f"{PREFIX}{measure}")) == method.name
 
 
-def sentence(path: object, measure: str, points: int, method: Method, again: bool) -> str:
-    """What is said of points that were done by another method, and are done again or left."""
-    what = f"{path}: {points:,} points of {measure!r} were measured by an earlier version, which {method.before}"
-    if again:
-        return f"{what}; they are measured again"
-    return f"{what}; all are done and left as they are: overwrite the file to measure them anew"
+def described(points: int, measure: str, method: Method) -> str:
+    """What is said of points that were done by another method, up to what becomes of them."""
+    return f"{points:,} points of {measure!r} were measured by an earlier version, which {method.before}"
 
 
-def common(surfaces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The methods that stand in the attributes of all these results alike."""
-    first, *others = ({k: v for k, v in s.items() if k.startswith(PREFIX)} for s in surfaces)
-    return {k: v for k, v in first.items() if all(o.get(k) == v for o in others)}
+def method_note(surface: Surface) -> str | None:
+    """What may be wrong with points that an earlier version has done; None where nothing is."""
+    for measure in surface.status:
+        method = method_of(surface.settings.get("measures", {}).get(measure, {}))
+        done = surface.counts(measure)["done"]
+        if method is not None and done and not measured_by(surface, measure, method):
+            left = surface.outcome == "unfinished"
+            return described(done, measure, method) + ("; they are measured again when it goes on" if left else "")
+    return None

@@ -157,7 +157,9 @@ class SurfaceFile:
         for measure, method in new.items():
             done = np.flatnonzero(self.memory.status(measure) == DONE)
             if done.size:
-                logger.warning("%s", methods.sentence(self.path, measure, done.size, method, again))
+                what = methods.described(done.size, measure, method)
+                left = "all are done and left as they are: with another file they are measured anew"
+                logger.warning("%s: %s; %s", self.path, what, "they are measured again" if again else left)
             if done.size and again:
                 self.reopen(measure, done)
             if again:  # last: a process that dies before it has the points to open again, no more

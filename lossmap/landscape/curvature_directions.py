@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lossmap.curvature.build import build_matrix
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient import loss_and_gradient, refuse_without_loss
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -84,6 +84,7 @@ def curved_direction(
         )
     with temporary_parameters(problem.model, {}):
         operator = build_matrix(problem, what, parameters or "weights")
+        refuse_without_loss(problem)
         if int(number or 1) > operator.size:
             raise ValueError(f"the direction {kind}: the Hessian has {operator.size} eigenvectors")
         scale = operator.scale if isinstance(operator, PreconditionedOperator) else None

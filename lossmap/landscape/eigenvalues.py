@@ -41,7 +41,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
 from lossmap.io.memory_store import with_unknown_fields
-from lossmap.io.methods import Method
+from lossmap.io.methods import Method, method_of
 from lossmap.keywords import checked_init
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.landscape.variance_remarks import VarianceRemarks
@@ -63,7 +63,6 @@ UNSEEN_SAFETY = 10.0
 MAX_TRACE_PRODUCTS = 60  # of the trace at one point, unless --max-products says otherwise
 MAX_NEIGHBOURS = 512  # whose eigenvectors are kept
 COPIES_APART = 0.1  # tolerances: eigenvalues that are nearer are taken for copies, each of which needs a start
-COPIES_COUNTED = Method("copies counted", "may have passed over copies of multiple eigenvalues")
 MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 
 
@@ -307,8 +306,7 @@ class EigenvalueMap:
     @property
     def method(self) -> Method | None:
         """How its numbers are found, where several of an end are requested; None where it never changed."""
-        is_new = any(has_places(Which.parse(part)) for part in self.parts if part != "trace")
-        return COPIES_COUNTED if is_new else None
+        return method_of({"which": self.which})
 
     def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The reading of a point of this measure as an earlier version kept it: what it did not have is NaN."""

@@ -95,6 +95,7 @@ def sharpness(
     )  # fmt: skip
     tasks = make_sharpness_tasks([SharpnessSubject(label, problem)], request, total=total)
     at_start = LossAtStart([tasks.subjects[0].problem])
+    tasks.refuse_without_loss()
     readings: dict[str, Any] = {}
     for number in range(len(tasks.tasks)):
         readings |= tasks((float(number),))

@@ -27,6 +27,7 @@ import numpy as np
 
 from lossmap import accelerators
 from lossmap.curvature.build import build_matrix, build_operator
+from lossmap.curvature.gradient import refuse_without_loss
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.linearized_operator import LinearizedOperator
@@ -158,6 +159,11 @@ class SharpnessTasks:
     def results(self, readings: Readings) -> dict[str, Sharpness]:
         """The values by label, from the numbers of the tasks; what failed or is not done is missing in them."""
         return {subject.label: self._result(i, readings) for i, subject in enumerate(self.subjects)}
+
+    def refuse_without_loss(self) -> None:
+        """Raises FloatingPointError where a subject's loss is no number, all ranks of a team together."""
+        for subject in self.subjects:
+            refuse_without_loss(subject.problem, self.total)
 
     def operator(self, subject: int) -> CurvatureOperator | LinearizedOperator:
         """The Hessian of a subject, made once on this rank."""

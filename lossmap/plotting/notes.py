@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lossmap.io.methods import method_note
 from lossmap.io.surface import Surface
 
 ENDS = ("max_eig", "min_eig")
@@ -14,7 +15,8 @@ AUDIT_CONFIDENCE = 0.95  # of the bound that an audit writes
 
 def accuracy_notes(surface: Surface) -> list[str]:
     """How sure the numbers are, one line each; empty where there is nothing to say."""
-    return [line for line in (_error_note(surface), audit_note(surface), noise_note(surface)) if line]
+    notes = (_error_note(surface), audit_note(surface), noise_note(surface), method_note(surface))
+    return [line for line in notes if line]
 
 
 def noise_note(surface: Surface) -> str:

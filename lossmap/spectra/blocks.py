@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from lossmap.curvature.build import build_matrix, notes_of, product_of
+from lossmap.curvature.gradient import refuse_without_loss
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.loss_at_start import LossAtStart
@@ -235,6 +236,7 @@ def layer_spectra(
     problem = with_preconditioner(problem, preconditioner, "all")
     at_start = LossAtStart([problem])
     everything = build_matrix(problem, matrix, parameters, total)
+    refuse_without_loss(problem, total)
     check = check_by_all(  # each rank's was made by then, and is remembered
         total, everything.device, lambda: check_product(*_with_pattern(problem, matrix, parameters), distant=False)
     )

@@ -13,12 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 import torch
 
 from lossmap.curvature.build import build_matrix, notes_of
+from lossmap.curvature.gradient import refuse_no_number
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.loss_at_start import LossAtStart
 from lossmap.curvature.operators import Total, single_rank
@@ -276,8 +276,7 @@ def spectrum(
     at_start = LossAtStart([problem] if check else [])
     operator = build_matrix(problem, matrix, parameters, total, backend=backend, check=check)
     found = measured_gradient(problem, parameters, total)
-    if not isfinite(found.loss):
-        raise FloatingPointError(f"the loss is {found.loss} at these weights: there is no curvature to read here")
+    refuse_no_number(found.loss)
     result = spectrum_of(operator, name=matrix, layout=operator.layout, **how)
     samples = int(total(torch.tensor([float(problem.sample_count)], dtype=torch.float64))[0])
     at_start.refuse_change(total)

@@ -17,6 +17,7 @@ import numpy as np
 
 from lossmap import accelerators
 from lossmap.curvature.build import build_matrix, notes_of
+from lossmap.curvature.gradient import refuse_without_loss
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
@@ -199,6 +200,11 @@ class SpectrumTasks:
                 check=self.check_of(subject),
             )
         return self.made[i, which]
+
+    def refuse_without_loss(self) -> None:
+        """Raises FloatingPointError where a subject's loss is no number, all ranks of a team together."""
+        for subject in self.subjects:
+            refuse_without_loss(subject.problem, self.total)
 
     def check_of(self, subject: Subject) -> bool | ProductCheck:
         """What is known of a subject's products, or whether to look."""

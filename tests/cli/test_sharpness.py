@@ -83,7 +83,7 @@ def test_the_eigenvalue_that_adams_step_sees_stands_in_table_survival_and_pictur
     torch.save(zoo.build("mlp", widths=(64, 5, 10)).state_dict(), "plain.pt")
     for extra in (["--optimizer-state", "plain.pt"], ["--optimizer-state", "a.pt", "--compare", "p=plain.pt"]):
         assert main([*few, *extra, "--surf-file", "q.h5"]) == 2
-        told = ", for a checkpoint of --compare in its file" if "--compare" in extra else ""
+        told = ", of plain.pt for --compare" if "--compare" in extra else ""
         assert f"--optimizer-state{told}: plain.pt holds no state of an optimizer" in capsys.readouterr().err
 
 
