@@ -103,7 +103,7 @@ def parse(
     for group in groups:
         own = {f.name: convert(f, group, values[f.name]) for f in fields(group) if f.name in values}
         made[group_name(group)] = group(**own)
-    return Settings(made, values, [*line.notes, *idle_settings(made.values(), given)])
+    return Settings(made, values, [*line.notes, *idle_settings(made.values(), given)], given)
 
 
 class _Parser(argparse.ArgumentParser):

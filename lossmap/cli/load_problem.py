@@ -116,13 +116,12 @@ def problem_and_files(
 def not_used(settings: Settings) -> list[str]:
     """A sentence on the flags for what a factory of a whole problem makes itself, where both were given; else none.
 
-    A result that is continued says all settings, those by default too.
+    A result that is continued names all settings, those by default too, which are none that somebody gave.
     """
     by_default = {f.name: f.default for group in (settings.model, settings.data) for f in fields(group)}
-    given = {**vars(settings.model), **vars(settings.data)}
-    idle = ", ".join(
-        flag_of(name) for name in MADE_BY_PROBLEM if name in settings.explicit and given[name] != by_default[name]
-    )
+    values = {**vars(settings.model), **vars(settings.data)}
+    meant = settings.given | {n for n in settings.explicit & by_default.keys() if values[n] != by_default[n]}
+    idle = ", ".join(flag_of(name) for name in MADE_BY_PROBLEM if name in meant)
     factory = settings.data.problem
     return [f"--problem {factory} makes model, data and loss itself; not used: {idle}"] if factory and idle else []
 

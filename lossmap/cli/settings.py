@@ -75,11 +75,14 @@ class Settings:
 
     explicit  the names that were set by a flag, by TOML or by a result file
     notes     sentences for the person, such as a flag without purpose
+    given     of the explicit names those that a flag or TOML has set now
     """
 
-    def __init__(self, groups: Mapping[str, Any], explicit: Iterable[str], notes: Sequence[str]) -> None:
+    def __init__(
+        self, groups: Mapping[str, Any], explicit: Iterable[str], notes: Sequence[str], given: Iterable[str] = ()
+    ) -> None:
         self._groups = dict(groups)
-        self.explicit = frozenset(explicit)
+        self.explicit, self.given = frozenset(explicit), frozenset(given)
         self.notes = tuple(notes)
 
     def __getattr__(self, name: str) -> Any:
@@ -90,11 +93,12 @@ class Settings:
 
     def changed(self, group: str, **values: Any) -> Settings:
         """The same settings but for these values of one group."""
-        return Settings({**self._groups, group: replace(self._groups[group], **values)}, self.explicit, self.notes)
+        groups = {**self._groups, group: replace(self._groups[group], **values)}
+        return Settings(groups, self.explicit, self.notes, self.given)
 
     def noted(self, *notes: str) -> Settings:
         """The same settings with further notes."""
-        return Settings(self._groups, self.explicit, (*self.notes, *notes))
+        return Settings(self._groups, self.explicit, (*self.notes, *notes), self.given)
 
     def resolved(self) -> dict[str, Any]:
         """Every setting as one flat dict that JSON can hold, off which `parse(..., defaults=...)` makes it again."""

@@ -9,7 +9,7 @@ what fits several ways, or leaves tensors over, is refused with the flag that de
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lossmap.data.loading_rules import EXTRA_STATE, converted, has_rules, state_to_load
+from lossmap.data.checkpoint_values import plain
+from lossmap.data.loading_rules import EXTRA_STATE, converted, converted_in_part, has_rules, state_to_load
 
 State = dict[str, Tensor]
 
@@ -43,6 +44,7 @@ class NamedTensors(State):
 # The keys under which people's files hold the weights, the first of those that fit before the others.
 USUAL_KEYS = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
 MAX_DEPTH = 8  # of nested entries that are looked into
+MAX_FRONTS = 3  # prefixes, the most frequent, behind which what the model's rules load is looked for
 MAX_LISTED = 8  # names in one sentence
 _AVERAGED = "n_averaged"  # beside `module.` in what AveragedModel saves: how many models it has averaged
 _COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and no evaluation reads it
@@ -165,7 +167,7 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     is_full = any(selection.allow_unexpected or not fit.extra for fit in fits.values())
     if not is_full and has_rules(model):
         renamed = {key: fit for key, state in chosen.items() if (fit := _fit_by_rules(state, model, prefix))}
-        fits = renamed or fits
+        fits = renamed or fits or {k: fit for k, s in chosen.items() if (fit := _fit_in_part(s, model, prefix))}
     if not fits:
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, prefix))
     if no_key and len(fits) > 1:
@@ -204,16 +206,35 @@ def _refuse_lazy(own: Mapping[str, Tensor], model: str) -> None:
 
 def _fit_by_rules(state: State, model: nn.Module, prefix: str | None) -> Fit | None:
     """What the model's own rules make of the tensors, where they leave none missing and none over."""
-    prefixes = _as_given(prefix) if prefix is not None else _common_beginnings(state)
-    for front in prefixes:
-        here = {k.removeprefix(front): t for k, t in state.items() if k.startswith(front)}
-        extra = {k.removeprefix(front): v for k, v in _extra(state).items() if k.startswith(front)}
-        given = state_to_load({**here, **extra}, _versions(state, front))
+    for front in _as_given(prefix) if prefix is not None else _common_beginnings(state):
+        given = _behind(front, state)
         loaded = converted(model, state_to_load(given, _versions(state, front)), strict=True)
         if loaded is not None:
             elsewhere = tuple(k for k in state if not k.startswith(front))
             return Fit(loaded, elsewhere=elsewhere, prefix=front, given=given)
     return None
+
+
+def _fit_in_part(state: State, model: nn.Module, prefix: str | None) -> Fit | None:
+    """The same where tensors are left over, behind the prefix or with another one, such as those of a criterion."""
+    fronts = Counter(f"{name.partition('.')[0]}." for name in state if "." in name)
+    common = [front for front, _ in fronts.most_common(MAX_FRONTS)]
+    for front in _as_given(prefix) if prefix is not None else ["", *common]:
+        given = _behind(front, state)
+        found = converted_in_part(model, state_to_load(given, _versions(state, front)))
+        if found is not None:
+            loaded, extra = found
+            elsewhere = tuple(k for k in state if not k.startswith(front))
+            kept = state_to_load({k: t for k, t in given.items() if k not in extra}, _versions(state, front))
+            return Fit(loaded, tuple(front + name for name in extra), elsewhere, prefix=front, given=kept)
+    return None
+
+
+def _behind(front: str, state: State) -> OrderedDict[str, Any]:
+    """What stands behind a prefix, under the names that it has there."""
+    entries = {**state, **_extra(state)}
+    here = {k.removeprefix(front): t for k, t in entries.items() if k.startswith(front)}
+    return state_to_load(here, _versions(state, front))
 
 
 def _common_beginnings(names: Iterable[str]) -> list[str]:
@@ -283,7 +304,7 @@ def _refuse_torn(state: State, own: Mapping[str, Tensor], model: str, origin: st
     first: dict[int, str] = {}
     for name, tensor in state.items():
         other = first.setdefault(id(own[name]), name)
-        if other != name and not torch.equal(state[other], tensor):
+        if other != name and not torch.equal(plain(state[other]), plain(tensor)):
             raise ValueError(
                 f"{origin} is of another architecture than {model}; {other} and {name} are one tensor in the model "
                 "(tied), and differ there"
@@ -362,7 +383,9 @@ def _without_wrappers(state: State, origin: str) -> State:
     for name, tensor in state.items():
         clean = _clean(name)
         other = full.setdefault(clean, name)
-        if other != name and not (tensor.shape == tensors[clean].shape and torch.equal(tensors[clean], tensor)):
+        if other != name and not (
+            tensor.shape == tensors[clean].shape and torch.equal(plain(tensors[clean]), plain(tensor))
+        ):
             raise ValueError(
                 f"{origin} holds {other} and {name}, which are one tensor's names inside and outside of a wrapper, and "
                 "differ: save those that are meant alone"

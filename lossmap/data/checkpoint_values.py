@@ -6,8 +6,10 @@ scale, or real parts alone; and into buffers what they cannot hold: 300 as 44 in
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ def _is_changed(t: Tensor, own: Tensor | None) -> bool:
     """Whether the model's tensor would hold other numbers, by more than the rounding of floating-point ones."""
     if own is None or own.dtype == t.dtype or t.is_quantized:
         return False
-    t, made = _plain(t), _plain(t).to(own.dtype)
+    t, made = plain(t), plain(t).to(own.dtype)
     if made.is_floating_point() or made.is_complex():
         return bool((t.isfinite() & ~made.isfinite()).any())
     return not torch.equal(made.to(t.dtype), t)
@@ -72,7 +74,17 @@ def readable_values(state: Mapping[str, Tensor], model: nn.Module, origin: str) 
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{origin} {misfit.text}: {', '.join(names[:3])}{more}")
-    return {name: _plain(t) for name, t in state.items()}
+    return {name: plain(t) for name, t in state.items()}
+
+
+def readable_given(given: Mapping[str, Any], origin: str) -> OrderedDict[str, Any]:
+    """What the model's own rules load, sparse tensors as dense, with its versions. Raises as `readable_values` does."""
+    if any(isinstance(t, Tensor) and t.is_meta for t in given.values()):
+        raise ValueError(f"{origin} {MISFITS[0].text}: {next(n for n, t in given.items() if _is_meta(t, None))}")
+    dense = OrderedDict((name, plain(t) if isinstance(t, Tensor) else t) for name, t in given.items())
+    if hasattr(given, "_metadata"):
+        dense._metadata = given._metadata  # type: ignore[attr-defined]
+    return dense
 
 
 def buffers_told(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> tuple[str, ...]:
@@ -100,7 +112,7 @@ def _is_float8(t: Tensor) -> bool:
     return t.is_floating_point() and t.element_size() == 1
 
 
-def _plain(t: Tensor) -> Tensor:
+def plain(t: Tensor) -> Tensor:
     """The tensor as dense, and in a format that can be computed with."""
     dense = t if t.layout == torch.strided else t.to_dense()
     return dense.float() if _is_float8(dense) else dense

@@ -42,7 +42,8 @@ from lossmap.data.checkpoint_match import (
     listed,
     states_in,
 )
-from lossmap.data.checkpoint_values import buffers_told, readable_values, refuse_scaled
+from lossmap.data.checkpoint_values import buffers_told, readable_given, readable_values, refuse_scaled
+from lossmap.data.loading_rules import state_to_load
 from lossmap.special_files import not_a_file
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class Checkpoint:
         fit = fitted(self.states, model, self.path, selection)
         refuse_scaled(fit.state, fit.extra, self.path)
         notes = (*fit.notes, *buffers_told(fit.state, model, self.path))
-        return replace(fit, state=readable_values(fit.state, model, self.path), notes=notes)
+        given = None if fit.given is None else readable_given(fit.given, self.path)
+        return replace(fit, state=readable_values(fit.state, model, self.path), given=given, notes=notes)
 
 
 def load_checkpoint(path: str | Path, unsafe: bool = False, homes: Sequence[str] = ()) -> Checkpoint:
@@ -424,14 +426,15 @@ def load_into(
     fit = state.fit(model, selection)
     if finite:
         finite_or_named(fit.state, state.path)
-    model.load_state_dict(_in_layout_of(model, fit.state) if fit.given is None else fit.given, strict=False)
+    model.load_state_dict(_in_layout_of(model, fit.state if fit.given is None else fit.given), strict=False)
     return fit.notes
 
 
-def _in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_layout_of(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tensors, which were read as dense, sparse again where the model's own are."""
     own = {name: t.layout for name, t in model.named_buffers() if t.layout != torch.strided}
-    return {name: t.to_sparse(layout=own[name]) if name in own else t for name, t in state.items()}
+    here = {name: state[name].to_sparse(layout=layout) for name, layout in own.items() if name in state}
+    return state_to_load({**state, **here}, getattr(state, "_metadata", None)) if here else state
 
 
 def file_sha256(path: str | Path) -> str:

@@ -92,11 +92,14 @@ def _pickled(path: Path, name: str) -> tuple[Bytes, Labels]:
         y = np.asarray([] if labels is None else labels)
         if y.size and y.dtype.kind not in "iu":
             raise ValueError(f"they are of dtype {y.dtype}")
+        if y.size and y.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{y.max()} is among them")
         y = y.astype(np.int64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is no batch of {name}: its {key.decode()} are no whole numbers: {error}") from None
+        raise ValueError(f"{path} is no batch of {name}: its {key.decode()} are no classes: {error}") from None
     if y.shape != (len(data),):
-        raise ValueError(f"{path} is no batch of {name}: {len(data)} images and {y.size} {key.decode()}")
+        labels = f"{y.size} {key.decode()}" if y.ndim == 1 else f"{key.decode()} of shape {y.shape}"
+        raise ValueError(f"{path} is no batch of {name}: {len(data)} images and {labels}")
     return data.reshape(-1, 3, 32, 32), _checked(path, name, y)
 
 

@@ -47,14 +47,31 @@ def converted(model: nn.Module, state: OrderedDict[str, Any], strict: bool) -> d
 
     strict  whether all that the model has must be there, and nothing else
     """
+    found = _loaded(model, state, strict)
+    return None if found is None else found[0]
+
+
+def converted_in_part(
+    model: nn.Module, state: OrderedDict[str, Any]
+) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+    """The same where the model lacks some of the names, and these; None where anything of the model is missing."""
+    found = _loaded(model, state, False)
+    keys: Any = None if found is None else found[1]
+    if found is None or not hasattr(keys, "missing_keys") or keys.missing_keys:
+        return None
+    return found[0], tuple(keys.unexpected_keys)
+
+
+def _loaded(model: nn.Module, state: OrderedDict[str, Any], strict: bool) -> tuple[dict[str, Tensor], Any] | None:
+    """What a copy of the model without storage holds once it has loaded a state, and what loading returned."""
     own = [*model.parameters(), *model.buffers()]
     try:
         bare = copy.deepcopy(model, {id(t): _without_storage(t) for t in own})
-        bare.load_state_dict(state, strict=strict, assign=True)
+        keys = bare.load_state_dict(state, strict=strict, assign=True)
         loaded = bare.state_dict()
     except Exception:  # rules are the user's code, and may raise any
         return None
-    return {name: t.detach() for name, t in loaded.items() if isinstance(t, Tensor) and not t.is_meta}
+    return {name: t.detach() for name, t in loaded.items() if isinstance(t, Tensor) and not t.is_meta}, keys
 
 
 def _without_storage(tensor: Tensor) -> Tensor:

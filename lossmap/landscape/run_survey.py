@@ -34,7 +34,7 @@ from lossmap.landscape.survey_file import (
     described_plane,
     measured_problems,
     open_survey_file,
-    precision_of,
+    read_as,
     stored_choice,
 )
 from lossmap.landscape.survey_recorder import Progress, Recorder
@@ -246,7 +246,7 @@ def _prepared(
             store.put(name, group)
         for measure, of_points in zip(measures, (_checked_indices(points, grid), None), strict=True):
             if measure is not None:
-                store.declare(measure.name, measure.fields, {**precision_of(measure), **measure.settings}, of_points)
+                store.declare(measure.name, measure.fields, {**read_as(measure), **measure.settings}, of_points)
     elif refine is None:
         refinement.measure_all(store, measures[0].name, measures[0].fields)
     return store

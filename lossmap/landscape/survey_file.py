@@ -167,10 +167,19 @@ def measured_with(measure: Any) -> dict[str, Any]:
     return settings_of(problems, getattr(measure, "autocast", None))
 
 
-def precision_of(measure: Any) -> dict[str, str]:
-    """The precision that a measure computes in, as `measured_with` names it: what errors of rounding rest on."""
-    first = next(iter(problems_of(measure).values()), None)
-    return {} if first is None else {"precision": _precision(first, getattr(measure, "autocast", None))}
+def read_as(measure: Any) -> dict[str, Any]:
+    """The precision that a measure computes in, and how its loss is evaluated, as `measured_with` names them."""
+    problems = problems_of(measure)
+    first = next(iter(problems.values()), None)
+    if first is None:
+        return {}
+    return {"precision": _precision(first, getattr(measure, "autocast", None)), **_evaluation_of(problems)}
+
+
+def _evaluation_of(problems: Mapping[str, Problem]) -> dict[str, list[str]]:
+    """The sentences on how losses are evaluated, as a setting; none where there are none."""
+    notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
+    return {EVALUATION: list(notes)} if notes else {}
 
 
 def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = None) -> dict[str, Any]:
@@ -179,17 +188,14 @@ def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = 
     from lossmap.landscape.loss_name import loss_name
 
     first = next(iter(problems.values()))
-    settings: dict[str, Any] = {
+    return {
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
         "samples": {split: p.data.samples for split, p in problems.items()},
         MODEL: structure_digest(first.model),
         "loss": loss_name(first),
         "precision": _precision(first, autocast),
+        **_evaluation_of(problems),
     }
-    notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
-    if notes:
-        settings[EVALUATION] = list(notes)
-    return settings
 
 
 def structure_digest(model: torch.nn.Module) -> str:

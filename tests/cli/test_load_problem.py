@@ -92,6 +92,9 @@ def test_flags_of_what_a_problem_makes_itself_are_said_to_be_unused(words, said,
     assert ("not used" in capsys.readouterr().out) is bool(said)
     problem_and_files(settings, world, prepare_machine(settings.run, world))
     assert said in capsys.readouterr().out
+    again = COMMAND.parse([], defaults=settings.resolved())  # as of a result that is continued, which holds all
+    problem_and_files(again, world, prepare_machine(again.run, world))
+    assert ("not used" in capsys.readouterr().out) is bool(said)
 
 
 def test_a_problem_by_a_tuple_of_too_many():

@@ -194,3 +194,15 @@ def test_a_dry_run_of_a_plane_writes_nothing_and_makes_no_direction_of_curvature
     assert main(["plane", *flags, "--dry-run"]) == 0
     assert "nothing was computed, and nothing was written (--dry-run)" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_directions_of_all_parameters_by_name_are_resumed_and_taken_by_like(folder, capsys):
+    run("surface", "--parameters all --x=-1:1:5 --surf-file s.h5 --stop-after 0", 75)
+    assert main(["resume", "s.h5"]) == 0
+    assert main(["eigenmap", "--like", "s.h5", "--which", "top:1"]) == 0
+    assert main(["resume", "s.h5"]) == 0
+    capsys.readouterr()
+    run("eigenmap", "--parameters all --x=-1:1:3 --surf-file e.h5 --stop-after 0", 75)
+    assert main(["resume", "e.h5", "--stop-after", "0"]) == 75
+    assert main(["resume", "e.h5"]) == 0  # settings that a resumed run has stored
+    assert lossmap.read("e.h5", lossmap.Surface)["max_eig"].size == 3

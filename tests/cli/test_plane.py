@@ -193,6 +193,11 @@ def test_a_path_is_drawn_on_its_plane_though_that_was_made_in_another_precision(
     assert command_line([*counted.split(), "--proj-file", "counted.h5"]) == 0
     grid = lossmap.read("counted.h5").grid
     assert grid.shape == (7, 9) and (grid.x[0], grid.y[-1]) == (around.x[0], around.y[-1])
+    capsys.readouterr()
+    assert command_line([*auto.replace("--x auto", "--x=-1:1:5").split(), "--proj-file", "given.h5"]) == 0
+    assert "not used: --x; the ticks of a path lie around it" in capsys.readouterr().out
+    assert command_line([*auto.replace("--x auto", "--x auto:1").split(), "--proj-file", "one.h5"]) == 2
+    assert "--x=auto:1: a window around a path has 2 ticks or more" in capsys.readouterr().err
     surface = f"surface {pca} --x=-1:1:2 --samples 20 --proj-file path.h5 --surf-file s.h5 --precision float64"
     assert command_line(surface.split()) == 0
     assert "trajectory" in lossmap.read("s.h5").groups

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lossmap import zoo
+from lossmap.cli.__main__ import main as lossmap
 from lossmap.cli.spectrum import COMMAND, main
 from lossmap.cli.spectrum_subjects import backend_choices
 from lossmap.data.problem import Problem
@@ -201,3 +202,26 @@ def test_a_rank_whose_share_has_no_weight_plans_the_products_of_the_others(tmp_p
     assert subjects[0].problem.weight == 0
     choices = backend_choices(COMMAND.parse(["--top", "1"]), subjects, tmp_path / "none.h5")
     assert len(choices) == 2 and all(choices)
+
+
+UNLABELLED = """
+import torch
+from torch.nn import functional as F
+
+def problem():
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(4, 3), torch.randn(12, 4), torch.randint(3, (12,))
+    y[4:8] = -100  # all labels of one batch are ignored, of which the mean is 0 / 0
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 12, 4)]
+    return model, batches, lambda m, b: F.cross_entropy(m(b[0]), b[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "command", ["spectrum", "spectrum --layers tensor", "sharpness --radius absolute:0.1", "surface --xdir hessian:max"]
+)
+def test_a_loss_that_is_no_number_is_refused_by_every_command_of_curvature(here, command, capsys):
+    (here / "own.py").write_text(UNLABELLED)
+    assert lossmap([*command.split(), "--problem", "own.py:problem", "--surf-file", "s.h5"]) == 2
+    assert "the loss is nan at these weights: there is no curvature to read here" in capsys.readouterr().err
+    assert not (here / "s.h5").exists()

@@ -406,6 +406,15 @@ def test_sparse_and_complex_tensors_of_real_numbers_are_read():
     assert torch.equal(model.weight.detach(), weight)
 
 
+def test_sparse_weights_that_are_tied_are_read_and_torn_ones_refused():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    load_into(model, {"0.weight": torch.eye(3).to_sparse(), "1.weight": torch.eye(3).to_sparse()})
+    assert torch.equal(model[1].weight.detach(), torch.eye(3))
+    with pytest.raises(ValueError, match="are one tensor in the model"):
+        load_into(model, {"0.weight": torch.eye(3).to_sparse(), "1.weight": 2 * torch.eye(3).to_sparse()})
+
+
 def test_a_pipe_is_refused_where_reading_it_would_wait_for_ever(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
     for look in (load_checkpoint, kind_of, file_sha256):

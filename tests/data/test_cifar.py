@@ -102,7 +102,18 @@ class Trap:
         (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"its data must have shape \(N, 3072\)"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "2 images and 1 labels"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}), "2 images and 0 labels"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0.0, 1.5]}), "labels are no whole numbers: "),
+        (
+            pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": np.zeros((2, 1), int)}),
+            r"2 images and labels of shape \(2, 1\)",
+        ),
+        (
+            pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": np.array([1 << 63], np.uint64)}),
+            "labels are no classes: 9223372036854775808 is among them",
+        ),
+        (
+            pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0.0, 1.5]}),
+            "labels are no classes: they are of dtype float64",
+        ),
         (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [11]}), "the label 11; cifar10 has 10 classes"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]})[:300], "is no batch of cifar10"),
         (b"text", "is no batch of cifar10"),

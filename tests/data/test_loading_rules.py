@@ -198,3 +198,53 @@ def test_a_folder_is_refused_with_what_to_name_instead(tmp_path):
     (tmp_path / ".metadata").write_bytes(b"")
     with pytest.raises(ValueError, match="format_utils dcp_to_torch"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("front", ["", "model."])
+def test_what_is_beside_tensors_that_rules_convert_is_left_out_aloud(front):
+    both = {
+        f"{front}both.weight": torch.randn(4, 3),
+        f"{front}query.bias": torch.ones(2),
+        f"{front}key.bias": -torch.ones(2),
+    }
+    model, extra = Split(), {f"{front}position_ids": torch.arange(3)}
+    with pytest.raises(ValueError, match=f"unexpected: {front}position_ids; all that the model has is there"):
+        load_into(model, {**both, **extra})
+    notes = load_into(model, {**both, **extra}, selection=Selection(allow_unexpected=True))
+    assert notes == (f"the checkpoint: left out, since the model has no such tensors: {front}position_ids",)
+    assert torch.equal(torch.cat([model.query.weight, model.key.weight]), both[f"{front}both.weight"])
+    assert torch.equal(model.key.bias, -torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+def test_tensors_of_a_criterion_beside_those_that_rules_convert_are_left_out_aloud():
+    old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)))
+    state = {**{f"model.{k}": t for k, t in old.state_dict().items()}, "criterion.weight": torch.ones(3)}
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    (note,) = load_into(model, state)
+    assert "left out, since the model has no such tensors: criterion.weight" in note
+    assert torch.equal(model(torch.eye(3)), old(torch.eye(3)))
+
+
+def test_what_rules_do_not_make_of_a_file_is_another_architecture_all_the_same():
+    with pytest.raises(ValueError, match="of another architecture than Split; missing"):
+        load_into(Split(), {"both.weight": torch.randn(4, 3), "query.bias": torch.ones(2), "more": torch.ones(1)})
+
+
+def test_tensors_without_values_are_named_where_rules_convert_them():
+    both = {"both.weight": torch.empty(4, 3, device="meta"), "query.bias": torch.ones(2), "key.bias": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"holds no values \(meta tensors\), only shapes: .*: both.weight"):
+        load_into(Split(), both)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_weights_of_a_model_with_rules_are_read_and_a_sparse_buffer_stays_so(layout):
+    model, other = (nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))) for _ in range(2))
+    for net in (model, other):
+        net.register_buffer("adjacency", torch.eye(3).to_sparse(layout=layout))
+    state = {
+        k: t.to_sparse(layout=layout) if t.dim() == 2 and k != "adjacency" else t for k, t in other.state_dict().items()
+    }
+    load_into(model, state)
+    assert torch.equal(model[0].weight, other[0].weight) and model.adjacency.layout == layout

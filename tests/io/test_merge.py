@@ -8,7 +8,7 @@ import pytest
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.merge import merge, missing
-from lossmap.io.methods import Method
+from lossmap.io.methods import method_note, method_of
 from lossmap.io.read import Failure, Group, Refused, SurfaceFile, read, read_group
 
 FIELDS = (Field("train_loss", "nats", "loss"), Field("top", "1", "top", extra=("k", 2)))
@@ -57,12 +57,25 @@ def test_three_shards_make_the_file_of_one_job(tmp_path):
         assert store.todo("loss").size == 0
 
 
-def test_a_merged_file_is_of_a_method_where_all_its_shards_are(tmp_path):
-    counted = {"loss": Method("copies counted", "may have passed over copies")}
-    a, b = (shard(tmp_path / f"{name}.h5", np.arange(k, 12, 3), by_method=counted) for k, name in enumerate("ab"))
-    c = shard(tmp_path / "c.h5", np.arange(2, 12, 3))
+def test_a_shard_of_another_method_gives_its_points_up(tmp_path):
+    several = {"split": "train", "which": "top:2"}
+    counted = {"loss": method_of(several)}
+    a, b = (
+        shard(tmp_path / f"{name}.h5", np.arange(k, 12, 3), settings=several, by_method=counted)
+        for k, name in enumerate("ab")
+    )
+    c = shard(tmp_path / "c.h5", np.arange(2, 12, 3), settings=several)
     assert merge([a, b], tmp_path / "two.h5").attributes["method_loss"] == "copies counted"
-    assert "method_loss" not in merge([a, b, c], tmp_path / "three.h5").attributes
+    made = merge([a, b, c], tmp_path / "three.h5")
+    assert made.outcome == "unfinished" and made.missing("loss").tolist() == [2, 5, 8, 11]
+    assert "c.h5: 4 points of 'loss' were measured by an earlier version, which may" in made.attributes["merge_note"]
+    assert method_note(made) is None
+    with SurfaceFile.open(
+        tmp_path / "three.h5", GRID, identity={"model": "m"}, measures={"loss": (FIELDS, several)}, by_method=counted
+    ) as store:
+        assert store.todo("loss").tolist() == [2, 5, 8, 11]
+    old = [shard(tmp_path / f"{k}.h5", np.arange(k, 12, 2), settings=several) for k in range(2)]
+    assert "passed over copies" in method_note(merge(old, tmp_path / "old.h5"))
 
 
 def test_points_that_no_shard_has_are_reported(tmp_path):

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+import lossmap
 from lossmap.curvature.autotune import prepare
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid
 from lossmap.interrupt import Interrupted
+from lossmap.io.methods import method_note
 from lossmap.landscape import eigenvalues
 from lossmap.landscape.audit import better
 from lossmap.landscape.eigenvalues import EigenvalueMap, Neighbours, continued
@@ -175,7 +177,9 @@ def test_points_that_an_earlier_version_read_without_all_copies_are_read_again(t
             earlier.setattr(module, "has_places", lambda request: False)
         first = survey(measure(), grid, path=tmp_path / "e.h5", points=[0, 1])
     assert (np.abs(first["top_eig"][:2] - truth) > 10 * first["top_eig_error"][:2])[:, 1:].all()
+    assert "; they are measured again when it goes on" in method_note(lossmap.read(tmp_path / "e.h5"))
     surface = survey(measure(), grid, path=tmp_path / "e.h5")
+    assert method_note(surface) is None
     assert "measured by an earlier version, which may have passed over copies of multiple eigenvalues" in caplog.text
     assert surface.outcome == "complete"
     assert (np.abs(surface["top_eig"] - truth) <= surface["top_eig_error"]).all()

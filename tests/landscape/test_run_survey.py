@@ -377,3 +377,16 @@ def test_a_survey_in_memory_knows_its_plane_as_a_file_does(tmp_path):
         drawn = [{t.get_text() for axes in lossmap.draw(s).axes for t in axes.texts} for s in surfaces]
         assert drawn[0] == drawn[1]
         assert ("model 3" in drawn[0]) == (plane.recipes[0]["kind"] == "to")
+
+
+def test_how_a_loss_is_evaluated_is_told_without_a_file_too(tmp_path):
+    model = nn.Linear(3, 1)
+    problem = lossmap.Problem.custom(
+        model, lambda m, b: (m(b[0]) - b[1]).square().mean().sqrt(), [(torch.randn(4, 3), torch.randn(4, 1))] * 2
+    )
+    measure = lossmap.losses(problem, lossmap.random_plane(model, axes=1))
+    surface = survey(measure, Grid.line(0, 1, 2))
+    assert "is not a mean over its samples" in surface.evaluation[0]
+    surface.save(tmp_path / "s.h5")
+    assert read(tmp_path / "s.h5").evaluation == surface.evaluation
+    assert survey(measure, Grid.line(0, 1, 2), path=tmp_path / "f.h5").evaluation == surface.evaluation

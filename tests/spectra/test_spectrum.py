@@ -14,6 +14,7 @@ import lossmap
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
+from lossmap.landscape.curvature_directions import curved_direction
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.probabilistic_bounds import NO_LIMITS
 from lossmap.spectra.compare import compare, l2_path
@@ -372,6 +373,28 @@ def test_a_loss_that_is_not_finite_has_no_curvature():
         model[2].bias[0] = float("inf")
     with pytest.raises(FloatingPointError, match="there is no curvature to read here"):
         spectrum(Problem.supervised(model, "crossentropy", data()), check=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_where_one_batch_has_no_loss_no_way_reads_curvature(value):
+    """As a mean over no label of a batch: PyTorch's gradient of it is 0, and the batch counts all the same."""
+
+    def loss(model, batch):
+        own = nn.functional.mse_loss(model(batch[0]), batch[1])
+        return torch.where((batch[0] > 50).any(), own.detach() * 0 + value, own)
+
+    model = nn.Linear(4, 2)
+    batches = [(torch.randn(6, 4), torch.randn(6, 2)), (torch.full((6, 4), 99.0), torch.randn(6, 2))]
+    problem = Problem.custom(model, loss, batches)
+    for read in (
+        spectrum,
+        lossmap.layer_spectra,
+        lossmap.hessian,
+        lambda p: lossmap.sharpness(p, radius={}),
+        lambda p: curved_direction(p, "hessian:max"),
+    ):
+        with pytest.raises(FloatingPointError, match="there is no curvature to read here"):
+            read(problem)
 
 
 def test_masses_want_a_threshold_of_zero_or_more(problem):
