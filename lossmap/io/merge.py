@@ -130,7 +130,7 @@ def _of_one_method(shards: Sequence[Surface], names: Sequence[str]) -> tuple[lis
     result, notes = list(shards), []
     for measure in dict.fromkeys(m for shard in shards for m in shard.status):
         having = [i for i, shard in enumerate(shards) if measure in shard.status]
-        method = methods.method_of(shards[having[0]].settings.get("measures", {}).get(measure, {}))
+        method = methods.method_of(measure, shards[having[0]].settings.get("measures", {}).get(measure, {}))
         if method is None or not any(methods.measured_by(shards[i], measure, method) for i in having):
             continue
         for i in having:

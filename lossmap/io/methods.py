@@ -14,6 +14,7 @@ from lossmap.io.memory_store import MemoryStore
 from lossmap.io.surface import Surface
 
 PREFIX = "method_"
+OF_SEVERAL = ("eigen", "audit")  # measures that read several eigenvalues of one end at a point
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Method:
 COPIES_COUNTED = Method("copies counted", "may have passed over copies of multiple eigenvalues")
 
 
-def method_of(settings: Mapping[str, Any]) -> Method | None:
-    """How numbers of these settings of a measure are found now; None where that never changed."""
+def method_of(measure: str, settings: Mapping[str, Any]) -> Method | None:
+    """How numbers of a measure of these settings are found now; None where that never changed."""
+    if measure not in OF_SEVERAL:
+        return None
     counts = (part.partition(":")[2] for part in str(settings.get("which", "")).split(","))
     return COPIES_COUNTED if any(count.isdigit() and int(count) > 1 for count in counts) else None
 
@@ -50,7 +53,7 @@ def described(points: int, measure: str, method: Method) -> str:
 def method_note(surface: Surface) -> str | None:
     """What may be wrong with points that an earlier version has done; None where nothing is."""
     for measure in surface.status:
-        method = method_of(surface.settings.get("measures", {}).get(measure, {}))
+        method = method_of(measure, surface.settings.get("measures", {}).get(measure, {}))
         done = surface.counts(measure)["done"]
         if method is not None and done and not measured_by(surface, measure, method):
             left = surface.outcome == "unfinished"

@@ -306,7 +306,7 @@ class EigenvalueMap:
     @property
     def method(self) -> Method | None:
         """How its numbers are found, where several of an end are requested; None where it never changed."""
-        return method_of({"which": self.which})
+        return method_of(self.name, {"which": self.which})
 
     def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The reading of a point of this measure as an earlier version kept it: what it did not have is NaN."""

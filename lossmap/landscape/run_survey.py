@@ -24,6 +24,7 @@ import numpy as np
 from lossmap.geometry.grid import Field, Grid, Point
 from lossmap.io.disk import PathLike
 from lossmap.io.memory_store import MemoryStore, Store
+from lossmap.io.methods import PREFIX
 from lossmap.io.read import SurfaceFile
 from lossmap.io.surface import CHANGED, Surface
 from lossmap.keywords import checked_keywords
@@ -247,6 +248,8 @@ def _prepared(
         for measure, of_points in zip(measures, (_checked_indices(points, grid), None), strict=True):
             if measure is not None:
                 store.declare(measure.name, measure.fields, {**read_as(measure), **measure.settings}, of_points)
+                if (method := getattr(measure, "method", None)) is not None:
+                    store.note(**{f"{PREFIX}{measure.name}": method.name})
     elif refine is None:
         refinement.measure_all(store, measures[0].name, measures[0].fields)
     return store

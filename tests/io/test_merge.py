@@ -15,23 +15,36 @@ FIELDS = (Field("train_loss", "nats", "loss"), Field("top", "1", "top", extra=("
 GRID = Grid(np.linspace(-1, 1, 4), np.linspace(0, 1, 3))
 
 
-def shard(path, only, *, grid=GRID, identity=None, settings=None, skip=(), failing=(), chosen=64, digest="d", **more):
+def shard(
+    path,
+    only,
+    *,
+    grid=GRID,
+    identity=None,
+    settings=None,
+    skip=(),
+    failing=(),
+    chosen=64,
+    digest="d",
+    measure="loss",
+    **more,
+):
     settings = {"split": "train", "chosen": {"batch": chosen}} if settings is None else settings
     with SurfaceFile.open(
         path,
         grid,
         identity=identity or {"model": "m"},
-        measures={"loss": (FIELDS, settings)},
+        measures={measure: (FIELDS, settings)},
         groups={"directions/x": Group({"w": np.arange(3.0)}, {"norm": "filter"})},
         attributes={"directions_digest": digest, "resolved_surface": {"settings": {"shard": "1/3"}, "folder": "."}},
         only=only,
         **more,
     ) as store:
-        for index in map(int, store.todo("loss")):
+        for index in map(int, store.todo(measure)):
             if index in failing:
-                store.fail("loss", index, Failure(index, 0, "h", "broke"))
+                store.fail(measure, index, Failure(index, 0, "h", "broke"))
             elif index not in skip:
-                store.record("loss", index, {"train_loss": index / 3, "top": [index, -index]}, 0.5, 0)
+                store.record(measure, index, {"train_loss": index / 3, "top": [index, -index]}, 0.5, 0)
     return path
 
 
@@ -59,22 +72,22 @@ def test_three_shards_make_the_file_of_one_job(tmp_path):
 
 def test_a_shard_of_another_method_gives_its_points_up(tmp_path):
     several = {"split": "train", "which": "top:2"}
-    counted = {"loss": method_of(several)}
+    counted = {"eigen": method_of("eigen", several)}
     a, b = (
-        shard(tmp_path / f"{name}.h5", np.arange(k, 12, 3), settings=several, by_method=counted)
+        shard(tmp_path / f"{name}.h5", np.arange(k, 12, 3), settings=several, measure="eigen", by_method=counted)
         for k, name in enumerate("ab")
     )
-    c = shard(tmp_path / "c.h5", np.arange(2, 12, 3), settings=several)
-    assert merge([a, b], tmp_path / "two.h5").attributes["method_loss"] == "copies counted"
+    c = shard(tmp_path / "c.h5", np.arange(2, 12, 3), settings=several, measure="eigen")
+    assert merge([a, b], tmp_path / "two.h5").attributes["method_eigen"] == "copies counted"
     made = merge([a, b, c], tmp_path / "three.h5")
-    assert made.outcome == "unfinished" and made.missing("loss").tolist() == [2, 5, 8, 11]
-    assert "c.h5: 4 points of 'loss' were measured by an earlier version, which may" in made.attributes["merge_note"]
+    assert made.outcome == "unfinished" and made.missing("eigen").tolist() == [2, 5, 8, 11]
+    assert "c.h5: 4 points of 'eigen' were measured by an earlier version, which may" in made.attributes["merge_note"]
     assert method_note(made) is None
     with SurfaceFile.open(
-        tmp_path / "three.h5", GRID, identity={"model": "m"}, measures={"loss": (FIELDS, several)}, by_method=counted
+        tmp_path / "three.h5", GRID, identity={"model": "m"}, measures={"eigen": (FIELDS, several)}, by_method=counted
     ) as store:
-        assert store.todo("loss").tolist() == [2, 5, 8, 11]
-    old = [shard(tmp_path / f"{k}.h5", np.arange(k, 12, 2), settings=several) for k in range(2)]
+        assert store.todo("eigen").tolist() == [2, 5, 8, 11]
+    old = [shard(tmp_path / f"{k}.h5", np.arange(k, 12, 2), settings=several, measure="eigen") for k in range(2)]
     assert "passed over copies" in method_note(merge(old, tmp_path / "old.h5"))
 
 

@@ -175,11 +175,13 @@ def test_points_that_an_earlier_version_read_without_all_copies_are_read_again(t
     with monkeypatch.context() as earlier:
         for module in (solvers, eigenvalues):
             earlier.setattr(module, "has_places", lambda request: False)
+        earlier.setattr(EigenvalueMap, "method", None)
         first = survey(measure(), grid, path=tmp_path / "e.h5", points=[0, 1])
     assert (np.abs(first["top_eig"][:2] - truth) > 10 * first["top_eig_error"][:2])[:, 1:].all()
     assert "; they are measured again when it goes on" in method_note(lossmap.read(tmp_path / "e.h5"))
     surface = survey(measure(), grid, path=tmp_path / "e.h5")
     assert method_note(surface) is None
+    assert method_note(survey(measure(), grid, points=[0])) is None  # without a file
     assert "measured by an earlier version, which may have passed over copies of multiple eigenvalues" in caplog.text
     assert surface.outcome == "complete"
     assert (np.abs(surface["top_eig"] - truth) <= surface["top_eig_error"]).all()
