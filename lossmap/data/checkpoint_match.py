@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lossmap.data.checkpoint_values import plain
-from lossmap.data.loading_rules import EXTRA_STATE, converted, converted_in_part, has_rules, state_to_load
+from lossmap.data.checkpoint_values import plain, refuse_meta
+from lossmap.data.loading_rules import EXTRA_STATE, has_rules, loaded_by, state_to_load
 
 State = dict[str, Tensor]
 
@@ -44,7 +44,8 @@ class NamedTensors(State):
 # The keys under which people's files hold the weights, the first of those that fit before the others.
 USUAL_KEYS = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
 MAX_DEPTH = 8  # of nested entries that are looked into
-MAX_FRONTS = 3  # prefixes, the most frequent, behind which what the model's rules load is looked for
+MAX_FRONTS = 8  # prefixes, the most frequent, behind which what the model's rules load is looked for
+MAX_PARTS = 3  # of such a prefix
 MAX_LISTED = 8  # names in one sentence
 _AVERAGED = "n_averaged"  # beside `module.` in what AveragedModel saves: how many models it has averaged
 _COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and no evaluation reads it
@@ -163,12 +164,17 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     lack = "; ".join(filter(None, (no_key, no_prefix)))
     if lack and not selection.or_the_only:
         raise ValueError(f"{lack}; only the file of a second model may lack it")
-    fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, prefix, origin))}
-    is_full = any(selection.allow_unexpected or not fit.extra for fit in fits.values())
-    if not is_full and has_rules(model):
-        renamed = {key: fit for key, state in chosen.items() if (fit := _fit_by_rules(state, model, prefix))}
-        fits = renamed or fits or {k: fit for k, s in chosen.items() if (fit := _fit_in_part(s, model, prefix))}
+    rules = has_rules(model)
+    fits = {}
+    for name, state in chosen.items():
+        found = _fit(state, own, prefix, origin)
+        if found is None and rules:
+            found = _fit_by_rules(state, model, prefix) or _fit_in_part(state, model, prefix, origin)
+        if found is not None:
+            fits[name] = found
     if not fits:
+        for state in chosen.values() if rules else ():
+            refuse_meta(state, origin)
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, prefix))
     if no_key and len(fits) > 1:
         raise ValueError(no_key)
@@ -208,26 +214,45 @@ def _fit_by_rules(state: State, model: nn.Module, prefix: str | None) -> Fit | N
     """What the model's own rules make of the tensors, where they leave none missing and none over."""
     for front in _as_given(prefix) if prefix is not None else _common_beginnings(state):
         given = _behind(front, state)
-        loaded = converted(model, state_to_load(given, _versions(state, front)), strict=True)
-        if loaded is not None:
+        found = loaded_by(model, state_to_load(given, _versions(state, front)), strict=True)
+        if found is not None:
             elsewhere = tuple(k for k in state if not k.startswith(front))
-            return Fit(loaded, elsewhere=elsewhere, prefix=front, given=given)
+            return Fit(found.tensors, elsewhere=elsewhere, prefix=front, given=given)
     return None
 
 
-def _fit_in_part(state: State, model: nn.Module, prefix: str | None) -> Fit | None:
-    """The same where tensors are left over, behind the prefix or with another one, such as those of a criterion."""
-    fronts = Counter(f"{name.partition('.')[0]}." for name in state if "." in name)
+def _fit_in_part(state: State, model: nn.Module, prefix: str | None, origin: str) -> Fit | None:
+    """The same where tensors are left over, behind the prefix or with another one, such as those of a criterion.
+
+    Raises ValueError where what stands behind several prefixes fits.
+    """
+    parts = [name.split(".")[:-1][:MAX_PARTS] for name in state]
+    fronts = Counter(".".join(p[: i + 1]) + "." for p in parts for i in range(len(p)))
     common = [front for front, _ in fronts.most_common(MAX_FRONTS)]
+    fits: dict[str, Fit] = {}
     for front in _as_given(prefix) if prefix is not None else ["", *common]:
         given = _behind(front, state)
-        found = converted_in_part(model, state_to_load(given, _versions(state, front)))
-        if found is not None:
-            loaded, extra = found
+        found = loaded_by(model, state_to_load(given, _versions(state, front)), strict=False)
+        if found is not None and not found.missing and found.unexpected is not None:
             elsewhere = tuple(k for k in state if not k.startswith(front))
-            kept = state_to_load({k: t for k, t in given.items() if k not in extra}, _versions(state, front))
-            return Fit(loaded, tuple(front + name for name in extra), elsewhere, prefix=front, given=kept)
-    return None
+            extra = tuple(front + name for name in found.unexpected)
+            kept = _without(given, found.unexpected)
+            fits[front] = Fit(found.tensors, extra, elsewhere, prefix=front, given=kept)
+    return _only(fits, origin) if fits else None
+
+
+def _only(fits: Mapping[str, Fit], origin: str) -> Fit:
+    """The fit behind no prefix, or the only one. Raises ValueError where there are several others."""
+    if len(fits) > 1 and "" not in fits:
+        shown = " and ".join(repr(p) for p in fits)
+        raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
+    return fits.get("", next(iter(fits.values())))
+
+
+def _without(given: OrderedDict[str, Any], names: Iterable[str]) -> OrderedDict[str, Any]:
+    """A state dict without some names; what it says of modules stays."""
+    names = set(names)
+    return state_to_load({k: t for k, t in given.items() if k not in names}, getattr(given, "_metadata", None))
 
 
 def _behind(front: str, state: State) -> OrderedDict[str, Any]:
@@ -276,10 +301,17 @@ def _with_rest(fit: Fit, state: State, model: nn.Module, origin: str) -> Fit:
         of_modules = {f"{name}.".lstrip("."): value for name, value in _versions(state, "").items()}
         modules = [f"{name}.".lstrip(".") for name, _ in model.named_modules()]
         versions = {name.removesuffix("."): value for name, value in _renamed(of_modules, modules, fit).items()}
-        given = state_to_load({**fit.state, **extra}, versions)
-        loaded = converted(model, state_to_load(given, versions), strict=False)
-        if loaded is not None:
-            return replace(fit, state=loaded, given=given, notes=notes)
+        there = {_clean(name): t for name, t in state.items()}
+        # what the model has no tensor for may be what a rule converts others by, such as a scale
+        beside = {name.removeprefix(fit.prefix): there[name] for name in fit.extra if name in there}
+        given = state_to_load({**fit.state, **beside, **extra}, versions)
+        found = loaded_by(model, state_to_load(given, versions), strict=False)
+        if found is not None:
+            unused = set(beside if found.unexpected is None else found.unexpected)
+            over = tuple(n for n in fit.extra if n not in there or n.removeprefix(fit.prefix) in unused)
+            if left := [n for n in found.missing if n in fit.state]:
+                notes += (f"{origin}: left out by the model's own rules, so as the model was made: {listed(left)}",)
+            return replace(fit, state=found.tensors, extra=over, given=_without(given, unused), notes=notes)
     if extra:
         return replace(fit, given=state_to_load({**fit.state, **extra}), notes=notes)
     return replace(fit, notes=notes)
@@ -370,10 +402,7 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
             or _fit_within(tensors, names, own)
             or _fit_adapter(tensors, names, own)
         )
-    if len(fits) > 1 and "" not in fits:
-        shown = " and ".join(repr(p) for p in fits)
-        raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
-    return fits.get("", next(iter(fits.values())))
+    return _only(fits, origin)
 
 
 def _without_wrappers(state: State, origin: str) -> State:

@@ -79,12 +79,18 @@ def readable_values(state: Mapping[str, Tensor], model: nn.Module, origin: str) 
 
 def readable_given(given: Mapping[str, Any], origin: str) -> OrderedDict[str, Any]:
     """What the model's own rules load, sparse tensors as dense, with its versions. Raises as `readable_values` does."""
-    if any(isinstance(t, Tensor) and t.is_meta for t in given.values()):
-        raise ValueError(f"{origin} {MISFITS[0].text}: {next(n for n, t in given.items() if _is_meta(t, None))}")
+    refuse_meta(given, origin)
     dense = OrderedDict((name, plain(t) if isinstance(t, Tensor) else t) for name, t in given.items())
     if hasattr(given, "_metadata"):
         dense._metadata = given._metadata  # type: ignore[attr-defined]
     return dense
+
+
+def refuse_meta(given: Mapping[str, Any], origin: str) -> None:
+    """Raises ValueError where tensors have shapes alone."""
+    names = [name for name, t in given.items() if isinstance(t, Tensor) and t.is_meta]
+    if names:
+        raise ValueError(f"{origin} {MISFITS[0].text}: {', '.join(names[:3])}")
 
 
 def buffers_told(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> tuple[str, ...]:

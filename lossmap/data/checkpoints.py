@@ -43,7 +43,7 @@ from lossmap.data.checkpoint_match import (
     states_in,
 )
 from lossmap.data.checkpoint_values import buffers_told, readable_given, readable_values, refuse_scaled
-from lossmap.data.loading_rules import state_to_load
+from lossmap.data.loading_rules import load, state_to_load
 from lossmap.special_files import not_a_file
 
 log = logging.getLogger(__name__)
@@ -426,7 +426,7 @@ def load_into(
     fit = state.fit(model, selection)
     if finite:
         finite_or_named(fit.state, state.path)
-    model.load_state_dict(_in_layout_of(model, fit.state if fit.given is None else fit.given), strict=False)
+    load(model, _in_layout_of(model, fit.state if fit.given is None else fit.given), strict=False)
     return fit.notes
 
 

@@ -9,8 +9,11 @@ as it is where the file does not fit. Price: one copy of the file's tensors, for
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,40 +45,70 @@ def state_to_load(tensors: Mapping[str, Any], versions: Mapping[str, Any] | None
     return state
 
 
-def converted(model: nn.Module, state: OrderedDict[str, Any], strict: bool) -> dict[str, Tensor] | None:
-    """The tensors that the model would hold by its own names; None where it cannot load them.
+@dataclass(frozen=True)
+class Loaded:
+    """What a model holds once it has loaded a state.
+
+    tensors     by its own names
+    missing     its names of which nothing was loaded, but for counts of batches
+    unexpected  names of the state that it has no use for; None where its own `load_state_dict` does not say
+    """
+
+    tensors: dict[str, Tensor]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...] | None
+
+
+def loaded_by(model: nn.Module, state: OrderedDict[str, Any], strict: bool) -> Loaded | None:
+    """What the model would hold by its own rules; None where it cannot load the state.
 
     strict  whether all that the model has must be there, and nothing else
     """
-    found = _loaded(model, state, strict)
-    return None if found is None else found[0]
-
-
-def converted_in_part(
-    model: nn.Module, state: OrderedDict[str, Any]
-) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The same where the model lacks some of the names, and these; None where anything of the model is missing."""
-    found = _loaded(model, state, False)
-    keys: Any = None if found is None else found[1]
-    if found is None or not hasattr(keys, "missing_keys") or keys.missing_keys:
-        return None
-    return found[0], tuple(keys.unexpected_keys)
-
-
-def _loaded(model: nn.Module, state: OrderedDict[str, Any], strict: bool) -> tuple[dict[str, Tensor], Any] | None:
-    """What a copy of the model without storage holds once it has loaded a state, and what loading returned."""
     own = [*model.parameters(), *model.buffers()]
     try:
         bare = copy.deepcopy(model, {id(t): _without_storage(t) for t in own})
-        keys = bare.load_state_dict(state, strict=strict, assign=True)
-        loaded = bare.state_dict()
+        with _assigning():
+            keys: Any = load(bare, state, strict)
+        after = {name: t for name, t in bare.state_dict().items() if isinstance(t, Tensor)}
     except Exception:  # rules are the user's code, and may raise any
         return None
-    return {name: t.detach() for name, t in loaded.items() if isinstance(t, Tensor) and not t.is_meta}, keys
+    left = [name for name, t in after.items() if t.is_meta]  # also what a `load_state_dict` of its own has left out
+    missing = tuple(name for name in dict.fromkeys([*getattr(keys, "missing_keys", ()), *left]) if not _is_count(name))
+    if strict and missing:
+        return None
+    unexpected = getattr(keys, "unexpected_keys", None)
+    tensors = {name: t.detach() for name, t in after.items() if not t.is_meta}
+    return Loaded(tensors, missing, None if unexpected is None else tuple(unexpected))
+
+
+def load(model: nn.Module, state: Mapping[str, Any], strict: bool) -> Any:
+    """Calls the model's `load_state_dict`, which may be its own, and take less than PyTorch's."""
+    known = inspect.signature(model.load_state_dict).parameters
+    takes_strict = "strict" in known or any(p.kind == p.VAR_KEYWORD for p in known.values())
+    return model.load_state_dict(state, strict=strict) if takes_strict else model.load_state_dict(state)
+
+
+@contextmanager
+def _assigning() -> Iterator[None]:
+    """Inside, PyTorch's own `load_state_dict` puts tensors in place of the model's, which may have no storage."""
+    before = nn.Module.load_state_dict
+
+    def assigning(module: nn.Module, state: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+        return before(module, state, strict, True)
+
+    nn.Module.load_state_dict = assigning  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = before  # type: ignore[method-assign]
+
+
+def _is_count(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _without_storage(tensor: Tensor) -> Tensor:
     bare = torch.empty_like(tensor, device="meta")
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(bare, requires_grad=tensor.requires_grad)
+        return nn.Parameter(bare, requires_grad=False)  # in whose place whole numbers can be put, and then be named
     return bare
