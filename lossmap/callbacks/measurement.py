@@ -294,7 +294,8 @@ class Measurement:
             found = measured_gradient(self.problem, self.parameters)
             reading = dict.fromkeys((f.name for f in self.fields), nan)
             reading |= {"loss": found.loss, "loss_error": found.loss_error, "products": 0.0}
-            reading |= {"gradient_norm": norm(found.gradient), "gradient_norm_error": found.norm_error}
+            if isfinite(found.loss):  # else the gradient is one of the batches that have a loss
+                reading |= {"gradient_norm": norm(found.gradient), "gradient_norm_error": found.norm_error}
             rule = None
             if optimizer is not None:
                 rule = rule_of_reading(optimizer, selected(self.problem.model, self.parameters), self.problem)

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +289,10 @@ class CurvatureMonitor:
     def _reading(self, products: int | None = None) -> tuple[Reading, str]:
         """The reading now, and why it has no curvature, where it has none: training goes on all the same."""
         try:
-            return self.measurement(self.optimizer, products), ""
+            reading = self.measurement(self.optimizer, products)
+            if not isfinite(reading["loss"]):
+                self._report("the loss over the fixed samples is no number: no curvature is read while it is none")
+            return reading, ""
         except Exception as error:  # the model's own code may raise any; what is amiss from the start has raised before
             kind = (
                 "" if isinstance(error, (FloatingPointError, torch.OutOfMemoryError)) else f"{type(error).__name__}: "

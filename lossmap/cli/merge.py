@@ -15,6 +15,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import UsageError, setting
 from lossmap.io.merge import merge, missing
+from lossmap.io.read import read
 from lossmap.parallel.shards import absent_shards, sibling_shards, unsharded
 
 
@@ -53,13 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in missing(surface):
         print(line)
     if surface.outcome == "unfinished":
-        absent = absent_shards(shards)
+        absent = [path for path in absent_shards(shards) if not path.exists()]
         if absent:
             print(f"missing files: {', '.join(map(str, absent))}")
-        print(
-            "`lossmap resume` on a shard completes it, then merge again with --overwrite; "
-            f"`lossmap resume {output}` computes all missing points"
-        )
+        if absent or any(read(path).outcome == "unfinished" for path in shards):
+            print("`lossmap resume` on an unfinished shard completes it, then merge again with --overwrite")
+        print(f"`lossmap resume {output}` computes all missing points")
     return EXIT_CODES[surface.outcome]
 
 

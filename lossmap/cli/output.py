@@ -29,7 +29,7 @@ from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, is_of_another_plane, read, training_path
 from lossmap.io.refined import refinement_note
 from lossmap.io.sampled import sampling_note
-from lossmap.io.surface import ON_PLANE, Group, Surface
+from lossmap.io.surface import DONE, ON_PLANE, Group, Surface
 from lossmap.landscape.survey_file import adopted, direction_groups
 from lossmap.parallel.command_clock import command_began
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, stored_estimate
@@ -316,6 +316,8 @@ def report_end(
         )
     elif counts["failed"]:
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
+    if unknown := points_without_loss(surface, measure):
+        say(f"the loss is not finite at {unknown:,} of {counts['done']:,} points")
     if surface.change_of(measure):
         say(f"not to be used: {surface.change_of(measure)}")
     noise = noise_note(surface)
@@ -334,6 +336,14 @@ def report_end(
     if code and launched(os.environ) > 1:
         say(f"exit code {code} reports just that to scripts; the launcher calls it an error, which it is not")
     return code
+
+
+def points_without_loss(surface: Surface, measure: str) -> int:
+    """At how many points that are done the loss is NaN or infinite; then eigenvalues are NaN."""
+    if measure not in ("loss", "eigen") or not surface.measures.get(measure):
+        return 0
+    values = surface[surface.measures[measure][0]].reshape(len(surface.grid), -1)
+    return int((~np.isfinite(values).all(axis=1) & (surface.status[measure].reshape(-1) == DONE)).sum())
 
 
 def draw_pictures(path: Path, settings: DrawSettings, say: Printer) -> None:

@@ -133,10 +133,19 @@ class FewSamples:
         """At the model's own tensors. Raises what the model raises in float64."""
         own = dict(problem.model.named_parameters())[names[0]]
         batch = move_batch(next(iter(problem.rebatched(samples).data)), None, torch.float64)
-        place = moved_from(own.device)
-        count = (
-            problem.count if problem.count is samples_in else (lambda b: problem.count(move_batch(b, place, own.dtype)))
-        )
+        place, count = moved_from(own.device), problem.count
+        if problem.count is not samples_in:
+
+            def in_own_precision(b: Batch) -> float:
+                return problem.count(move_batch(b, place, own.dtype))
+
+            # Once, while nothing is borrowed: what a loss uses beside the model is in float64 within a borrow of the
+            # twin, and the model itself is not.
+            weight = in_own_precision(batch)
+
+            def count(b: Batch) -> float:
+                return weight if b is batch else in_own_precision(b)
+
         twin = replace(problem, model=float64_copy(problem.model), count=count)
         for p in twin.model.parameters():
             p.grad = None

@@ -182,5 +182,5 @@ def _matrix(
 ) -> CurvatureOperator | LinearizedOperator:
     """The matrix of this name, of a loss that is a number."""
     operator = build_operator(problem, matrix, parameters, backend=backend, memory=memory)
-    refuse_without_loss(problem)
+    refuse_without_loss(operator.problem)  # as it was found to be evaluated
     return operator

@@ -104,24 +104,26 @@ class ModuleState:
         self._inside = (len(self.attributes), len(self.contents))
         self._slots_inside = len(self.slots)
         self._entered = 0
+        # also parameters: an average of the model's own, as of a teacher, may be moved by a pass
+        self._beside = [(t, lazy_copy(t)) for t in self._enter_beside(model)]
         self.places = [(holder, name, at(holder, name)) for holder, name in places_of(model)]
         for _, _, value in self.places:
             self._enter(value)
-        self._buffers = [(b, b.detach().clone()) for b in self._enter_beside(model) if b.numel() <= MAX_KEPT]
         caches = [cache_of(at(holder, name)) for holder, name in caches_of(model)]
         self._empty = [c for c in caches if hasattr(c, "cache_info") and not c.cache_info().currsize]
         self._converted = False
 
     def _enter_beside(self, model: nn.Module) -> list[Tensor]:
-        """Remember what modules keep that are none of the model's; their buffers."""
-        buffers: list[Tensor] = []
+        """Remember what modules keep that are none of the model's; their parameters, and their buffers up to a size."""
+        tensors: list[Tensor] = []
         for module in modules_beside(model):
             if id(module) not in self._known:
                 self._known.add(id(module))
                 self.attributes.append((module.__dict__, module.__dict__.copy()))
                 self._enter_module(module)
-                buffers.extend(b for b in module._buffers.values() if b is not None)
-        return buffers
+                tensors.extend(b for b in module._buffers.values() if b is not None and b.numel() <= MAX_KEPT)
+                tensors.extend(p for p in module._parameters.values() if p is not None)
+        return tensors
 
     def _enter_module(self, module: nn.Module) -> None:
         """Remember what is in the containers and the plain objects of a module."""
@@ -186,9 +188,9 @@ class ModuleState:
         _put_back(self.slots[:slots])
         for module, mode in self._modes:
             module.training = mode
-        for buffer, value in self._buffers:
-            if not torch.equal(buffer, value):
-                buffer.data.copy_(value)
+        for tensor, value in self._beside:
+            if not same_memory(tensor.data, value) and not torch.equal(tensor.data, value):
+                tensor.data.copy_(value)
 
     def _has_new_tensors(self) -> bool:
         """Whether a tensor stands outside of the model where none or another one stood."""

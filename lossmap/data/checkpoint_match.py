@@ -165,16 +165,14 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     if lack and not selection.or_the_only:
         raise ValueError(f"{lack}; only the file of a second model may lack it")
     rules = has_rules(model)
-    fits = {}
-    for name, state in chosen.items():
-        found = _fit(state, own, prefix, origin)
-        if found is None and rules:
-            found = _fit_by_rules(state, model, prefix) or _fit_in_part(state, model, prefix, origin)
-        if found is not None:
-            fits[name] = found
+    fits = {
+        name: fit
+        for name, state in chosen.items()
+        if (fit := _fit(state, own, prefix, origin) or (_by_rules(state, model, prefix, origin) if rules else None))
+    }
     if not fits:
-        for state in chosen.values() if rules else ():
-            refuse_meta(state, origin)
+        if rules:
+            refuse_meta({name: t for state in chosen.values() for name, t in state.items()}, origin)
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, prefix))
     if no_key and len(fits) > 1:
         raise ValueError(no_key)
@@ -208,6 +206,11 @@ def _refuse_lazy(own: Mapping[str, Tensor], model: str) -> None:
             f"{model} has parameters without a shape (lazy modules): {listed(lazy)}; let the function that makes it "
             "put one batch through it"
         )
+
+
+def _by_rules(state: State, model: nn.Module, prefix: str | None, origin: str) -> Fit | None:
+    """What the model's own rules make of the tensors, whether or not some are left over."""
+    return _fit_by_rules(state, model, prefix) or _fit_in_part(state, model, prefix, origin)
 
 
 def _fit_by_rules(state: State, model: nn.Module, prefix: str | None) -> Fit | None:

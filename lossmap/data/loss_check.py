@@ -978,11 +978,14 @@ def _as_one_batch(problem: Problem, carried: str) -> Problem:
     number = len(data.batches)
     if number > 1:
         raise ValueError(
-            f"the model carries a state from batch to batch ({carried}): over {number} batches its loss depends on how "
-            "they are cut and on their order; set it anew at the beginning of the forward pass, or give all samples as "
-            "one batch"
+            f"the model, or what its loss uses, carries a state from batch to batch ({carried}): over {number} batches "
+            "its loss depends on how they are cut and on their order; set it anew at the beginning of the forward "
+            "pass, or give all samples as one batch"
         )
-    note = f"the model carries a state from batch to batch ({carried}): it is evaluated on the one batch given, uncut"
+    note = (
+        f"the model, or what its loss uses, carries a state from batch to batch ({carried}): it is evaluated on the "
+        "one batch given, uncut"
+    )
     return replace(problem, data=data, notes=(*problem.notes, note))
 
 

@@ -17,7 +17,7 @@ import dis
 import functools
 import operator
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -102,7 +102,10 @@ class _Reader:
         elif isinstance(value, types.MethodType):
             self.read(value.__func__)
             self._read_callable(value.__self__)
-        elif isinstance(value, (functools.partial, functools.cached_property)):
+        elif isinstance(value, functools.partial):
+            self.read(value.func)
+            self._read_modules([*value.args, *value.keywords.values()])
+        elif isinstance(value, functools.cached_property):
             self.read(value.func)
         elif hasattr(type(value), "cache_info"):  # of functools.lru_cache
             self.read(value.__wrapped__)
@@ -129,10 +132,18 @@ class _Reader:
             self.caches[id(holder), name] = (holder, name)
         if _is_kept(value, module):
             self.places[id(holder), name] = (holder, name)
+            inner = value.values() if isinstance(value, dict) else value
+            self._read_modules(inner if isinstance(value, (dict, list)) else [value])
         elif isinstance(value, type):
             self.read_class(value)
         else:
             self.read(value)
+
+    def _read_modules(self, values: Iterable[Any]) -> None:
+        """The modules among values, whose tensors a pass may change in place."""
+        for value in values:
+            if isinstance(value, nn.Module):
+                self.modules[id(value)] = value
 
     def _read_function(self, function: types.FunctionType) -> None:
         module = function.__module__
@@ -141,6 +152,7 @@ class _Reader:
         self._read.add(id(function))
         for name in ("__dict__", "__defaults__", "__kwdefaults__"):
             self.places[id(function), name] = (function, name)
+        self._read_modules([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             self.variables[id(cell)] = variable
             self._place(cell, "cell_contents", at(cell, "cell_contents"), module)
@@ -240,6 +252,7 @@ class Company:
 
 _of_class: dict[type, tuple[tuple[Place, ...], tuple[Place, ...]]] = {}  # places, and those of caches
 _of_model: WeakKeyDictionary[nn.Module, list[ref[Company]]] = WeakKeyDictionary()
+_original_of: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()  # of a copy the model it is one of
 
 
 def accompany(model: nn.Module, functions: Sequence[Callable[..., Any]]) -> Company:
@@ -256,6 +269,7 @@ def accompany(model: nn.Module, functions: Sequence[Callable[..., Any]]) -> Comp
 def accompany_as(twin: nn.Module, model: nn.Module) -> None:
     """Let a copy of a model have the same company."""
     _of_model[twin] = [ref(each) for each in _companies(model)]
+    _original_of[twin] = ref(model)
 
 
 def places_of(model: nn.Module) -> list[Place]:
@@ -285,9 +299,12 @@ def name_of_place(model: nn.Module, holder: Any, name: str) -> str:
 
 
 def modules_beside(model: nn.Module) -> list[nn.Module]:
-    """The modules that a model's loss uses: criteria, teachers; none of the model's own kind, which may be itself."""
+    """The modules that a model's loss uses: criteria, teachers, critics; not the model itself, nor what it copies."""
+    own: list[nn.Module | None] = [model]
+    while own[-1] is not None and own[-1] in _original_of:
+        own.append(_original_of[own[-1]]())
     roots = [root for company in _companies(model) for root in company.reader.modules.values()]
-    return [m for root in roots if type(root) is not type(model) for m in root.modules()]
+    return [m for root in roots if not any(root is each for each in own) for m in root.modules()]
 
 
 def _companies(model: nn.Module) -> list[Company]:

@@ -23,7 +23,7 @@ from lossmap.io.code_identity import changes_between, decoded, described
 from lossmap.io.memory_store import bookkeeping
 from lossmap.io.read import is_being_written, read, write_surface
 from lossmap.io.resume_check import Refused, axis_differences, short
-from lossmap.io.surface import DONE, FAILED, TO_DO, Surface, canonical, differences, spans
+from lossmap.io.surface import AUDIT, DONE, FAILED, TO_DO, Surface, canonical, differences, spans
 
 OF_A_SHARD = ("shard_points", "shard")
 
@@ -211,6 +211,9 @@ def _attributes(
     }
     chosen = {canonical({m: own.get("chosen") for m, own in s.settings.get("measures", {}).items()}) for s in shards}
     notes = list(own_notes)
+    if len(shards) > 1 and any(name in s.attributes for s in shards for name in AUDIT):
+        attributes = {name: value for name, value in attributes.items() if name not in AUDIT}
+        notes.append("each shard was audited by itself; what that found stands in its own file")
     if len(chosen) > 1:
         notes.append("probes chose differently in the shards, so last bits may differ: " + "; ".join(sorted(chosen)))
     if notes:

@@ -23,6 +23,7 @@ TO_DO, DONE, FAILED = 0, 1, 2
 VERIFIED, UNPROTECTED, REBUILT = "verified", "unprotected", "rebuilt from the journal"
 CHANGED = "_changed"  # ending of the attribute that says of a measure how its loss changed during the run
 
+AUDIT = ("audit", "audit_points", "audit_candidates", "audit_misses", "audit_miss_bound")  # root attributes: its report
 EVALUATION = "evaluation of the loss"  # among a measure's settings: the sentences of `Problem.notes`
 TRAINING_PROCESS = "training_process"  # attribute of a training's file while it goes on: its host and process id
 # Fields whose name says it all: files of the original tool, and surfaces made by hand, carry no units.

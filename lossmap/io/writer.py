@@ -42,7 +42,7 @@ from lossmap.io.methods import Method
 from lossmap.io.partial_points import Unfinished, folder_of, forget_states, save_state
 from lossmap.io.resume_check import Refused, refuse
 from lossmap.io.snapshots import Snapshots, without_large
-from lossmap.io.surface import DONE, TO_DO, Failure, Group, Surface, spans, to_plain
+from lossmap.io.surface import AUDIT, DONE, TO_DO, Failure, Group, Surface, spans, to_plain
 
 logger = logging.getLogger(__name__)
 MAX_HISTORY = 20_000  # characters, the newest
@@ -127,6 +127,7 @@ class SurfaceFile:
             if state.upgraded:
                 # Before the journal says that the measure has no such fields any more, what was made of them is safe.
                 file.snapshot()
+            file._forget_audit(by_method or {})
             file._begin(groups or {}, attributes or {}, command)
             file._measure_again(by_method or {})
         except BaseException:
@@ -147,6 +148,14 @@ class SurfaceFile:
         self._code_history = decision.history
         for note in decision.notes:
             logger.warning("%s", note)
+
+    def _forget_audit(self, by_method: Mapping[str, Method]) -> None:
+        """Leave out what an audit found where points that it judged are to be measured again."""
+        if any(self.memory.todo(measure).size for measure in by_method) and any(
+            not methods.measured_by(self.memory, measure, method) for measure, method in by_method.items()
+        ):
+            for name in AUDIT:
+                self.memory.attributes.pop(name, None)
 
     def _measure_again(self, by_method: Mapping[str, Method]) -> None:
         """Let points be to do again that an earlier version did by another method, and say so."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from math import inf, isfinite, nan, pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,8 @@ def curved_direction(
         )
     with temporary_parameters(problem.model, {}):
         operator = build_matrix(problem, what, parameters or "weights")
-        refuse_without_loss(problem)
+        inner: Any = operator.inner if isinstance(operator, PreconditionedOperator) else operator
+        refuse_without_loss(inner.problem)
         if int(number or 1) > operator.size:
             raise ValueError(f"the direction {kind}: the Hessian has {operator.size} eigenvectors")
         scale = operator.scale if isinstance(operator, PreconditionedOperator) else None

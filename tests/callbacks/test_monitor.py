@@ -682,6 +682,18 @@ def test_seconds_inside_and_outside_are_counted_apart():
     assert overhead.fits() and overhead.ratio == pytest.approx(0.05)
 
 
+def test_a_loss_that_is_no_number_has_no_gradient_norm_and_that_is_said_once(caplog):
+    """One batch without labels: PyTorch's gradient of its mean is 0, and the batch counts all the same."""
+    model, y = net(), Y.clone()
+    y[:64] = -100
+    batches = [(X[i : i + 64], y[i : i + 64]) for i in range(0, len(X), 64)]
+    problem = lossmap.Problem.custom(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches)
+    monitor = CurvatureMonitor(problem, max_overhead=None, every=1)
+    readings = [monitor.step() for _ in range(2)]
+    assert all(np.isnan(r[name]) for r in readings for name in ("loss", "gradient_norm", "max_eig"))
+    assert sum("the loss over the fixed samples is no number" in r.getMessage() for r in caplog.records) == 1
+
+
 def test_a_training_that_diverges_goes_on_and_the_readings_say_so(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -225,3 +225,10 @@ def test_a_loss_that_is_no_number_is_refused_by_every_command_of_curvature(here,
     assert lossmap([*command.split(), "--problem", "own.py:problem", "--surf-file", "s.h5"]) == 2
     assert "the loss is nan at these weights: there is no curvature to read here" in capsys.readouterr().err
     assert not (here / "s.h5").exists()
+
+
+@pytest.mark.parametrize("command", ["surface", "eigenmap"])
+def test_a_survey_of_a_loss_that_is_no_number_says_so(here, command, capsys):
+    (here / "own.py").write_text(UNLABELLED)
+    assert lossmap([command, "--problem", "own.py:problem", "--x=0:1:2", "--surf-file", "s.h5"]) == 0
+    assert "the loss is not finite at 2 of 2 points" in capsys.readouterr().out

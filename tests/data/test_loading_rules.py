@@ -248,3 +248,89 @@ def test_sparse_weights_of_a_model_with_rules_are_read_and_a_sparse_buffer_stays
     }
     load_into(model, state)
     assert torch.equal(model[0].weight, other[0].weight) and model.adjacency.layout == layout
+
+
+class Fitting(nn.Module):
+    """Loads what fits and leaves the rest, as many a published model does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def load_state_dict(self, state, strict=True, **more):
+        own = self.state_dict()
+        own.update({k: t for k, t in state.items() if k in own and t.shape == own[k].shape})
+        return super().load_state_dict(own, strict, **more)
+
+
+class Dequantizing(nn.Linear):
+    """Multiplies its weights by a scale that stands beside them in the file."""
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        if prefix + "weight_scale" in state:
+            state[prefix + "weight"] = state[prefix + "weight"] * state.pop(prefix + "weight_scale")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class Plain(nn.Linear):
+    def load_state_dict(self, state):
+        return super().load_state_dict(state)
+
+
+class Renaming(nn.Linear):
+    def load_state_dict(self, state, strict=True):
+        return super().load_state_dict({k.replace("kernel", "weight"): t for k, t in state.items()}, strict)
+
+
+def test_a_model_that_loads_what_fits_is_not_fitted_by_any_file():
+    own = Fitting().state_dict()
+    model = Fitting()
+    load_into(model, own)
+    assert all(torch.equal(t, own[k]) for k, t in model.state_dict().items())
+    for wrong in ({"c.weight": torch.randn(9, 9)}, {**own, "b.weight": torch.randn(7, 4), "b.bias": torch.randn(7)}):
+        with pytest.raises(ValueError, match="of another architecture than Fitting"):
+            load_into(Fitting(), wrong)
+
+
+@pytest.mark.parametrize("front", ["", "model."])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_what_a_rule_converts_by_is_no_tensor_too_many(front, allowed):
+    state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2), "weight_scale": torch.tensor(3.0)}
+    model, state = Dequantizing(3, 2), {f"{front}{name}": t for name, t in state.items()}
+    assert load_into(model, state, selection=Selection(allow_unexpected=allowed)) == ()
+    assert torch.equal(model.weight.detach(), torch.full((2, 3), 3.0))
+    more = {**state, f"{front}criterion": torch.ones(1)}
+    (note,) = load_into(Dequantizing(3, 2), more, selection=Selection(allow_unexpected=True))
+    assert note.endswith(f"the model has no such tensors: {front}criterion")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+def test_of_two_networks_with_old_names_one_is_to_be_named():
+    old = [nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2))) for _ in range(2)]
+    state = {f"{name}.{k}": t for name, net in zip(("G", "D"), old, strict=True) for k, t in net.state_dict().items()}
+    for more in ({}, {"D.x": torch.ones(1)}):
+        with pytest.raises(ValueError, match=r"under '[GD]\.' and '[GD]\.'; name one"):
+            load_into(nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2))), {**state, **more})
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    load_into(model, state, selection=Selection(prefix="D"))
+    assert torch.equal(model(torch.eye(3)), old[1](torch.eye(3)))
+
+
+def test_a_load_state_dict_that_takes_less_than_that_of_pytorch_is_called_as_it_wants():
+    state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    for model, given in ((Plain(3, 2), state), (Renaming(3, 2), {"kernel": state["weight"], "bias": state["bias"]})):
+        load_into(model, given)
+        assert torch.equal(model.weight.detach(), state["weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+def test_the_usual_key_goes_before_another_that_needs_no_leaving_out(tmp_path):
+    old = [nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2))) for _ in range(2)]
+    content = {"state_dict": {**old[0].state_dict(), "criterion.w": torch.ones(1)}, "ema": old[1].state_dict()}
+    torch.save(content, tmp_path / "a.pt")
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    with pytest.raises(ValueError, match="--allow-unexpected leaves these out"):
+        load_into(model, tmp_path / "a.pt")
+    notes = load_into(model, tmp_path / "a.pt", selection=Selection(allow_unexpected=True))
+    assert "--state-key takes ema instead" in notes[0]
+    assert torch.equal(model(torch.eye(3)), old[0](torch.eye(3)))

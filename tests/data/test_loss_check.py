@@ -445,7 +445,8 @@ def test_a_model_that_carries_a_state_is_read_on_one_batch_or_refused(data, buff
     model = Remembers(buffer).eval()
     checked = check_loss(Problem.supervised(model, "crossentropy", (x, y)))
     assert checked.notes == (
-        "the model carries a state from batch to batch (state): it is evaluated on the one batch given, uncut",
+        "the model, or what its loss uses, carries a state from batch to batch (state): it is evaluated on the one "
+        "batch given, uncut",
     )
     before = copy.deepcopy(model.state)
     truth = float(F.cross_entropy(model(x), y).detach())
@@ -567,7 +568,7 @@ def warmed_up(outputs, targets):
 def test_a_model_that_changes_at_every_fiftieth_call_is_read_on_one_batch_or_refused(data, buffer):
     model = Every(buffer)
     checked = check_loss(Problem.supervised(model, "crossentropy", data))
-    assert checked.notes[0].startswith("the model carries a state from batch to batch (calls)")
+    assert checked.notes[0].startswith("the model, or what its loss uses, carries a state from batch to batch (calls)")
     assert int(model.calls) == 0
     with pytest.raises(ValueError, match=r"carries a state from batch to batch \(calls\): over 3 batches its loss"):
         check_loss(Problem.supervised(model, "crossentropy", data, batch_size=30))

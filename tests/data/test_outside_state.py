@@ -276,3 +276,101 @@ def test_a_walk_finds_what_pytorchs_own_finds_in_its_order(make):
     assert list(map(id, modules_of(model))) == list(map(id, model.modules()))
     expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert [(k, id(t)) for k, t in named_tensors(model).items()] == [(k, id(t)) for k, t in expected.items()]
+
+
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+CRITIC = Critic()  # of the model's own class in one case
+
+
+def by_global(model, batch):
+    return F.softplus(-CRITIC(model(batch)[:, :3])).mean()
+
+
+def of_a_closure(critic):
+    return lambda model, batch: F.softplus(-critic(model(batch))).mean()
+
+
+def of_a_default(critic):
+    def loss(model, batch, critic=critic):
+        return F.softplus(-critic(model(batch))).mean()
+
+    return loss
+
+
+def of_a_partial(critic):
+    def loss(critic, model, batch):
+        return F.softplus(-critic(model(batch))).mean()
+
+    return functools.partial(loss, critic)
+
+
+def of_a_list(critic):
+    critics = [critic]
+    return lambda model, batch: F.softplus(-critics[0](model(batch))).mean()
+
+
+@pytest.mark.parametrize("make", [of_a_closure, of_a_default, of_a_partial, of_a_list])
+def test_a_network_of_the_models_own_class_beside_it_is_as_before(make):
+    """A critic whose batch norm counts in training mode, as that of a GAN does, or a teacher."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    critic = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    before = {name: t.clone() for name, t in critic.state_dict().items()}
+    problem = Problem.custom(model, make(critic), [torch.randn(20, 2)])
+    lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), Grid.line(-1, 1, 3))
+    lossmap.spectrum(problem, top=1)
+    assert all(torch.equal(t, before[name]) for name, t in critic.state_dict().items())
+
+
+def test_a_network_of_the_users_own_class_in_a_global_is_as_before():
+    before = {name: t.clone() for name, t in CRITIC.state_dict().items()}
+    for model in (nn.Linear(2, 3), Critic()):
+        width = 2 if isinstance(model, nn.Linear) else 3
+        loss = by_global if width == 2 else lambda model, batch: (model(batch) - CRITIC(batch)).square().mean()
+        problem = Problem.custom(model, loss, [torch.randn(20, width)])
+        lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), Grid.line(-1, 1, 3))
+        lossmap.spectrum(problem, top=1)
+    assert all(torch.equal(t, before[name]) for name, t in CRITIC.state_dict().items())
+
+
+def test_a_teacher_that_its_loss_moves_is_as_before_and_the_loss_refused():
+    torch.manual_seed(0)
+    model, teacher = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
+    before = {name: t.clone() for name, t in teacher.state_dict().items()}
+
+    def loss(model, batch):
+        with torch.no_grad():
+            for mine, its in zip(teacher.parameters(), model.parameters(), strict=True):
+                mine.mul_(0.9).add_(its.detach().to(mine.dtype), alpha=0.1)
+            target = teacher(batch)
+        return (model(batch) - target).square().mean()
+
+    x = torch.randn(24, 4)
+    for batches in ([x], [x[:8], x[8:16], x[16:]]):
+        with pytest.raises(ValueError, match=r"not repeatable|carries a state from batch to batch"):
+            lossmap.spectrum(Problem.custom(model, loss, batches), top=1)
+    assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
+
+
+def test_an_unfinished_spectral_norm_of_a_critic_is_read_as_it_stands():
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 12))
+    critic = nn.Sequential(norm(nn.Linear(12, 16)), nn.Tanh(), nn.Linear(16, 1)).train()
+    z = torch.randn(30, 2)
+    before = {name: t.clone() for name, t in critic.state_dict().items()}
+    with torch.no_grad():
+        truth = float(F.softplus(-critic(model(z))).mean())
+    critic.load_state_dict(before)
+    problem = Problem.custom(model, lambda m, x: F.softplus(-critic(m(x))).mean(), [z])
+    surface = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), Grid.line(0, 0, 1))
+    assert float(surface["train_loss"][0]) == pytest.approx(truth, rel=1e-6)
+    assert all(torch.equal(t, before[name]) for name, t in critic.state_dict().items())

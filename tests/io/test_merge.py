@@ -158,8 +158,11 @@ def test_an_audit_over_part_of_the_points_is_joined(tmp_path):
         with SurfaceFile.open(path, GRID, identity={"model": "m"}) as store:
             store.declare("audit", audit, {"cold": True}, points=np.array([i + 2]))
             store.record("audit", i + 2, {"audit_top": 1.0}, 0.1)
+            store.note(audit={"audited": 1}, audit_points=1, audit_candidates=6, audit_misses=0, audit_miss_bound=0.5)
         paths.append(path)
     made = merge(paths, tmp_path / "all.h5")
+    assert not [name for name in made.attributes if name.startswith("audit")]  # which would be those of the first alone
+    assert "each shard was audited by itself" in made.attributes["merge_note"]
     assert list(made.parts["audit"]) == [2, 3] and made.outcome == "complete" and missing(made) == []
 
 

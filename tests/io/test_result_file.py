@@ -800,5 +800,8 @@ def test_where_an_audit_is_left_all_points_that_it_judges_are_of_one_method(tmp_
     audit = (Field("audit_loss", "nats", "again"),)
     measures = {"loss": (FIELDS, SETTINGS), "audit": (audit, {})}
     path, both = filled(tmp_path / "s.h5"), {"loss": COUNTED, "audit": COUNTED}
+    with opened(path) as store:
+        store.note(audit={"audited": 15}, audit_points=15)
     with opened(path, measures=measures, by_method=both) as store:
         assert store.todo("loss").size == 15
+    assert "audit_points" not in read(path).attributes  # a report on other numbers

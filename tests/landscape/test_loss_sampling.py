@@ -148,6 +148,8 @@ def test_the_errors_are_as_small_as_was_asked_for_and_no_more_samples_are_read_t
     assert 0.5 * TOL < error <= TOL
     note = sampling_note(surface)
     assert "of 6,000 training samples" in note and f"{error:.2%}" in note
+    whole = int((surface["train_samples_read"] == 6000).sum())
+    assert f"but for {whole} points, as the middle and the corners, where all were read" in note and whole >= 5
     truth = np.array([by_hand(*sampled[:3], GRID.point(i))[0].mean() for i in range(len(GRID))])
     off = np.abs(surface["train_loss"].reshape(-1) - truth)
     assert (off <= 4 * surface["train_loss_error"].reshape(-1) + 1e-6).all() and off.max() > 1e-6
