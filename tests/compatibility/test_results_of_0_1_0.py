@@ -274,7 +274,9 @@ def test_shards_are_merged(folder, name):
     check_counts(surface, expected)
     for field, values in expected["fields"].items():
         check_array(surface[field], values, 1e-6, field)
-    assert "audit_points" not in expected or int(surface.attributes["audit_points"]) == expected["audit_points"]
+    # 0.1.0 kept the report of the first shard's audit as that of all
+    assert "audit_points" not in surface.attributes
+    assert ("audit_points" in expected) == ("audited by itself" in surface.attributes.get("merge_note", ""))
 
 
 def test_an_interrupted_training_run_is_completed(folder):

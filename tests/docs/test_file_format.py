@@ -119,6 +119,7 @@ def general(name):
     name = re.sub(r"^health/(?!@).*", "health/NUMBER", name)
     name = re.sub(r"^@(loss|eigen|spectrum|along|sharpness)_(took|estimate|notes)$", r"@MEASURE_\2", name)
     name = re.sub(r"^@code_(loss|eigen|spectrum|along|sharpness)$", "@code_MEASURE", name)
+    name = re.sub(r"^@method_(eigen|audit)$", "@method_MEASURE", name)
     name = re.sub(r"^((?:connection/)?@?)(unaligned|curve)_.*", r"\1\2_NAME", name)
     name = re.sub(r"^@resolved_\w+", "@resolved_COMMAND", name)
     name = re.sub(r"^((?:connection/|refinement/|sampling/)?@?)(?:train|test)_(?!size)(\w+)$", r"\1SPLIT_\2", name)
