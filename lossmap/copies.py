@@ -39,7 +39,7 @@ def _copied(t: Tensor) -> Tensor:
     if t.numel() * t.element_size() < MIN_LAZY_BYTES:
         return t.clone()
     t = t.detach()
-    if not _has_own_storage(t):
+    if not has_own_storage(t):
         return t.clone()
     try:
         return torch._lazy_clone(t)
@@ -51,14 +51,14 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
     """Whether one tensor is a copy of the other that still shares its memory. False says nothing of their values."""
     if a is b:
         return True
-    if not (_has_own_storage(a) and _has_own_storage(b)):
+    if not (has_own_storage(a) and has_own_storage(b)):
         return False
     is_lazy = torch._C._is_cow_tensor(a) and torch._C._is_cow_tensor(b)  # type: ignore[attr-defined]
     address = torch._C._data_address  # type: ignore[attr-defined]  # which, unlike data_ptr(), counts as no write
     return bool(is_lazy and a.shape == b.shape and a.dtype == b.dtype and address(a) == address(b))
 
 
-def _has_own_storage(t: Tensor) -> bool:
+def has_own_storage(t: Tensor) -> bool:
     """Whether a tensor is large, dense, in memory of PyTorch's, and the only one in its storage."""
     if type(t) not in (Tensor, torch.nn.Parameter) or t.layout != torch.strided or t.device.type not in ("cpu", "cuda"):
         return False
@@ -66,4 +66,4 @@ def _has_own_storage(t: Tensor) -> bool:
     return size >= MIN_LAZY_BYTES and t.is_contiguous() and t.untyped_storage().nbytes() == size
 
 
-__all__ = ["lazy_copies", "lazy_copy", "same_memory"]
+__all__ = ["has_own_storage", "lazy_copies", "lazy_copy", "same_memory"]

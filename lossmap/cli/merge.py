@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         absent = [path for path in absent_shards(shards) if not path.exists()]
         if absent:
             print(f"missing files: {', '.join(map(str, absent))}")
-        if absent or any(read(path).outcome == "unfinished" for path in shards):
+        if any(read(path).outcome == "unfinished" for path in shards):
             print("`lossmap resume` on an unfinished shard completes it, then merge again with --overwrite")
         print(f"`lossmap resume {output}` computes all missing points")
     return EXIT_CODES[surface.outcome]

@@ -339,11 +339,17 @@ def report_end(
 
 
 def points_without_loss(surface: Surface, measure: str) -> int:
-    """At how many points that are done the loss is NaN or infinite; then eigenvalues are NaN."""
-    if measure not in ("loss", "eigen") or not surface.measures.get(measure):
+    """At how many points that are done the loss of a split is NaN or infinite; then no eigenvalue is known."""
+    ending = {"loss": "_loss", "eigen": "_eig"}.get(measure)
+    names = [name for name in surface.measures.get(measure, ()) if ending and name.endswith(ending)]
+    if not names:
         return 0
-    values = surface[surface.measures[measure][0]].reshape(len(surface.grid), -1)
-    return int((~np.isfinite(values).all(axis=1) & (surface.status[measure].reshape(-1) == DONE)).sum())
+    known = [np.isfinite(surface[name].reshape(len(surface.grid), -1)) for name in names]
+    if measure == "loss":
+        is_known = np.logical_and.reduce([values.all(axis=1) for values in known])
+    else:  # of several some may not have been found
+        is_known = np.logical_or.reduce([values.any(axis=1) for values in known])
+    return int((~is_known & (surface.status[measure].reshape(-1) == DONE)).sum())
 
 
 def draw_pictures(path: Path, settings: DrawSettings, say: Printer) -> None:

@@ -29,8 +29,9 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from lossmap.copies import lazy_copies, lazy_copy, same_memory
+from lossmap.copies import has_own_storage, lazy_copies, lazy_copy, same_memory
 from lossmap.data.one_precision import origin
 from lossmap.data.outside_state import (
     accompany_as,
@@ -39,6 +40,7 @@ from lossmap.data.outside_state import (
     caches_of,
     measures,
     modules_beside,
+    originals_beside,
     places_of,
     put,
     slots_of,
@@ -52,7 +54,7 @@ from lossmap.sums import float64_device, has_float64
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
-MAX_KEPT = 65536  # numbers of a loss's buffer that is put back
+MAX_KEPT = 65536  # numbers of a tensor beside the model that is put back although it is copied at once
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = frozenset((bool, int, float, str, type(None)))  # most attributes of most modules
 CLOSED = (
@@ -92,6 +94,7 @@ class ModuleState:
         self.contents: list[tuple[Any, Any]] = []
         self.slots: list[tuple[Any, str, Any]] = []  # objects without a dictionary, a name and what stands there
         self.empty: list[Any] = []  # dictionaries of the modules' own that hold nothing, as those of hooks mostly
+        self._beside: list[tuple[Tensor, Tensor]] = []  # tensors that are none of the model's, and their values
         modules = modules_of(model)
         self._known = {id(module) for module in modules}
         self._entered = 0
@@ -104,8 +107,9 @@ class ModuleState:
         self._inside = (len(self.attributes), len(self.contents))
         self._slots_inside = len(self.slots)
         self._entered = 0
-        # also parameters: an average of the model's own, as of a teacher, may be moved by a pass
-        self._beside = [(t, lazy_copy(t)) for t in self._enter_beside(model)]
+        self._enter_beside(modules_beside(model))
+        buffers = [b for module in originals_beside(model) for b in module._buffers.values() if b is not None]
+        self._beside.extend((b, lazy_copy(b)) for b in buffers if _is_put_back(b))
         self.places = [(holder, name, at(holder, name)) for holder, name in places_of(model)]
         for _, _, value in self.places:
             self._enter(value)
@@ -113,17 +117,18 @@ class ModuleState:
         self._empty = [c for c in caches if hasattr(c, "cache_info") and not c.cache_info().currsize]
         self._converted = False
 
-    def _enter_beside(self, model: nn.Module) -> list[Tensor]:
-        """Remember what modules keep that are none of the model's; their parameters, and their buffers up to a size."""
-        tensors: list[Tensor] = []
-        for module in modules_beside(model):
+    def _enter_beside(self, modules: Iterable[nn.Module]) -> None:
+        """Remember what modules keep that are none of the model's, and their tensors.
+
+        Also parameters: an average of the model's own, as of a teacher, may be moved by a pass.
+        """
+        for module in modules:
             if id(module) not in self._known:
                 self._known.add(id(module))
                 self.attributes.append((module.__dict__, module.__dict__.copy()))
+                tensors = [t for t in (*module._buffers.values(), *module._parameters.values()) if t is not None]
+                self._beside.extend((t, lazy_copy(t)) for t in tensors if _is_put_back(t))
                 self._enter_module(module)
-                tensors.extend(b for b in module._buffers.values() if b is not None and b.numel() <= MAX_KEPT)
-                tensors.extend(p for p in module._parameters.values() if p is not None)
-        return tensors
 
     def _enter_module(self, module: nn.Module) -> None:
         """Remember what is in the containers and the plain objects of a module."""
@@ -141,6 +146,9 @@ class ModuleState:
 
     def _enter(self, value: Any) -> None:
         """Remember what a container or a plain object holds, and what those in it hold."""
+        if isinstance(value, nn.Module):
+            self._enter_beside(value.modules())
+            return
         if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
             return
         if measures(value):
@@ -224,6 +232,13 @@ class ModuleState:
             for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
                 if _is_of_other_precision(value, dtype):
                     container[key] = converted(value)
+
+
+def _is_put_back(t: Tensor) -> bool:
+    """Whether the values of a tensor beside the model are remembered: dense ones, not too large to be copied."""
+    if is_lazy(t) or t.is_meta or t.is_nested or t.layout != torch.strided or t.is_quantized:
+        return False
+    return t.numel() <= MAX_KEPT or has_own_storage(t)
 
 
 def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:

@@ -420,7 +420,7 @@ def load_into(
     expected, or of other shapes; then nothing has been changed.
     """
     if isinstance(state, Mapping):
-        state = Checkpoint("the checkpoint", {"": dict(state)})
+        state = Checkpoint("the checkpoint", {"": states_in(state).get("", dict(state))})
     elif not isinstance(state, Checkpoint):
         state = load_checkpoint(state, unsafe, homes or homes_of(model))
     fit = state.fit(model, selection)

@@ -165,7 +165,9 @@ def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any,
 
 
 def _enter_tensor(value: Tensor, name: str, found: _Numbers) -> None:
-    if value.layout != torch.strided or value.is_meta or value.numel() > MAX_NUMBERS:
+    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+        return
+    if value.numel() > MAX_NUMBERS:
         return
     found.shown[name] = repr(value.detach().tolist())
     if value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool:

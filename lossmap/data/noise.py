@@ -56,7 +56,8 @@ class InSinglePrecision(TorchFunctionMode):
             if name == "bernoulli":
                 return _drawn(func, (like.to(_single(dtype)), *args[1:]), kwargs, dtype, keyword=False)
             return _drawn(func, (like, *args[1:]), kwargs, dtype)
-        if name in IN_PLACE and _single(args[0].dtype) != args[0].dtype:
+        # without arguments by position it is one of `nn.init`, within which the tensor's own comes by
+        if name in IN_PLACE and args and _single(args[0].dtype) != args[0].dtype:
             return args[0].copy_(func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs))
         if name == "normal" and kwargs.get("out") is None:
             mean, std = (*args, *(kwargs[k] for k in ("mean", "std") if k in kwargs), 1.0)[:2]

@@ -17,7 +17,8 @@ import dis
 import functools
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from lossmap.installed import is_installed
 from lossmap.module_walks import modules_of
 
+MAX_ENTRIES = 1000  # of a container that is looked into for modules
 MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
 LIBRARIES = (
     "torch", "numpy", "lossmap", "transformers", "peft", "accelerate", "builtins", "functools", "typing", "collections",
@@ -102,9 +104,10 @@ class _Reader:
         elif isinstance(value, types.MethodType):
             self.read(value.__func__)
             self._read_callable(value.__self__)
+            self._read_modules(value.__self__)
         elif isinstance(value, functools.partial):
             self.read(value.func)
-            self._read_modules([*value.args, *value.keywords.values()])
+            self._read_modules([value.args, value.keywords])
         elif isinstance(value, functools.cached_property):
             self.read(value.func)
         elif hasattr(type(value), "cache_info"):  # of functools.lru_cache
@@ -130,20 +133,24 @@ class _Reader:
     def _place(self, holder: Any, name: str, value: Any, module: str) -> None:
         if without_cache(value) is not None:
             self.caches[id(holder), name] = (holder, name)
+        self._read_modules(value)
         if _is_kept(value, module):
             self.places[id(holder), name] = (holder, name)
-            inner = value.values() if isinstance(value, dict) else value
-            self._read_modules(inner if isinstance(value, (dict, list)) else [value])
         elif isinstance(value, type):
             self.read_class(value)
         else:
             self.read(value)
 
-    def _read_modules(self, values: Iterable[Any]) -> None:
-        """The modules among values, whose tensors a pass may change in place."""
-        for value in values:
-            if isinstance(value, nn.Module):
-                self.modules[id(value)] = value
+    def _read_modules(self, value: Any, depth: int = 3) -> None:
+        """The modules in a value, whose tensors a pass may change in place."""
+        if isinstance(value, nn.Module):
+            self.modules[id(value)] = value
+            return
+        if isinstance(value, (dict, types.SimpleNamespace)):
+            value = list((value if isinstance(value, dict) else vars(value)).values())
+        if depth and isinstance(value, (list, tuple, set, frozenset, deque)) and len(value) <= MAX_ENTRIES:
+            for each in value:
+                self._read_modules(each, depth - 1)
 
     def _read_function(self, function: types.FunctionType) -> None:
         module = function.__module__
@@ -152,7 +159,7 @@ class _Reader:
         self._read.add(id(function))
         for name in ("__dict__", "__defaults__", "__kwdefaults__"):
             self.places[id(function), name] = (function, name)
-        self._read_modules([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
+        self._read_modules([function.__defaults__, function.__kwdefaults__])
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             self.variables[id(cell)] = variable
             self._place(cell, "cell_contents", at(cell, "cell_contents"), module)
@@ -300,11 +307,27 @@ def name_of_place(model: nn.Module, holder: Any, name: str) -> str:
 
 def modules_beside(model: nn.Module) -> list[nn.Module]:
     """The modules that a model's loss uses: criteria, teachers, critics; not the model itself, nor what it copies."""
-    own: list[nn.Module | None] = [model]
-    while own[-1] is not None and own[-1] in _original_of:
-        own.append(_original_of[own[-1]]())
-    roots = [root for company in _companies(model) for root in company.reader.modules.values()]
-    return [m for root in roots if not any(root is each for each in own) for m in root.modules()]
+    own = [model, *_originals_of(model)]
+    return [m for root in _roots(model) if not any(root is each for each in own) for m in root.modules()]
+
+
+def originals_beside(model: nn.Module) -> list[nn.Module]:
+    """The modules of what this model is a copy of, where its loss uses that."""
+    own = _originals_of(model)
+    return [m for root in _roots(model) if any(root is each for each in own) for m in root.modules()]
+
+
+def _roots(model: nn.Module) -> list[nn.Module]:
+    return [root for company in _companies(model) for root in company.reader.modules.values()]
+
+
+def _originals_of(model: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    last: nn.Module | None = model
+    while last is not None and last in _original_of:
+        last = _original_of[last]()
+        found.extend([] if last is None else [last])
+    return found
 
 
 def _companies(model: nn.Module) -> list[Company]:

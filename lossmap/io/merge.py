@@ -211,11 +211,14 @@ def _attributes(
     }
     chosen = {canonical({m: own.get("chosen") for m, own in s.settings.get("measures", {}).items()}) for s in shards}
     notes = list(own_notes)
-    if len(shards) > 1 and any(name in s.attributes for s in shards for name in AUDIT):
-        attributes = {name: value for name, value in attributes.items() if name not in AUDIT}
-        notes.append("each shard was audited by itself; what that found stands in its own file")
     if len(chosen) > 1:
         notes.append("probes chose differently in the shards, so last bits may differ: " + "; ".join(sorted(chosen)))
+    audited = [name for shard, name in zip(shards, names, strict=True) if AUDIT[0] in shard.attributes]
+    if audited:  # each judged its own points
+        attributes = {name: value for name, value in attributes.items() if name not in AUDIT}
+        rest = [name for name in names if name not in audited]
+        without = f"; without an audit: {', '.join(rest)}" if rest else ""
+        notes.append(f"audited by themselves, as their own files say: {', '.join(audited)}{without}")
     if notes:
         attributes["merge_note"] = "; ".join(notes)
     made = [attempt for shard in shards for attempt in _attempts_of(shard)]

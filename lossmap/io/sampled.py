@@ -74,10 +74,13 @@ def sampling_note(surface: Surface) -> str | None:
         f"{some:,} of {every:,} {_SAMPLES[split]} samples ({some / every:.2g})" for split, (some, every) in read.items()
     ]
     text = f"read at each point: {' and '.join(parts)}, the same at all, chosen at random"
-    fields = [surface[name] for name in (f"{split}_{READ}" for split in read) if name in surface]
-    most = max((np.nanmax(field, initial=0.0) for field in fields[:1]), default=0.0)
-    if most > max(some for some, _ in read.values()) and (whole := int((fields[0] == most).sum())):
-        text += f", but for {whole} points, as the middle and the corners, where all were read"
+    wholes = [
+        int((surface[f"{split}_{READ}"] > some).sum())
+        for split, (some, _) in read.items()
+        if f"{split}_{READ}" in surface
+    ]
+    if any(wholes):
+        text += f", but for {max(wholes)} points, as the middle and the corners, where all were read"
     error = float(about.get("error", np.nan))
     if np.isfinite(error):
         text += f"; standard errors are at most {error:.2%} of the range of the losses"

@@ -211,8 +211,8 @@ def skip_text(nets: Nets) -> str:
         return "with or without skip connections: too few pairs for an interval"
     words = {1: "less convex without skip connections", -1: "more convex without", 0: "no difference is shown"}
     return (
-        f"without skip connections the ratio is {found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g}) higher, "
-        f"over {found.count} pairs of depth and seed: {words[found.sign]}"
+        f"without skip connections a net's median ratio changes by {found.value:+.3g} ({found.low:+.3g} to "
+        f"{found.high:+.3g}), the mean over {found.count} pairs of depth and seed: {words[found.sign]}"
     )
 
 

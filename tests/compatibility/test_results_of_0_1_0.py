@@ -276,7 +276,7 @@ def test_shards_are_merged(folder, name):
         check_array(surface[field], values, 1e-6, field)
     # 0.1.0 kept the report of the first shard's audit as that of all
     assert "audit_points" not in surface.attributes
-    assert ("audit_points" in expected) == ("audited by itself" in surface.attributes.get("merge_note", ""))
+    assert ("audit_points" in expected) == ("audited by themselves" in surface.attributes.get("merge_note", ""))
 
 
 def test_an_interrupted_training_run_is_completed(folder):

@@ -374,3 +374,86 @@ def test_an_unfinished_spectral_norm_of_a_critic_is_read_as_it_stands():
     surface = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), Grid.line(0, 0, 1))
     assert float(surface["train_loss"][0]) == pytest.approx(truth, rel=1e-6)
     assert all(torch.equal(t, before[name]) for name, t in critic.state_dict().items())
+
+
+class Trainer:
+    def __init__(self, network):
+        self.network = network
+
+
+class Holding(nn.Module):
+    """Itself holds what its loss uses, as a Lightning module does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.teacher = nn.Linear(3, 1), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "held", [lambda t: (t,), lambda t: {"a": [t]}, lambda t: types.SimpleNamespace(t=t), Trainer, lambda t: t.forward]
+)
+def test_a_network_in_anything_that_a_loss_uses_is_as_before(held):
+    teacher = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    before, holder = {name: t.clone() for name, t in teacher.state_dict().items()}, held(teacher)
+
+    def loss(model, batch):
+        return (model(batch) - teacher_in(holder)(batch).detach()).square().mean()
+
+    lossmap.spectrum(Problem.custom(nn.Linear(3, 1), loss, [torch.randn(20, 3)]), top=1)
+    assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
+
+
+def teacher_in(holder):
+    if isinstance(holder, Trainer):
+        return holder.network
+    if isinstance(holder, types.SimpleNamespace):
+        return holder.t
+    return holder["a"][0] if isinstance(holder, dict) else holder[0] if isinstance(holder, tuple) else holder
+
+
+def test_a_part_of_the_model_that_the_loss_takes_from_the_model_itself_is_as_before():
+    torch.manual_seed(0)
+    model, x = Holding(), torch.randn(16, 3)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with torch.no_grad():  # in the mode that models are read in
+        truth = float(F.mse_loss(model.eval()(x), model.teacher(x)))
+    model.train()
+    problem = Problem.custom(model, lambda m, b: F.mse_loss(m(b), model.teacher(b).detach()), [x])
+    for _ in range(2):
+        assert lossmap.spectrum(problem, parameters="net", top=1).loss == pytest.approx(truth, rel=1e-5)
+        assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", ["lazy", "meta", "coo", "csr", "quantized"])
+def test_tensors_beside_the_model_that_cannot_be_compared_stand_in_no_way(kind):
+    teacher, matrix = nn.Linear(3, 1), torch.eye(3)
+    if kind == "lazy":
+        teacher.head = nn.LazyLinear(2)
+    elif kind == "quantized":
+        teacher.register_buffer("table", torch.quantize_per_tensor(matrix, 0.1, 0, torch.qint8))
+    else:
+        how = {"meta": lambda t: t.to("meta"), "coo": torch.Tensor.to_sparse, "csr": torch.Tensor.to_sparse_csr}[kind]
+        teacher.register_buffer("table", how(matrix))
+
+    def loss(model, batch):
+        return (model(batch) - F.linear(batch, teacher.weight, teacher.bias).detach()).square().mean()
+
+    assert lossmap.spectrum(Problem.custom(nn.Linear(3, 1), loss, [torch.randn(20, 3)]), top=1).loss > 0
+
+
+def test_a_network_that_is_made_in_the_first_call_of_a_loss_can_draw_its_weights():
+    @functools.lru_cache
+    def critic():
+        return nn.Linear(3, 3)
+
+    def loss(model, batch):
+        return F.mse_loss(model(batch), critic()(batch).detach())
+
+    try:
+        lossmap.hessian(Problem.custom(nn.Linear(3, 3), loss, [torch.randn(20, 3)]))
+    except ValueError as error:  # a new network in each copy of the problem is another function
+        assert "repeatable" in str(error) or "draws" in str(error) or "function" in str(error)

@@ -162,7 +162,7 @@ def test_an_audit_over_part_of_the_points_is_joined(tmp_path):
         paths.append(path)
     made = merge(paths, tmp_path / "all.h5")
     assert not [name for name in made.attributes if name.startswith("audit")]  # which would be those of the first alone
-    assert "each shard was audited by itself" in made.attributes["merge_note"]
+    assert "audited by themselves, as their own files say: " in made.attributes["merge_note"]
     assert list(made.parts["audit"]) == [2, 3] and made.outcome == "complete" and missing(made) == []
 
 
