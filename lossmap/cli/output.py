@@ -344,11 +344,12 @@ def points_without_loss(surface: Surface, measure: str) -> int:
     names = [name for name in surface.measures.get(measure, ()) if ending and name.endswith(ending)]
     if not names:
         return 0
-    known = [np.isfinite(surface[name].reshape(len(surface.grid), -1)) for name in names]
-    if measure == "loss":
-        is_known = np.logical_and.reduce([values.all(axis=1) for values in known])
-    else:  # of several some may not have been found
-        is_known = np.logical_or.reduce([values.any(axis=1) for values in known])
+    is_known = np.ones(len(surface.grid), dtype=bool)
+    for of_test in (False, True):
+        own = [name for name in names if name.startswith("test_") == of_test]
+        known = [np.isfinite(surface[name].reshape(len(surface.grid), -1)).any(axis=1) for name in own]
+        if known:  # of several eigenvalues some may not have been found
+            is_known &= np.logical_or.reduce(known)
     return int((~is_known & (surface.status[measure].reshape(-1) == DONE)).sum())
 
 

@@ -54,7 +54,7 @@ from lossmap.sums import float64_device, has_float64
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
-MAX_KEPT = 65536  # numbers of a tensor beside the model that is put back although it is copied at once
+MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = frozenset((bool, int, float, str, type(None)))  # most attributes of most modules
 CLOSED = (
@@ -235,10 +235,10 @@ class ModuleState:
 
 
 def _is_put_back(t: Tensor) -> bool:
-    """Whether the values of a tensor beside the model are remembered: dense ones, not too large to be copied."""
+    """Whether the values of a tensor beside the model are remembered: dense ones; of buffers not the largest views."""
     if is_lazy(t) or t.is_meta or t.is_nested or t.layout != torch.strided or t.is_quantized:
         return False
-    return t.numel() <= MAX_KEPT or has_own_storage(t)
+    return isinstance(t, nn.Parameter) or t.numel() <= MAX_KEPT or has_own_storage(t)
 
 
 def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:

@@ -106,8 +106,7 @@ class _Reader:
             self._read_callable(value.__self__)
             self._read_modules(value.__self__)
         elif isinstance(value, functools.partial):
-            self.read(value.func)
-            self._read_modules([value.args, value.keywords])
+            self._read_partial(value)
         elif isinstance(value, functools.cached_property):
             self.read(value.func)
         elif hasattr(type(value), "cache_info"):  # of functools.lru_cache
@@ -140,6 +139,13 @@ class _Reader:
             self.read_class(value)
         else:
             self.read(value)
+
+    def _read_partial(self, value: functools.partial[Any]) -> None:
+        """Its function and the arguments that are bound to it."""
+        self.read(value.func)
+        self._read_modules([value.args, value.keywords])
+        for each in (*value.args, *value.keywords.values()):
+            self._read_callable(each)
 
     def _read_modules(self, value: Any, depth: int = 3) -> None:
         """The modules in a value, whose tensors a pass may change in place."""

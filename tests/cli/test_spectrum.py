@@ -232,3 +232,19 @@ def test_a_survey_of_a_loss_that_is_no_number_says_so(here, command, capsys):
     (here / "own.py").write_text(UNLABELLED)
     assert lossmap([command, "--problem", "own.py:problem", "--x=0:1:2", "--surf-file", "s.h5"]) == 0
     assert "the loss is not finite at 2 of 2 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_a_loss_is_told_beside_one_that_has_it(here, split, capsys):
+    (here / "own.py").write_text(
+        "import torch\n"
+        "def problem(split):\n"
+        "    torch.manual_seed(0)\n"
+        "    net, x = torch.nn.Linear(3, 2), torch.randn(8, 3)\n"
+        f"    x = x * float('nan') if split == {split!r} else x\n"
+        "    return net, [x], lambda m, b: m(torch.nan_to_num(b)).square().mean() + 0 * b.sum()\n"
+    )
+    for command in ("surface", "eigenmap"):
+        words = ["--problem", "own.py:problem", "--split", "both", "--x=0:1:2", "--surf-file", f"{command}.h5"]
+        assert lossmap([command, *words]) == 0
+        assert "the loss is not finite at 2 of 2 points" in capsys.readouterr().out

@@ -360,6 +360,26 @@ def test_a_teacher_that_its_loss_moves_is_as_before_and_the_loss_refused():
     assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
 
 
+def test_large_weights_of_a_teacher_that_its_loss_moves_are_as_before_at_every_point():
+    torch.manual_seed(0)
+    model, teacher = (nn.Sequential(nn.Linear(512, 256), nn.Tanh(), nn.Linear(256, 4)) for _ in range(2))
+    before = {name: t.clone() for name, t in teacher.state_dict().items()}
+
+    def loss(model, batch):
+        with torch.no_grad():
+            for mine, its in zip(teacher.parameters(), model.parameters(), strict=True):
+                mine.mul_(0.996).add_(its.detach().to(mine.dtype), alpha=0.004)
+            target = teacher(batch)
+        return (model(batch) - target).square().mean()
+
+    x = torch.randn(8, 512)
+    problem = Problem.custom(model, loss, [x])
+    surface = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), Grid.line(-1, 1, 5))
+    assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
+    again = float(loss(model, x).detach())
+    assert float(surface["train_loss"][2]) == pytest.approx(again, rel=1e-5)
+
+
 def test_an_unfinished_spectral_norm_of_a_critic_is_read_as_it_stands():
     torch.manual_seed(0)
     norm = nn.utils.parametrizations.spectral_norm
