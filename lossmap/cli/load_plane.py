@@ -26,6 +26,7 @@ from lossmap.geometry.directions import (
     Named,
     Plane,
     axis_of_moving,
+    called,
     difference,
     end_of,
     from_vector,
@@ -193,17 +194,18 @@ def _axis(
         recipe["parameters"] = plane.moving
     if other is not None:
         recipe[ENDS_AT] = end_of(model, origin, axis, other)
-        if not recipe["states"] and _has_other_statistics(model, origin, other):
-            _warn_of_statistics(kind.removeprefix("to:"), recipe[ENDS_AT])
+        standing = [] if recipe["states"] else _other_buffers(model, origin, other)
+        if standing:
+            _warn_of_buffers(kind.removeprefix("to:"), recipe[ENDS_AT], called(model, standing))
     return axis, recipe
 
 
-def _warn_of_statistics(file: str, end: str) -> None:
-    """Say that running statistics stand still along the axis to a checkpoint, of which this much stands at 1."""
+def _warn_of_buffers(file: str, end: str, buffers: str) -> None:
+    """Say that buffers, by what they are called, stand still along the axis to a checkpoint; `end` stands at 1."""
     where, moved = (f"at 1 are the weights of {file}, but", "both")
     if end == PART:
         where, moved = f"all along the axis to {file} are", "them"
-    logger.warning("%s the running statistics of the model; --dir-type states moves %s", where, moved)
+    logger.warning("%s the %s of the model; --dir-type states moves %s", where, buffers, moved)
 
 
 def _computed_axis(
@@ -224,10 +226,10 @@ def _computed_axis(
     if other is not None:
         axis = difference(origin, other)
         if leads_nowhere(axis):
-            has_left_out = _has_other_statistics(model, origin, other)
+            left_out = _other_buffers(model, origin, other)
             raise UsageError(
                 f"{rest} has the weights of the model at the origin: there is no direction to it"
-                + ("; its running statistics differ: --dir-type states moves them" if has_left_out else "")
+                + (f"; its {called(model, left_out)} differ: --dir-type states moves them" if left_out else "")
             )
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
@@ -261,12 +263,13 @@ def state_of(model: nn.Module, path: str | Path, files: ModelSettings, of_run: b
     return {**own, **fit.state}
 
 
-def _has_other_statistics(model: nn.Module, origin: Named, state: Mapping[str, Tensor]) -> bool:
-    """Whether the line to a checkpoint does not arrive there, since running statistics that differ do not move."""
+def _other_buffers(model: nn.Module, origin: Named, state: Mapping[str, Tensor]) -> list[str]:
+    """The buffers in which a checkpoint differs and that do not move on the line to it: it does not arrive there."""
+    differ = []
     for name, buffer in model.named_buffers():
         target = state.get(name)
         if name in origin or target is None or not buffer.is_floating_point() or target.shape != buffer.shape:
             continue
         if not torch.equal(buffer.cpu(), target.to("cpu", buffer.dtype)):
-            return True
-    return False
+            differ.append(name)
+    return differ

@@ -362,11 +362,21 @@ def end_of(model: nn.Module, origin: Named, axis: Named, other: Named) -> str:
     parameters, buffers = left_behind(model, origin, axis, other)
     if parameters:
         return PART
-    norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
-    statistics = {f"{name}.{of}".removeprefix(".") for name in norms for of in ("running_mean", "running_var")}
-    if set(buffers) <= statistics:
+    if set(buffers) <= _running_statistics(model):
         return BUT_STATISTICS if buffers else MODEL
     return WEIGHTS
+
+
+def _running_statistics(model: nn.Module) -> set[str]:
+    """The names of the running statistics of batch and instance norms."""
+    norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
+    return {f"{name}.{of}".removeprefix(".") for name in norms for of in ("running_mean", "running_var")}
+
+
+def called(model: nn.Module, buffers: Sequence[str]) -> str:
+    """What these buffers are called in a sentence: running statistics where they are, else buffers such as one."""
+    others = [name for name in buffers if name not in _running_statistics(model)]
+    return f"buffers such as {others[0]!r}" if others else "running statistics"
 
 
 def left_behind(model: nn.Module, origin: Named, axis: Named, other: Named) -> tuple[list[str], list[str]]:

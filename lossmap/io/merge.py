@@ -217,8 +217,8 @@ def _attributes(
     if audited:  # each judged its own points
         attributes = {name: value for name, value in attributes.items() if name not in AUDIT}
         rest = [name for name in names if name not in audited]
-        without = f"; without an audit: {', '.join(rest)}" if rest else ""
-        notes.append(f"audited by themselves, as their own files say: {', '.join(audited)}{without}")
+        without = f"; not audited: {', '.join(rest)}" if rest else ""
+        notes.append(f"before the merge audited by themselves, as their own files say: {', '.join(audited)}{without}")
     if notes:
         attributes["merge_note"] = "; ".join(notes)
     made = [attempt for shard in shards for attempt in _attempts_of(shard)]

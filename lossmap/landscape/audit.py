@@ -225,7 +225,7 @@ def sentence(report: Mapping[str, Any]) -> str:
         again = f"; {report['solved_again']:,} points beside them were solved again"
     missed = f"missed an end by more than {report['tolerance']:g} of max(abs)"
     if audited == report.get("candidates"):
-        return f"audit: {misses} of all {audited} points {missed}: every point was solved again{again}"
+        return f"audit: {misses} of all {audited} points with eigenvalues {missed}: each was solved again{again}"
     return (
         f"audit: {misses} of {audited} points {missed}; with 95 % confidence at most "
         f"{100 * report['upper_bound']:.2g} % of all points do{again}"

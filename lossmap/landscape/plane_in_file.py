@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data import checkpoints
-from lossmap.geometry.directions import Named, Plane, precision_of_step, random_or_drawn
+from lossmap.geometry.directions import Named, Plane, called, precision_of_step, random_or_drawn
 from lossmap.geometry.grid import ENDS_AT
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.geometry.wrappers import plain_names
@@ -89,10 +89,10 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named
     missing = [k for k in origin if k not in arrays]
     if len(missing) == len(origin):
         raise ValueError(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
-    if any(np.any(arrays[k]) for k in _standing_statistics(model, origin) if k in arrays):
-        logger.warning(
-            "%s: along %s running statistics move too; --dir-type states moves them, weights none", path, name
-        )
+    moving = [k for k in _standing_buffers(model, origin) if k in arrays and np.any(arrays[k])]
+    if moving:
+        what = called(model, moving)
+        logger.warning("%s: along %s %s move too; --dir-type states moves them, weights none", path, name, what)
     axis: dict[str, Tensor] = {}
     for k, w in origin.items():
         if k not in arrays:  # the axis of another --dir-type or --parameters: nothing moves along this tensor
@@ -105,8 +105,8 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named
     return axis
 
 
-def _standing_statistics(model: nn.Module, origin: Named) -> list[str]:
-    """The names of the running statistics that do not move with the origin's tensors."""
+def _standing_buffers(model: nn.Module, origin: Named) -> list[str]:
+    """The names of the buffers that a state would move and the origin's tensors do not."""
     return [k for k, b in model.named_buffers() if b.is_floating_point() and k not in origin]
 
 
@@ -126,10 +126,10 @@ def _drawn_axis(path: str, name: str, model: nn.Module, origin: Named) -> Named 
     axis = random_or_drawn(origin, str(recipe[DRAWN_SEED]), index, *scaling, names)
     length, stated = Plane(origin, (axis,), ({},)).lengths[0], float(recipe["length"])
     if not abs(length - stated) <= SAME_LENGTH * stated:
-        if recipe.get("states") and _standing_statistics(model, origin):
-            raise ValueError(
-                f"{path}: the direction {name} is drawn with the running statistics: --dir-type states moves them"
-            )
+        standing = _standing_buffers(model, origin)
+        if recipe.get("states") and standing:
+            what = called(model, standing)
+            raise ValueError(f"{path}: the direction {name} is drawn with the {what}: --dir-type states moves them")
         raise ValueError(
             f"{path}: the direction {name} is drawn for the model at hand with length {length:.6g}; there it was "
             f"{stated:.6g}: it belongs to another model"

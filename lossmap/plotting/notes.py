@@ -89,7 +89,7 @@ def audit_note(surface: Surface) -> str:
     misses, bound = int(surface.attributes.get("audit_misses", 0)), surface.attributes.get("audit_miss_bound")
     ceiling = ""
     if surface.attributes.get("audit_candidates") == points:
-        ceiling = ", which are all"
+        ceiling = ", which are all that have eigenvalues"
     elif bound is not None:
         ceiling = f" ({_percent(AUDIT_CONFIDENCE)} bound: {_percent(float(bound))})"
     noun = {1: "miss"}.get(misses, "misses")

@@ -691,6 +691,41 @@ def test_a_frozen_layer_that_differs_is_left_behind_by_a_line_of_the_trainable_p
         assert axis_labels(lossmap.read(f"{name}.h5"))[0] == label
 
 
+def test_buffers_that_stand_still_are_called_what_they_are(here, caplog, capsys):
+    Path("masked.py").write_text(
+        """import torch
+from torch import nn
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.register_buffer("mask", torch.ones(10))
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) * self.mask
+"""
+    )
+    torch.manual_seed(0)
+    net = resolve_callable("masked.py:Masked")()
+    torch.save(net.state_dict(), "a.pt")
+    net.mask[3] = 0.0
+    torch.save(net.state_dict(), "mask.pt")
+    net.fc.bias.data += 1.0
+    torch.save(net.state_dict(), "b.pt")
+    own = "--model masked.py:Masked --model-file a.pt --samples 10 --x=0:1:2 --surf-file"
+    assert run(f"{own} s.h5 --xdir to:b.pt") == 0
+    assert "at 1 are the weights of b.pt, but the buffers such as 'mask' of the model" in caplog.text
+    assert run(f"{own} t.h5 --xdir to:mask.pt") == 2
+    assert "; its buffers such as 'mask' differ: --dir-type states moves them" in capsys.readouterr().err
+    assert run(f"{own} u.h5 --xdir to:b.pt --dir-type states") == 0
+    caplog.clear()
+    assert run(f"{own} v.h5 --xdir file:u.h5:x") == 0
+    assert "u.h5: along x buffers such as 'mask' move too; --dir-type states moves them" in caplog.text
+    assert "running statistics" not in caplog.text
+
+
 def test_a_direction_along_which_no_weight_moves_is_refused(here, capsys):
     torch.manual_seed(0)
     net = resolve_callable("net.py:Small")()

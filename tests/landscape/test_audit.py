@@ -45,7 +45,8 @@ def test_where_all_points_were_audited_the_count_is_exact(missed):
     assert (report["audited"], report["candidates"], report["misses"]) == (3, 3, missed)
     assert report["upper_bound"] == missed / 3
     assert sentence(report) == (
-        f"audit: {missed} of all 3 points missed an end by more than 0.001 of max(abs): every point was solved again"
+        f"audit: {missed} of all 3 points with eigenvalues missed an end by more than 0.001 of max(abs): "
+        "each was solved again"
     )
 
 
