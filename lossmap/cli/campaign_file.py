@@ -315,7 +315,7 @@ def _group_of(command: str, name: str) -> type:
 
 
 # Settings of the groups of a command that it does not take: no plane is spanned there.
-_WITHOUT = {command: {"model_file2", "model_file3"} for command in ("connect", "spectrum", "health")}
+_WITHOUT = {command: {"model_file2", "model_file3"} for command in ("connect", "health", "sharpness", "spectrum")}
 _FIELDS = {
     command: {f.name: f for group in groups for f in fields(group) if f.name not in _WITHOUT.get(command, ())}
     for command, groups in GROUPS.items()

@@ -63,6 +63,7 @@ COMMAND = Command(
         "lossmap sharpness --model mlp --model-file a.pt --compare second=b.pt --radius filter:0.5 adaptive:1",
         "lossmap sharpness --model mlp --model-file net.ckpt --optimizer-state net.ckpt --rescale 4",
     ),
+    without=frozenset({"model_file2", "model_file3"}),
 )
 
 

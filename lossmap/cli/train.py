@@ -68,6 +68,7 @@ COMMAND = Command(
         "lossmap train --model mlp --optimizer adam --lr 0.001 --final net.pt",
         "lossmap train --model resnet20 --dataset cifar10 --data-path cifar10 --augment shift-flip --folder run",
     ),
+    without=frozenset({"model_file2", "model_file3", "model_folder"}),
 )
 
 

@@ -65,6 +65,9 @@ def test_the_help_ends_with_two_or_three_examples_that_parse(name):
 def test_a_flag_of_other_commands_is_named_as_such():
     with pytest.raises(ValueError, match="unknown flag --budget: other commands have it, lossmap plane has not"):
         check(shlex.split("lossmap plane --model mlp --budget 5s"))
+    for command, flag in (("train", "--model-folder"), ("train", "--model-file2"), ("sharpness", "--model-file3")):
+        with pytest.raises(ValueError, match=f"unknown flag {flag}: other commands have it"):
+            check(shlex.split(f"lossmap {command} --model mlp {flag} a.pt"))
 
 
 def test_an_example_that_does_not_parse_would_be_noticed():
