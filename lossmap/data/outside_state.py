@@ -17,12 +17,13 @@ import dis
 import functools
 import operator
 import types
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 from torch import Tensor, nn
 
 from lossmap.installed import is_installed
@@ -34,6 +35,7 @@ LIBRARIES = (
     "torch", "numpy", "lossmap", "transformers", "peft", "accelerate", "builtins", "functools", "typing", "collections",
     "math",
 )  # fmt: skip
+SEQUENCES = (list, tuple, set, frozenset, deque, UserList)  # which are looked into
 NOTHING = object()  # in a place that holds nothing yet
 
 # a place: what holds it, and its name there
@@ -149,12 +151,19 @@ class _Reader:
 
     def _read_modules(self, value: Any, depth: int = 3) -> None:
         """The modules in a value, whose tensors a pass may change in place."""
+        value = value() if isinstance(value, ref) else value
         if isinstance(value, nn.Module):
             self.modules[id(value)] = value
             return
-        if isinstance(value, (dict, types.SimpleNamespace)):
-            value = list((value if isinstance(value, dict) else vars(value)).values())
-        if depth and isinstance(value, (list, tuple, set, frozenset, deque)) and len(value) <= MAX_ENTRIES:
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+            self.read(value)
+        if isinstance(value, (dict, UserDict, ChainMap, types.MappingProxyType)):
+            value = list(value.values())
+        elif isinstance(value, np.ndarray):
+            value = value.ravel().tolist() if value.dtype == object and value.size <= MAX_ENTRIES else ()
+        elif isinstance(value, types.SimpleNamespace) or slots_of(value):
+            value = [at(value, name) for name in getattr(value, "__dict__", None) or slots_of(value)]
+        if depth and isinstance(value, SEQUENCES) and len(value) <= MAX_ENTRIES:
             for each in value:
                 self._read_modules(each, depth - 1)
 

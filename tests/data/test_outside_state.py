@@ -9,7 +9,9 @@ import gc
 import sys
 import types
 import weakref
+from collections import ChainMap, UserDict, UserList
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -412,9 +414,37 @@ class Holding(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize(
-    "held", [lambda t: (t,), lambda t: {"a": [t]}, lambda t: types.SimpleNamespace(t=t), Trainer, lambda t: t.forward]
-)
+class Slotted:
+    __slots__ = ("network",)
+
+    def __init__(self, network):
+        self.network = network
+
+
+def in_array(teacher):
+    array = np.empty(1, dtype=object)
+    array[0] = teacher
+    return array
+
+
+HOLDERS = {
+    "tuple": lambda t: (t,),
+    "dict": lambda t: {"a": [t]},
+    "namespace": lambda t: types.SimpleNamespace(t=t),
+    "object": Trainer,
+    "method": lambda t: t.forward,
+    "slots": Slotted,
+    "weak reference": weakref.ref,
+    "functions": lambda t: [lambda x: t(x)],
+    "UserDict": lambda t: UserDict(a=[t]),
+    "ChainMap": lambda t: ChainMap({}, {"a": [t]}),
+    "mapping proxy": lambda t: types.MappingProxyType({"a": [t]}),
+    "UserList": lambda t: UserList([t]),
+    "array": in_array,
+}
+
+
+@pytest.mark.parametrize("held", HOLDERS.values(), ids=HOLDERS)
 def test_a_network_in_anything_that_a_loss_uses_is_as_before(held):
     teacher = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     before, holder = {name: t.clone() for name, t in teacher.state_dict().items()}, held(teacher)
@@ -427,11 +457,15 @@ def test_a_network_in_anything_that_a_loss_uses_is_as_before(held):
 
 
 def teacher_in(holder):
-    if isinstance(holder, Trainer):
+    if isinstance(holder, (Trainer, Slotted)):
         return holder.network
     if isinstance(holder, types.SimpleNamespace):
         return holder.t
-    return holder["a"][0] if isinstance(holder, dict) else holder[0] if isinstance(holder, tuple) else holder
+    if isinstance(holder, (dict, UserDict, ChainMap, types.MappingProxyType)):
+        return holder["a"][0]
+    if isinstance(holder, weakref.ref):
+        return holder()
+    return holder[0] if isinstance(holder, (tuple, list, UserList, np.ndarray)) else holder
 
 
 def test_a_part_of_the_model_that_the_loss_takes_from_the_model_itself_is_as_before():
