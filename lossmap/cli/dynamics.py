@@ -8,7 +8,7 @@ or srun; eigenvectors go to the disk as they come. Interrupted or killed, the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from lossmap.report.price import size_text
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
     from lossmap.report.price import Price
@@ -150,6 +151,8 @@ def run(settings: Settings, world: World) -> int:
     problem = load_problem.problem_and_files(settings, world, machine)[settings.data.split]
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)
+    if settings.model.state_key or settings.model.strip_prefix:
+        world.once(lambda: _refuse_a_key_of_none(settings.model, find_checkpoints(sources).values(), problem.model))
     if execution.dry_run:
         files = world.once(lambda: find_checkpoints(sources))
         say(dry_run(files, options, path, {settings.data.split: problem}))
@@ -195,6 +198,22 @@ def run(settings: Settings, world: World) -> int:
         draw(path, settings, say)
     say(f"result: {path}")
     return output.EXIT_CODES[result.outcome]
+
+
+def _refuse_a_key_of_none(settings: ModelSettings, files: Iterable[Path], model: nn.Module) -> None:
+    """Raise UsageError where no checkpoint of a run has the weights under the key and prefix that are named."""
+    from lossmap.cli.load_model import read_checkpoint, selection_of
+
+    errors = []
+    for file in files:
+        try:
+            read_checkpoint(settings, file, model=model).fit(model, selection_of(settings))
+        except (ValueError, OSError) as error:  # of a file that is damaged, too: it fails alone
+            errors.append(error)
+        else:
+            return
+    if errors:
+        raise UsageError(str(errors[0])) from errors[0]
 
 
 def dry_run(files: Mapping[float, Path], options: DynamicsSettings, path: Path, problems: Mapping[str, Problem]) -> str:

@@ -121,6 +121,8 @@ def test_a_dry_run_says_how_the_steps_were_found(run, tmp_path, caplog):
         (["--matrix", "both"], "unknown flag --matrix"),
         (["--model-folder", "run"], "name the checkpoints or --model-folder, not both"),
         (["--top", "0"], "--top must be >= 1; got 0"),
+        (["--state-key", "ema"], "holds no tensors under 'ema'"),
+        (["--state-key", "ema", "--dry-run"], "holds no tensors under 'ema'"),
     ],
 )
 def test_invalid_options_give_one_message(run, tmp_path, capsys, more, sentence):
