@@ -100,6 +100,10 @@ class Fit:
     given: OrderedDict[str, Any] | None = field(default=None, repr=False)
 
 
+class _SeveralPrefixes(ValueError):
+    """What stands behind several prefixes of one set of tensors fits the model."""
+
+
 def states_in(content: Any) -> dict[str, State]:
     """Every set of named tensors in what a file held, by the dotted key that it stands under; empty where plain."""
     return dict(_states(content, "", 0))
@@ -164,19 +168,16 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     lack = "; ".join(filter(None, (no_key, no_prefix)))
     if lack and not selection.or_the_only:
         raise ValueError(f"{lack}; only the file of a second model may lack it")
-    rules = has_rules(model)
-    fits = {
-        name: fit
-        for name, state in chosen.items()
-        if (fit := _fit(state, own, prefix, origin) or (_by_rules(state, model, prefix, origin) if rules else None))
-    }
-    if not fits:
-        if rules:
+    fits, unclear = _fits(chosen, model, own, prefix, origin)
+    if not fits and not unclear:
+        if has_rules(model):
             refuse_meta({name: t for state in chosen.values() for name, t in state.items()}, origin)
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, prefix))
-    if no_key and len(fits) > 1:
+    if no_key and len(fits) + len(unclear) > 1:
         raise ValueError(no_key)
-    key = _best_key(list(fits), origin)
+    key = _best_key([*fits, *unclear], origin)
+    if key in unclear:
+        raise unclear[key]
     fit = _with_rest(fits[key], chosen[key], model, origin)
     if fit.extra and not selection.allow_unexpected:
         raise ValueError(
@@ -186,6 +187,7 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     _refuse_torn(fit.state, own, type(model).__name__, origin)
     notes = list(fit.notes)
     others = [other or "(the plain tensors)" for other in fits if other != key]
+    others += [f"{other} with --strip-prefix" for other in unclear]
     if others:
         under = f"under {key!r}" if key else "that stand under no key"
         notes.append(f"{lack or origin}: read are the tensors {under}; --state-key takes {' or '.join(others)} instead")
@@ -196,6 +198,23 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     if fit.extra or fit.elsewhere:
         notes.append(f"{origin}: left out, since the model has no such tensors: {listed(fit.elsewhere + fit.extra)}")
     return replace(fit, notes=tuple(notes))
+
+
+def _fits(
+    states: Mapping[str, State], model: nn.Module, own: Mapping[str, Tensor], prefix: str | None, origin: str
+) -> tuple[dict[str, Fit], dict[str, _SeveralPrefixes]]:
+    """What fits the model, by key; and why under other keys it is not known what does."""
+    rules = has_rules(model)
+    fits: dict[str, Fit] = {}
+    unclear: dict[str, _SeveralPrefixes] = {}
+    for name, state in states.items():
+        try:
+            fit = _fit(state, own, prefix, origin) or (_by_rules(state, model, prefix, origin) if rules else None)
+        except _SeveralPrefixes as error:
+            unclear[name] = error
+        else:
+            fits |= {} if fit is None else {name: fit}
+    return fits, unclear
 
 
 def _refuse_lazy(own: Mapping[str, Tensor], model: str) -> None:
@@ -248,7 +267,7 @@ def _only(fits: Mapping[str, Fit], origin: str) -> Fit:
     """The fit behind no prefix, or the only one. Raises ValueError where there are several others."""
     if len(fits) > 1 and "" not in fits:
         shown = " and ".join(repr(p) for p in fits)
-        raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
+        raise _SeveralPrefixes(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
     return fits.get("", next(iter(fits.values())))
 
 

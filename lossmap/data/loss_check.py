@@ -1012,6 +1012,8 @@ def _advice(problem: Problem, probe: _Probe) -> str:
     """What would let the batches be cut: no declared sum, or classes and ignored targets that are known."""
     if declared := _if_declared(problem):
         return declared
+    if grows := _if_like_a_sum(probe):
+        return grows
     function = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else None
     if function is None or isinstance(function, (str, torch.nn.Module)):
         return ""
@@ -1019,6 +1021,26 @@ def _advice(problem: Problem, probe: _Probe) -> str:
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         return ""
     return "; class weights and ignored targets may be cut where they are given by nn.CrossEntropyLoss"
+
+
+def _if_like_a_sum(probe: _Probe) -> str:
+    """What is said of a function whose value grows with the batch nearly as a sum does, as one with a penalty."""
+    n = probe.samples
+    try:
+        whole, *halves = (
+            probe.total(rows) / len(rows) for rows in map(list, (range(n), range(n // 2), range(n // 2, n)))
+        )
+        alone = sum(probe.total([i]) for i in range(n)) / n
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise_if_of_device(error)
+        return ""
+    grows = 0.8 * sum(halves) <= whole <= 1.2 * sum(halves) and 0.5 * n * alone <= whole <= 2.0 * n * alone
+    if not (n >= 8 and whole > 0.0 and grows):
+        return ""
+    return (
+        "; it grows with the batch as a sum does: where it is one, with a penalty beside, say so by reduction='sum', "
+        "of Problem.custom or as an attribute of the loss"
+    )
 
 
 def _measured(probe: _Probe) -> str:

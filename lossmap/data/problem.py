@@ -46,6 +46,7 @@ from lossmap.data.criteria import (
     with_tensor_targets,
 )
 from lossmap.data.drawn_loss import ONE_DRAW, Draws
+from lossmap.data.huggingface_pass import model_within
 from lossmap.data.loaders import as_batches, check_no_pair, collated
 from lossmap.data.model_entries import entries_of
 from lossmap.data.one_precision import HALF, floating_dtypes, in_one_precision
@@ -497,7 +498,16 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
 
 def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:
     """The outputs, or their logits. Raises ValueError for one row of logits a token, whose labels may be shifted."""
-    outputs = _call(model, batch)
+    try:
+        outputs = _call(model, batch)
+    except (RuntimeError, TypeError, ValueError) as error:
+        config = getattr(model_within(model), "config", None)
+        if not getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs_of(batch)[1]:
+            raise
+        raise ValueError(
+            "the model's decoder reads the labels, shifted by one, which are no input here: take "
+            f"lossmap.huggingface(model, data), which has the model's own loss, the mean over tokens ({error})"
+        ) from error
     logits = logits_of(outputs)
     if logits is outputs or logits.dim() < 3:
         return logits

@@ -178,6 +178,24 @@ def test_two_that_fit_equally_well_are_refused_by_the_flag_that_decides(trained,
         assert torch.equal(model.embedding.weight, trained["embedding.weight"])
 
 
+def test_an_average_with_the_network_that_it_averages_stands_behind_the_usual_key(trained, other, tmp_path):
+    pair = under("online_model.", trained) | under("ema_model.", other) | {"initted": torch.tensor(True)}
+    torch.save({"step": 3, "model": trained, "ema": pair}, tmp_path / "c.pt")
+    model = net()
+    (note,) = load_into(model, tmp_path / "c.pt")
+    assert "read are the tensors under 'model'; --state-key takes ema with --strip-prefix instead" in note
+    assert torch.equal(model.embedding.weight, trained["embedding.weight"])
+    load_into(model, tmp_path / "c.pt", selection=Selection(key="ema", prefix="ema_model.", allow_unexpected=True))
+    assert torch.equal(model.embedding.weight, other["embedding.weight"])
+    torch.save({"ema": pair, "student": trained}, tmp_path / "d.pt")
+    with pytest.raises(ValueError, match=r"several sets .* student, ema; name one with --state-key"):
+        load_into(net(), tmp_path / "d.pt")
+    for content in ({"ema": pair}, {"model": pair, "student": trained}):
+        torch.save(content, tmp_path / "e.pt")
+        with pytest.raises(ValueError, match="name one with --strip-prefix"):
+            load_into(net(), tmp_path / "e.pt")
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.module.", "_orig_mod.module", "module.", "module"])
 def test_a_prefix_may_be_named_as_the_file_spells_it(trained, tmp_path, prefix):
     torch.save(under("_orig_mod.module.", trained), tmp_path / "c.pt")

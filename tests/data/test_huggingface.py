@@ -372,6 +372,9 @@ def test_encoder_and_decoder_models_count_their_targets():
     with KeepFloat64():
         own = float(twin(model)(**padded(sequences(), labels)).loss.detach())
     assert loss_and_gradient(problem.rebatched(1)).loss == pytest.approx(own, rel=1e-6)  # its own is float32
+    by_outputs = lossmap.Problem.supervised(model, "crossentropy", [padded(sequences(), labels)])
+    with pytest.raises(ValueError, match=r"the model's decoder reads the labels, .*: take lossmap.huggingface\(model"):
+        loss_and_gradient(by_outputs)
 
 
 def test_a_model_that_shifts_its_labels_itself_counts_them():

@@ -117,6 +117,22 @@ def test_a_loss_that_couples_a_batch_is_read_on_the_loaders_own_batches(net, dat
     assert "not a mean over its samples" in note and "uncut" in note
 
 
+def test_a_sum_with_a_penalty_beside_is_told_to_grow_with_the_batch(net, data):
+    def penalised(model, batch):
+        penalty = sum(p.square().sum() for p in model.parameters())
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="sum") + 0.01 * penalty
+
+    def of_pairs(model, batch):
+        o = model(batch[0])
+        return (o[:, None] - o[None]).square().mean()
+
+    batches = DataLoader(TensorDataset(*data), 20)
+    grows = "it grows with the batch as a sum does: where it is one, with a penalty beside, say so by reduction='sum'"
+    assert grows in check_loss(Problem.custom(net, penalised, batches)).notes[0]
+    assert "grows" not in check_loss(Problem.custom(net, of_pairs, batches)).notes[0]
+    assert "grows" not in check_loss(Problem.custom(net, penalised, batches, reduction="sum")).notes[0]
+
+
 def test_a_contrastive_loss_gives_the_same_everywhere(data):
     x = torch.cat([data[0], data[0]])[:80]
     torch.manual_seed(0)
