@@ -162,7 +162,7 @@ class _Reader:
         elif isinstance(value, np.ndarray):
             value = value.ravel().tolist() if value.dtype == object and value.size <= MAX_ENTRIES else ()
         elif isinstance(value, types.SimpleNamespace) or slots_of(value):
-            value = [at(value, name) for name in getattr(value, "__dict__", None) or slots_of(value)]
+            value = [at(value, name) for name in (*getattr(value, "__dict__", ()), *slots_of(value))]
         if depth and isinstance(value, SEQUENCES) and len(value) <= MAX_ENTRIES:
             for each in value:
                 self._read_modules(each, depth - 1)
