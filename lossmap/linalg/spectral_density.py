@@ -139,8 +139,9 @@ class Density(DrawnResult):
             return MassInterval(middle[0], low, high, self.size, self.confidence)
         tail = pointwise_tail(self.confidence)
         fewest, most = count_ranges(np.array([low]), np.array([high]), self.size, self.probes, tail)
-        value = 0.5 * (middle[0] + middle[1])
-        return MassInterval(value, fewest[0] / self.size, most[0] / self.size, self.size, self.confidence)
+        least, largest = float(fewest[0]) / self.size, float(most[0]) / self.size
+        value = min(max(0.5 * (middle[0] + middle[1]), least), largest)  # which no whole number of eigenvalues is
+        return MassInterval(value, least, largest, self.size, self.confidence)
 
     def below(self, t: float) -> MassInterval:
         """The share of eigenvalues < t, such as the mass below -t. At a tie it may be more: see `cumulative`."""
@@ -157,7 +158,8 @@ class Density(DrawnResult):
         ticks, low, high = self._seen
         if self.eigenvalues is not None:
             return ticks, 0.5 * (low + high), low, high
-        return ticks, 0.5 * (low + high), *self._limits(low, high)
+        least, largest = self._limits(low, high)
+        return ticks, np.clip(0.5 * (low + high), least, largest), least, largest
 
     @cached_property
     def error(self) -> float:

@@ -15,9 +15,9 @@ def trace_text(value: float, error: float, interval: tuple[float, float], method
     method  xtrace, hutch++, hutchinson, or `unit vectors` where the trace is exact but for rounding
     """
     if method == "unit vectors" and error > SHOWN_ROUNDING * abs(value):
-        return f"{value_with_error(value, error)} (exact but for rounding: {products} unit vectors)"
+        return f"{value_with_error(value, error)} (exact but for rounding: all unit vectors, {products} products)"
     if method == "unit vectors":
-        return f"{value:.6g} (exact: {products} unit vectors)"
+        return f"{value:.6g} (exact: all unit vectors, {products} products)"
     kind = "standard error"
     if method == "xtrace":
         kind = "jackknife standard error (conservative)"

@@ -134,6 +134,17 @@ def test_the_mass_below_and_above_has_its_interval():
     assert "95 % interval" in repr(below)
 
 
+@pytest.mark.parametrize("size", [350, 500])
+def test_a_share_lies_within_its_own_interval_where_a_single_eigenvalue_is_beyond(size):
+    values = np.arange(float(size))
+    for seed in range(6):
+        found = spectral_density(of(values), seed=seed)
+        for share in (found.above(size / 1000), found.below(size / 1000), found.below(size - 1.0)):
+            assert share.low <= share.value <= share.high
+        _, value, low, high = found.band
+        assert ((low <= value) & (value <= high)).all() and (np.diff(value) >= 0).all()
+
+
 def test_an_atom_at_zero_is_not_taken_for_negative_mass():
     values = np.r_[np.zeros(100), np.ones(50)]
     found = spectral_density(of(values, torch.float32), steps=20, probes=2)
