@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
 STATE_FLAG = "--optimizer-state"
+UNSEEN = 1e-7  # of the loss, relative, by which it changes at least with a layer that it follows
 SAME_FUNCTION = 1e-4  # of the loss, relative, by which that of a rescaled copy may differ
 
 
@@ -213,7 +214,8 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         twin: Any = None
         if factor is not None:
             problem = next(iter(problems.values()))
-            twin = world.together(partial(same_function_rescaled, problem, factor))
+            which = settings.sharpness.parameters
+            twin, pair = world.together(partial(same_function_rescaled, problem, factor, which))
         for split in problems:
             problem, share = (replace(p[split], preconditioner=own) for p in (problems, shares))
             parts = [title]
@@ -223,9 +225,11 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
             subjects.append(SharpnessSubject(label, share, problem))
             if factor is not None:
                 copy, full = share.over(twin), problem.over(twin)
-                its = rescaled_preconditioner(state, full, factor, settings.model.unsafe_load) if state else None
+                unsafe = settings.model.unsafe_load
+                its = rescaled_preconditioner(state, full, factor, pair, unsafe) if state else None
                 copy, full = (replace(p, preconditioner=its) for p in (copy, full))
-                subjects.append(SharpnessSubject(f"{label} rescaled {factor:g}", copy, full, factor))
+                named = f"{label} rescaled {factor:g}"
+                subjects.append(SharpnessSubject(named, copy, full, factor, " and ".join(pair)))
     return subjects
 
 
@@ -242,18 +246,18 @@ def optimizer_state_of(settings: Settings, model: Any) -> str:
     return str(model.model_file)
 
 
-def rescaled_preconditioner(state: str, problem: Any, factor: float, unsafe: bool) -> Any:
+def rescaled_preconditioner(state: str, problem: Any, factor: float, pair: tuple[str, str], unsafe: bool) -> Any:
     """P of the optimizer at a rescaled copy, whose gradients are those of the network divided by what was multiplied.
 
     problem  of the copy
+    pair     the names of the layers that were rescaled
 
     Raises UsageError where the state is none of this model.
     """
     from lossmap.cli.load_preconditioner import preconditioner_from
     from lossmap.diagnostics.step_rule import scale_gradients
-    from lossmap.landscape.rescaling import rescalable_layers
 
-    first, second = rescalable_layers(problem.model)
+    first, second = map(problem.model.get_submodule, pair)
     factors: dict[Any, float] = dict.fromkeys(first.parameters(recurse=False), 1 / factor)
     factors[second.weight] = factor
     return preconditioner_from(
@@ -261,24 +265,40 @@ def rescaled_preconditioner(state: str, problem: Any, factor: float, unsafe: boo
     )
 
 
-def same_function_rescaled(problem: Any, factor: float) -> Any:
-    """A rescaled copy of a problem's model. Raises UsageError where there is none, or where it has another loss."""
+def same_function_rescaled(problem: Any, factor: float, parameters: str) -> tuple[Any, tuple[str, str]]:
+    """A rescaled copy of a problem's model, and the names of the two layers: the first that the numbers could show.
+
+    Raises UsageError where there are none: where the loss changes, follows neither layer, or they do not move.
+    """
     from lossmap.curvature.gradient import mean_loss
     from lossmap.data.held_model import refuse_held
-    from lossmap.landscape.rescaling import rescaled_copy
+    from lossmap.geometry.parameter_vector import selected
+    from lossmap.landscape.rescaling import rescalable_pairs, rescaled_copy
 
     try:
-        twin = rescaled_copy(problem.model, factor)
-        refuse_held(problem.over(twin), problem.model)
+        pairs, moving = rescalable_pairs(problem.model), selected(problem.model, parameters)
+        refuse_held(problem.over(rescaled_copy(problem.model, factor)), problem.model)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    before, after = mean_loss(problem), mean_loss(problem.over(twin))
-    if not abs(after - before) <= SAME_FUNCTION * abs(before):
-        raise UsageError(
-            f"--rescale {factor:g} changed the loss from {before:.6g} to {after:.6g}: these layers cannot be rescaled "
-            "without changing the function, as where their weights are used elsewhere too"
-        )
-    return twin
+    before, reasons = mean_loss(problem), []
+    for pair in pairs:
+        if not all(any(own.startswith(f"{name}.") for own in moving) for name in pair):
+            reasons.append(f"--parameters {parameters} does not move both of {' and '.join(pair)}")
+            continue
+        twin = rescaled_copy(problem.model, factor, pair)
+        after = mean_loss(problem.over(twin))
+        if not abs(after - before) <= SAME_FUNCTION * abs(before):
+            reasons.append(
+                f"rescaling {' and '.join(pair)} changed the loss from {before:.6g} to {after:.6g}, as where their "
+                "weights are used elsewhere too"
+            )
+            continue
+        alone = mean_loss(problem.over(rescaled_copy(problem.model, factor, pair, alone=True)))
+        if abs(alone - before) <= UNSEEN * abs(before):
+            reasons.append(f"the loss does not follow {pair[0]}")
+            continue
+        return twin, pair
+    raise UsageError(f"--rescale {factor:g}: no two layers can be rescaled so that it shows: {'; '.join(reasons)}")
 
 
 def identity_of(settings: Settings, request: SharpnessRequest, subjects: Sequence[SharpnessSubject]) -> dict[str, Any]:

@@ -23,43 +23,59 @@ HOMOGENEOUS = (
 )  # fmt: skip
 
 
-def rescalable_layers(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The first two layers of an `nn.Sequential` with nothing but ReLU and its like between them.
+Pair = tuple[str, str]  # the names of two layers
+
+
+def rescalable_pairs(model: nn.Module) -> list[Pair]:
+    """The layers, two by two, of an `nn.Sequential` with nothing but ReLU and its like between them, in its order.
 
     Raises ValueError where there are none.
     """
-    for container in model.modules():
+    pairs: dict[Pair, None] = {}
+    for outer, container in model.named_modules():
         if not isinstance(container, nn.Sequential):
             continue
-        first: nn.Module | None = None
+        first: str | None = None
         has_activation = False
-        for module in container:
+        for own, module in container._modules.items():  # one may stand there twice, such as a ReLU
+            name = f"{outer}.{own}".lstrip(".")
             if isinstance(module, LAYERS):
-                if first is not None and has_activation:
-                    return first, module
-                first, has_activation = module, False
+                if first is not None and has_activation and _have_none_in_common(model.get_submodule(first), module):
+                    pairs[first, name] = None
+                first, has_activation = name, False
             elif isinstance(module, HOMOGENEOUS):
                 has_activation |= isinstance(module, (nn.ReLU, nn.LeakyReLU))
             else:
                 first = None
-    raise ValueError(
-        "--rescale needs two layers (linear or convolutions) of one nn.Sequential with nothing but ReLU, pooling or "
-        "dropout between them; this model has none that can be rescaled without changing its function"
-    )
+    if not pairs:
+        raise ValueError(
+            "--rescale needs two layers (linear or convolutions) of one nn.Sequential with nothing but ReLU, pooling "
+            "or dropout between them; this model has none that can be rescaled without changing its function"
+        )
+    return list(pairs)
 
 
-def rescaled_copy(model: nn.Module, factor: float) -> nn.Module:
+def _have_none_in_common(first: nn.Module, second: nn.Module) -> bool:
+    """Whether no parameter is one of both: it would be multiplied and divided."""
+    return {id(p) for p in first.parameters()}.isdisjoint(id(p) for p in second.parameters())
+
+
+def rescaled_copy(model: nn.Module, factor: float, pair: Pair | None = None, alone: bool = False) -> nn.Module:
     """A copy of the model, its first layer with a ReLU behind it multiplied by the factor, the next one divided by it.
+
+    pair   the names of the two layers; by default the first that fit
+    alone  whether the next one stays as it is, so that the function changes where it depends on the first
 
     Raises ValueError for a factor that is not positive, and where there are no such layers.
     """
     if not 0.0 < factor < inf:
         raise ValueError(f"--rescale must be > 0 and finite; got {factor:g}")
-    rescalable_layers(model)
+    pair = pair or rescalable_pairs(model)[0]
     twin = copy_of(model)
-    first, second = rescalable_layers(twin)
+    first, second = map(twin.get_submodule, pair)
     with torch.no_grad():
         for tensor in first.parameters(recurse=False):
             tensor.mul_(factor)
-        second.weight.div_(factor)  # type: ignore[operator]
+        if not alone:
+            second.weight.div_(factor)  # type: ignore[operator]
     return twin

@@ -42,6 +42,7 @@ class AboutCheckpoint:
     samples: int
     unit: str
     rescaled: float = 1.0
+    rescaled_layers: str = ""
     notes: tuple[str, ...] = ()
 
     def stored(self) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def sharpness_of(about: AboutCheckpoint, request: SharpnessRequest, done: Done) 
         preconditioned=_to_preconditioned(done.get(("preconditioned", None))),
         seed=request.seed,
         rescaled=about.rescaled,
+        rescaled_layers=about.rescaled_layers,
         notes=about.notes,
     )
 

@@ -92,6 +92,7 @@ class Sharpness(DrawnResult):
         preconditioned: largest eigenvalue as an optimizer's step sees it; None where it was not measured.
         seed: of draws, starts and probes.
         rescaled: the factor by which one layer was multiplied, and the next divided, before; 1 of the network itself.
+        rescaled_layers: the names of these two; empty of the network itself.
         seconds: spent.
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
 
@@ -126,6 +127,7 @@ class Sharpness(DrawnResult):
     preconditioned: PreconditionedSharpness | None = None
     seed: int = 0
     rescaled: float = 1.0
+    rescaled_layers: str = ""
     seconds: float = field(default=nan, compare=False)
     notes: tuple[str, ...] = ()
 
@@ -155,6 +157,8 @@ def _report_of(s: Sharpness) -> StoredReport:
         "largest_error": s.largest_error, "largest_limit": s.largest_limit, "seed": s.seed, "rescaled": s.rescaled,
         "seconds": s.seconds, "report_version": REPORT_VERSION,
     }  # fmt: skip
+    if s.rescaled_layers:
+        attributes["rescaled_layers"] = s.rescaled_layers
     if s.notes:
         attributes["evaluation"] = "; ".join(s.notes)
     if s.trace is not None:

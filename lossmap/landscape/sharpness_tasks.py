@@ -63,6 +63,7 @@ class SharpnessSubject:
     problem: Problem
     full: Problem | None = None  # the problem over all samples, where `problem` is a share
     rescaled: float = 1.0
+    rescaled_layers: str = ""  # their names
 
     @property
     def samples_of(self) -> Problem:
@@ -128,6 +129,7 @@ class SharpnessTasks:
             samples=subject.samples_of.sample_count,
             unit=subject.problem.unit,
             rescaled=subject.rescaled,
+            rescaled_layers=subject.rescaled_layers,
             notes=tuple(subject.problem.notes),
         )
 

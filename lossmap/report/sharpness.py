@@ -29,7 +29,8 @@ from lossmap.report.text import (
     wrapped,
 )
 
-SURVIVAL = 0.01  # relative change up to which a number without an error bar counts as unchanged
+SURVIVAL = 0.01  # relative change up to which a number counts as unchanged
+DIFFERENT = 2.0  # bars of both together by which numbers differ that are told apart; some are standard errors
 LOWER_BOUND = (
     "The worst rise is a lower bound: it is the largest that gradient ascent met, and the ball may hold a larger one."
 )
@@ -106,7 +107,7 @@ def sharpness_report(stored: StoredReport) -> str:
         f"loss {loss}, gradient norm {slope}"
     )
     if stored.number("rescaled", 1.0) != 1.0:
-        about += f"; one layer multiplied by {stored.number('rescaled'):g}, the next divided by it"
+        about += f"; {_rescaled_text(stored)}"
     lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
     if stored.text("evaluation"):
         lines += wrapped("evaluation", stored.text("evaluation"))
@@ -146,28 +147,41 @@ def sharpness_table(reports: Mapping[str, StoredReport]) -> str:
 
 
 def survival_table(before: StoredReport, after: StoredReport) -> str:
-    """Which numbers survive a rescaling that leaves the function alone: before, after, and whether they agree."""
-    factor, rows = after.number("rescaled"), [("", "before", "after", "survives")]
+    """Which numbers survive a rescaling that leaves the function alone: before, after, and whether they agree.
+
+    Both are of the same draws, so that a number that depends on the function alone agrees far better than its bar.
+    """
+    rows = [("", "before", "after", "survives")]
     for one, two in zip(*sharpness_rows({"before": before, "after": after}).values(), strict=True):
         if isnan(one.value) and isnan(two.value):
             continue
         ratio = two.value / one.value if one.value else nan
         is_known = not isnan(one.value) and not isnan(two.value)
-        word = "-" if not is_known else "yes" if survives(one, two) else "no"
+        word = {True: "yes", False: "no", None: "unclear"}[survives(one, two)] if is_known else "-"
         rows.append((one.name, one.short, two.short, word if isnan(ratio) else f"{word}, {ratio:.4g}"))
     note = (
-        f"One layer was multiplied by {factor:g} and the next divided by it; the loss was {before.number('loss'):.6g} "
-        f"before and {after.number('loss'):.6g} after. A number survives where both agree within their bars, or within "
-        f"{100 * SURVIVAL:g} %; behind it the ratio of after to before."
+        f"Of the copy, {_rescaled_text(after)}; the loss was {before.number('loss'):.6g} before and "
+        f"{after.number('loss'):.6g} after. A number survives where both agree within {100 * SURVIVAL:g} %, and does "
+        f"not where they differ by more than {DIFFERENT:g} times their bars together; between these it is unclear. "
+        "Behind it the ratio of after to before."
     )
     title = titled("Under a rescaling of the network", before.text("label"))
     return "\n".join([title, *table(rows), *(f"  {line}" for line in filled(note, WIDTH - 2))])
 
 
-def survives(before: SharpnessNumber, after: SharpnessNumber) -> bool:
-    """Whether two numbers agree within their bars or within `SURVIVAL`."""
-    allowed = max(before.error + after.error, SURVIVAL * abs(before.value))
-    return bool(abs(after.value - before.value) <= allowed)
+def survives(before: SharpnessNumber, after: SharpnessNumber) -> bool | None:
+    """Whether two numbers agree within `SURVIVAL`; None where they do not, and their bars do not tell them apart."""
+    apart = abs(after.value - before.value)
+    if apart <= SURVIVAL * abs(before.value):
+        return True
+    return None if apart <= DIFFERENT * (before.error + after.error) else False
+
+
+def _rescaled_text(stored: StoredReport) -> str:
+    """Which layers were rescaled, and by what; older files do not name them."""
+    first, _, second = stored.text("rescaled_layers").partition(" and ")
+    one, next_one = (f"layer {first}", f"layer {second}") if second else ("one layer", "the next")
+    return f"{one} was multiplied by {stored.number('rescaled'):g} and {next_one} divided by it"
 
 
 def _balls(stored: StoredReport) -> list[dict[str, Any]]:

@@ -50,7 +50,8 @@ COMMANDS = (
     (0, f"connect run/step_000000.pt run/step_000003.pt {NETWORK} --points 3 --align weights "
         "--curve bezier --curve-steps 3 --surf-file connect.h5"),
     (0, "topology surface.h5 -o minima.h5"),
-    (0, f"sharpness {NETWORK} --draws 2 --ascent-steps 1 --trace-products 6 --surf-file sharpness.h5"),
+    (0, "sharpness --model mlp --samples 20 --threads 1 --draws 2 --ascent-steps 1 --trace-products 6 --rescale 2 "
+        "--surf-file sharpness.h5"),
     (0, f"spectrum {NETWORK} --parameters all --top 1 --dense-limit 10 --vectors --density-steps 4 --density-probes 1 "
         "--trace-products 6 --diagonal --layers tensor --layer-output-hessian both --singular-values --tail-mass 0.1 "
         "--l2 0.1 --surf-file spectrum.h5"),

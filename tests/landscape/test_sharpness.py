@@ -17,7 +17,7 @@ from lossmap.data.problem import Problem
 from lossmap.diagnostics.step_rule import preconditioner_of, scale_gradients
 from lossmap.landscape.ball import KINDS, Ball
 from lossmap.landscape.critical_sharpness import PASSES, _Search, critical_sharpness
-from lossmap.landscape.rescaling import rescalable_layers, rescaled_copy
+from lossmap.landscape.rescaling import rescalable_pairs, rescaled_copy
 from lossmap.landscape.rises import average_rise, worst_rise
 from lossmap.landscape.shifted_loss import ShiftedLoss
 from lossmap.report.render import report_of_group
@@ -248,7 +248,7 @@ def test_the_preconditioned_eigenvalue_is_the_dense_matrixs_and_does_not_survive
 def test_the_state_of_a_rescaled_copy_is_that_of_its_own_steps(kind):
     model, twin = net(), rescaled_copy(net(), 4.0)
     followed, own = optimizer_with_steps(model, kind), optimizer_with_steps(twin, kind)
-    first, second = rescalable_layers(model)
+    first, second = map(model.get_submodule, rescalable_pairs(model)[0])
     scale_gradients(followed, dict.fromkeys(first.parameters(recurse=False), 1 / 4) | {second.weight: 4.0})
     a = preconditioner_of(followed, dict(model.named_parameters())).root
     b = preconditioner_of(own, dict(twin.named_parameters())).root
@@ -266,14 +266,18 @@ def test_what_was_not_measured_after_a_rescaling_is_not_said_to_have_changed():
 
 def test_layers_are_rescaled_only_where_that_leaves_the_function_alone():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
-    assert rescalable_layers(model) == (model[3], model[5])
+    assert rescalable_pairs(model) == [("3", "5")]
+    relu, shared = nn.ReLU(), nn.Linear(3, 3, bias=False)
+    twice = nn.Sequential(nn.Linear(4, 3), relu, nn.Linear(3, 3), relu, nn.Linear(3, 2))
+    assert rescalable_pairs(twice) == [("0", "2"), ("2", "4")]
+    assert rescalable_pairs(nn.Sequential(nn.Linear(4, 3), relu, shared, relu, shared)) == [("0", "2")]
     for unfit in (
         nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)),
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3)),
         nn.Linear(2, 2),
     ):
         with pytest.raises(ValueError, match="--rescale needs two layers"):
-            rescalable_layers(unfit)
+            rescalable_pairs(unfit)
     with pytest.raises(ValueError, match="must be > 0"):
         rescaled_copy(net(), -1.0)
 
@@ -357,10 +361,12 @@ def test_a_table_leaves_an_error_below_the_sixth_digit_out():
         assert SharpnessNumber("a", value, error).short == text
 
 
-def test_a_number_survives_within_its_bars_or_a_hundredth():
-    assert survives(SharpnessNumber("a", 1.0, 0.1), SharpnessNumber("a", 1.15, 0.1))
-    assert survives(SharpnessNumber("a", 1.0), SharpnessNumber("a", 1.009))
-    assert not survives(SharpnessNumber("a", 1.0, 0.01), SharpnessNumber("a", 1.15, 0.1))
+def test_a_number_survives_within_a_hundredth_and_does_not_beyond_its_bars():
+    assert survives(SharpnessNumber("a", 1.0, 0.5), SharpnessNumber("a", 1.009, 0.5)) is True
+    assert survives(SharpnessNumber("a", 1.0), SharpnessNumber("a", 1.02)) is False
+    assert survives(SharpnessNumber("a", 1.0, 0.01), SharpnessNumber("a", 1.15, 0.05)) is False
+    for after in (1.15, 1.39):  # wide bars are no evidence
+        assert survives(SharpnessNumber("a", 1.0, 0.1), SharpnessNumber("a", after, 0.1)) is None
     assert not survives(SharpnessNumber("a", 1.0), SharpnessNumber("a", float("nan")))
 
 
