@@ -6,6 +6,7 @@ import numpy as np
 
 from lossmap.io.surface import DONE, Surface
 
+ROUNDING = 64.0 * float(np.finfo(np.float32).eps)  # of the larger end, where a file states no errors
 NEGATIVE, UNDECIDED, POSITIVE = "negative", "undecided", "positive"
 
 
@@ -14,12 +15,17 @@ def signs_of(surface: Surface) -> dict[str, np.ndarray]:
 
     An eigenvalue lies within the error of the reading, so that one below 0 by more is proof; that none is negative
     takes the limit beyond which there is no eigenvalue, where the file has one. A reading whose error is not known (NaN
-    or infinite) is undecided, unless its limit is above 0.
+    or infinite) is undecided, unless its limit is above 0. In a file that has no errors at all, as the original tool's,
+    an eigenvalue is taken as it stands but for the rounding of float32 products.
     """
     low = surface["min_eig"]
-    error = surface.fields.get("min_eig_error", np.zeros(low.shape))
-    limit = surface.fields.get("min_eig_limit", low - error)
+    error = surface.fields.get("min_eig_error")
+    if error is None:
+        high = np.abs(surface.fields.get("max_eig", low))
+        error = ROUNDING * np.fmax(np.abs(low), np.where(np.isfinite(high), high, 0.0))
     known = (surface.status_of("min_eig") == DONE) & np.isfinite(low)
+    low = np.where(known, low, np.nan)
+    limit = surface.fields.get("min_eig_limit", low - error)
     negative = known & (low + error < 0)
     positive = known & (np.fmin(limit, low - error) > 0)  # of a NaN and a number the number
     return {NEGATIVE: negative, UNDECIDED: known & ~negative & ~positive, POSITIVE: positive}

@@ -5,7 +5,8 @@
     hessian:max:K     the eigenvector of the K-th largest eigenvalue; hessian:max is the first
     hessian:min:K     the same of the K-th smallest
     preconditioned:max:K, preconditioned:min:K   D u, u the eigenvector of D (H + W) D, D = P^-1/2 of an optimizer
-    preconditioned:gradient                      P^-1 (g + W theta), that optimizer's step without momentum, uphill
+    preconditioned:gradient                      P^-1 (g + W theta), that optimizer's step without momentum, uphill;
+                                                 of AdamW without its decay, which is no part of W
 
     angle   of an eigenvector that was found to one of H, radians: at most residual / (|lambda - lambda'| - residual)
 

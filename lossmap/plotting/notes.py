@@ -39,6 +39,8 @@ def _error_note(surface: Surface) -> str:
     """The largest error and limit of the two ends, relative to the larger end at each point; empty if not known."""
     if any(name not in surface for name in ENDS):
         return ""
+    if not any(f"{name}_{what}" in surface for name in ENDS for what in ("error", "limit")):
+        return "the file states no errors of its eigenvalues"
     size = np.fmax(*(np.abs(surface[name]) for name in ENDS))
     errors = [surface[f"{name}_error"] for name in ENDS if f"{name}_error" in surface]
     gaps = [np.abs(surface[f"{name}_limit"] - surface[name]) for name in ENDS if f"{name}_limit" in surface]

@@ -845,6 +845,15 @@ def test_the_signs_of_curvature_follow_errors_and_limits():
         assert sum(mask.sum() for mask in found.values()) == 5  # none is left out, which in print is "positive"
 
 
+def test_without_errors_in_the_file_an_eigenvalue_of_the_size_of_rounding_has_no_sign():
+    fields = {"max_eig": np.full((2, 2), 50.0), "min_eig": np.array([[-1e-7, 1e-7], [-0.5, 0.5]])}
+    grid = Grid(np.arange(2.0), np.arange(2.0))
+    surface = Surface(grid, fields, status={"eigen": np.ones((2, 2))}, measures={"eigen": tuple(fields)})
+    found = {word: np.flatnonzero(mask).tolist() for word, mask in signs_of(surface).items()}
+    assert found == {"negative": [2], "undecided": [0, 1], "positive": [3]}
+    assert "the file states no errors of its eigenvalues" in accuracy_notes(surface)
+
+
 def test_the_convexity_figure_shows_signs_zero_line_and_loss():
     surface = eigen()
     surface = replace(
