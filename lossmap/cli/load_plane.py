@@ -26,7 +26,6 @@ from lossmap.geometry.directions import (
     Named,
     Plane,
     axis_of_moving,
-    called,
     difference,
     end_of,
     from_vector,
@@ -35,6 +34,7 @@ from lossmap.geometry.directions import (
     nothing_moves,
     origin_of,
     random_or_drawn,
+    words_for_buffers,
 )
 from lossmap.geometry.grid import ENDS_AT, PART, Grid
 from lossmap.geometry.parameter_vector import Layout, state_tensors, warn_of_frozen
@@ -196,7 +196,7 @@ def _axis(
         recipe[ENDS_AT] = end_of(model, origin, axis, other)
         standing = [] if recipe["states"] else _other_buffers(model, origin, other)
         if standing:
-            _warn_of_buffers(kind.removeprefix("to:"), recipe[ENDS_AT], called(model, standing))
+            _warn_of_buffers(kind.removeprefix("to:"), recipe[ENDS_AT], words_for_buffers(model, standing))
     return axis, recipe
 
 
@@ -229,7 +229,11 @@ def _computed_axis(
             left_out = _other_buffers(model, origin, other)
             raise UsageError(
                 f"{rest} has the weights of the model at the origin: there is no direction to it"
-                + (f"; its {called(model, left_out)} differ: --dir-type states moves them" if left_out else "")
+                + (
+                    f"; its {words_for_buffers(model, left_out)} differ: --dir-type states moves them"
+                    if left_out
+                    else ""
+                )
             )
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:

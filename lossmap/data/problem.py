@@ -500,7 +500,7 @@ def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:
     """The outputs, or their logits. Raises ValueError for one row of logits a token, whose labels may be shifted."""
     try:
         outputs = _call(model, batch)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         config = getattr(model_within(model), "config", None)
         if not getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs_of(batch)[1]:
             raise

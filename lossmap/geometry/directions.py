@@ -373,7 +373,7 @@ def _running_statistics(model: nn.Module) -> set[str]:
     return {f"{name}.{of}".removeprefix(".") for name in norms for of in ("running_mean", "running_var")}
 
 
-def called(model: nn.Module, buffers: Sequence[str]) -> str:
+def words_for_buffers(model: nn.Module, buffers: Sequence[str]) -> str:
     """What these buffers are called in a sentence: running statistics where they are, else buffers such as one."""
     others = [name for name in buffers if name not in _running_statistics(model)]
     return f"buffers such as {others[0]!r}" if others else "running statistics"

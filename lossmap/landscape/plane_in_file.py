@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data import checkpoints
-from lossmap.geometry.directions import Named, Plane, called, precision_of_step, random_or_drawn
+from lossmap.geometry.directions import Named, Plane, precision_of_step, random_or_drawn, words_for_buffers
 from lossmap.geometry.grid import ENDS_AT
 from lossmap.geometry.parameter_vector import state_tensors
 from lossmap.geometry.wrappers import plain_names
@@ -91,7 +91,7 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named
         raise ValueError(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
     moving = [k for k in _standing_buffers(model, origin) if k in arrays and np.any(arrays[k])]
     if moving:
-        what = called(model, moving)
+        what = words_for_buffers(model, moving)
         logger.warning("%s: along %s %s move too; --dir-type states moves them, weights none", path, name, what)
     axis: dict[str, Tensor] = {}
     for k, w in origin.items():
@@ -128,7 +128,7 @@ def _drawn_axis(path: str, name: str, model: nn.Module, origin: Named) -> Named 
     if not abs(length - stated) <= SAME_LENGTH * stated:
         standing = _standing_buffers(model, origin)
         if recipe.get("states") and standing:
-            what = called(model, standing)
+            what = words_for_buffers(model, standing)
             raise ValueError(f"{path}: the direction {name} is drawn with the {what}: --dir-type states moves them")
         raise ValueError(
             f"{path}: the direction {name} is drawn for the model at hand with length {length:.6g}; there it was "
