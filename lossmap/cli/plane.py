@@ -30,7 +30,7 @@ from lossmap.io.provenance import provenance
 from lossmap.io.read import read
 from lossmap.io.surface import Group, Surface
 from lossmap.parallel.world import World
-from lossmap.report.path import path_report
+from lossmap.report.path import origin_on_path, path_report
 
 if TYPE_CHECKING:
     from lossmap.data.problem import Problem
@@ -133,7 +133,7 @@ def make(settings: Settings, world: World) -> int:
     """Make the plane of the settings; store it in --dir-file, or with --proj-file the path of a run on it."""
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.cli.load_model import read_checkpoint, run_files
-    from lossmap.geometry.training_path import origin_on_path, random_walk_shares
+    from lossmap.geometry.training_path import random_walk_shares
     from lossmap.landscape.price import price_of_directions, price_of_path
     from lossmap.landscape.run_on_plane import grid_around, project_run
 
@@ -168,7 +168,7 @@ def make(settings: Settings, world: World) -> int:
     if world.rank != 0:
         return 0
     say(repr(plane))
-    grid, groups = load_plane.grid_of(settings.plane), {}
+    grid, groups, report = load_plane.grid_of(settings.plane), {}, ""
     has_losses = problem is not None and not settings.path.no_losses
     if problem is not None and has_losses and settings.plane.proj_file:
         announce(world, "path", partial(price_of_path, problem, plane, len(files)))
@@ -183,10 +183,12 @@ def make(settings: Settings, world: World) -> int:
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays, counts)
         walk = random_walk_shares(len(files), origin=origin_on_path(trajectory.arrays))
-        say(path_report(trajectory.arrays, walk))
+        report = path_report(trajectory.arrays, walk, settings.plane.moving)
     file_settings = load_problem.identity(settings.model, settings.data, plane)
     result = output.OutputFile("plane", settings, grid, plane, file_settings)
     _store(path, grid, result, groups, provenance(machine.describe(), world.size))
+    if report:  # once it is safe: what reads the output may go away in the middle, as `head` does
+        say(report)
     say(f"result: {path}")
     if settings.plane.proj_file:
         ticks = (("x", grid.x), ("y", grid.y))

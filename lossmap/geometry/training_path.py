@@ -31,8 +31,6 @@ from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
 from lossmap.sums import in_float64, norm
 
-AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
-
 
 @dataclass(frozen=True, eq=False)
 class PrincipalAxes:
@@ -92,16 +90,6 @@ def principal_axes(
             weights = -weights
         axes.append(_combination(weights.tolist(), offsets, origin))
     return PrincipalAxes(tuple(axes), tuple((values[:count] / values.sum()).tolist()))
-
-
-def origin_on_path(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Which checkpoint of a path on a plane is the plane's origin; None where none is.
-
-    arrays  of the path, as `trajectory` makes them
-    """
-    distances = np.sqrt(sum(arrays[name] ** 2 for name in ("x", "y", "residual") if name in arrays))
-    nearest = int(distances.argmin())
-    return nearest if distances[nearest] <= AT_ORIGIN * distances.max() else None
 
 
 def random_walk_shares(checkpoints: int, count: int = 2, origin: int | None = -1) -> tuple[float, ...]:

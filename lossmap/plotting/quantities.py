@@ -13,6 +13,7 @@ from lossmap.geometry.grid import BUT_STATISTICS, ENDS_AT, MODEL, PART, WEIGHTS,
 from lossmap.io.printable import printable
 from lossmap.io.surface import MADE_AS, Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
+from lossmap.report.path import origin_on_path
 
 Array = np.ndarray
 ACCURACIES = ("train_acc", "test_acc")  # what `accuracy` may mean, the first that there is
@@ -352,13 +353,17 @@ def _kind(surface: Surface, direction: str) -> str:
 
 
 def _explained(surface: Surface, component: int) -> str:
-    """The share of the variance of a training path that a component explains, as " (85 %)"; empty if not known."""
+    """The share of a training path that a component explains, as " (85 %)"; empty if not known.
+
+    About an origin that is no checkpoint of the path it is one of squared distances from there, and no variance.
+    """
     path = surface.groups.get("trajectory", Group({}))
     ratios = np.atleast_1d(path.arrays.get("explained_variance_ratio", ()))
     if component > ratios.size:
         return ""
     share = 100 * float(ratios[component - 1])
-    return f" ({share:.{0 if share >= 10 else 1}f} %)"
+    of = "" if "residual" not in path.arrays or origin_on_path(path.arrays) is not None else " of squared distances"
+    return f" ({share:.{0 if share >= 10 else 1}f} %{of})"
 
 
 def as_line(surface: Surface) -> Surface:

@@ -9,18 +9,39 @@ import numpy as np
 from lossmap.report.text import count, number, table
 
 MAX_ROWS = 16  # checkpoints in the table, spread over the run
+AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
 DROP = 0.9  # a learning rate below this share of the last one is a drop
 
 
-def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float]) -> str:
+def origin_on_path(arrays: Mapping[str, np.ndarray]) -> int | None:
+    """Which checkpoint of a path on a plane is the plane's origin; None where none is.
+
+    arrays  of the path, as `trajectory` makes them
+    """
+    distances = np.sqrt(sum(arrays[name] ** 2 for name in ("x", "y", "residual") if name in arrays))
+    if not distances.size:
+        return None
+    nearest = int(distances.argmin())
+    return nearest if distances[nearest] <= AT_ORIGIN * distances.max() else None
+
+
+def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float], moving: str = "all") -> str:
     """The report, of the arrays of a file's group `trajectory`.
 
     random_walk  the shares of the first axes that a random walk of as many checkpoints has
+    moving       the parameters that move with the plane, of whose path its axes are
     """
-    lines = []
+    path = "the path" if moving == "all" else f"the path of the parameters that move ({moving})"
+    is_about_itself, lines = origin_on_path(arrays) is not None, []
     for i, (share, chance) in enumerate(zip(arrays["explained_variance_ratio"], random_walk, strict=False)):
         walk = f" (of a random walk of as many checkpoints: {100 * chance:.1f} %)" if np.isfinite(chance) else ""
-        lines.append(f"axis {i + 1} explains {100 * share:.1f} % of the path{walk}")
+        explained = f"axis {i + 1} explains {100 * share:.1f} % of {path}{walk}"
+        if not is_about_itself:
+            explained = (
+                f"axis {i + 1} has {100 * share:.1f} % of the squared distances of {path} from the origin, which is no "
+                "checkpoint of it"
+            )
+        lines.append(explained)
     size = len(arrays["residual"])
     farthest = f"{arrays['residual'].max():.4g}"
     lines.append(f"{count(size, 'checkpoint')} projected; the farthest lies {farthest} outside the plane")

@@ -6,12 +6,12 @@ from torch import nn
 from lossmap.geometry.directions import Plane, origin_of
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.geometry.training_path import (
-    origin_on_path,
     pca_plane,
     principal_axes,
     random_walk_shares,
     trajectory,
 )
+from lossmap.report.path import origin_on_path
 
 
 def walk(steps, seed=0):

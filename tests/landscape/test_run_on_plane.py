@@ -11,7 +11,7 @@ import lossmap
 from lossmap.data.checkpoints import load_checkpoint
 from lossmap.geometry.training_path import random_walk_shares
 from lossmap.landscape.run_on_plane import project_run
-from lossmap.report.path import path_report
+from lossmap.report.path import origin_on_path, path_report
 
 
 def quadratic(curvatures):
@@ -62,6 +62,21 @@ def test_uphill_and_sideward_steps_are_counted_and_seen():
     assert "the learning rate drops before checkpoint 2" in text
     assert "of a random walk of as many checkpoints: " in text
     assert text.splitlines()[-1].split() == ["3", "0", "0", "0", "0", "0", "-"]
+
+
+def test_shares_about_another_model_are_of_distances_and_those_of_a_part_say_so():
+    problem = quadratic([1.0, 1.0])
+    path = [{"weight": torch.tensor([w], dtype=torch.float64)} for w in ([9.0, 0.0], [9.1, 1.0], [9.0, 2.0])]
+    problem.model.load_state_dict({"weight": torch.zeros(1, 2, dtype=torch.float64)})
+    found = project_run(lossmap.pca_plane(problem.model, path), None, files(3), path, [])
+    walk = random_walk_shares(3, origin=origin_on_path(found.arrays))
+    share = np.linalg.svd([[9.0, 0.0], [9.1, 1.0], [9.0, 2.0]], compute_uv=False) ** 2
+    expected = f"axis 1 has {100 * share[0] / share.sum():.1f} % of the squared distances of the path from the origin, "
+    assert path_report(found.arrays, walk).startswith(expected + "which is no checkpoint of it\naxis 2 has ")
+    problem.model.load_state_dict(path[-1])
+    found = project_run(lossmap.pca_plane(problem.model, path), None, files(3), path, [])
+    text = path_report(found.arrays, random_walk_shares(3), "weights")
+    assert text.startswith("axis 1 explains ") and " % of the path of the parameters that move (weights) (of " in text
 
 
 def test_the_loss_of_a_checkpoint_is_that_with_its_own_running_statistics():

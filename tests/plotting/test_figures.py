@@ -426,6 +426,17 @@ def test_the_axes_say_what_they_are(told, label):
     assert draw(without, trajectory=path).axes[0].get_xlabel() == label  # as --proj-file gives it
 
 
+def test_a_share_about_another_model_is_none_of_the_path():
+    shares = {"explained_variance_ratio": np.array([0.8, 0.1])}
+    for x, label in (
+        (0.0, "x, principal component 1 (80 %)"),
+        (0.5, "x, principal component 1 (80 % of squared distances)"),
+    ):
+        path = Group({"x": np.array([1.0, x]), "y": np.zeros(2), "residual": np.zeros(2), **shares})
+        surface = plane(groups={"directions/x": Group({}, {"kind": "pca:1"}), "trajectory": path})
+        assert " ".join(draw(surface).axes[0].get_xlabel().split()) == label
+
+
 def test_a_column_keeps_the_name_of_its_axis():
     groups = {"directions/x": Group({}, {"kind": "random"}), "directions/y": Group({}, {"kind": "to:b.pt"})}
     surface = plane(Y[:, :1] ** 2, grid=Grid(np.zeros(1), GRID.y), groups=groups)
