@@ -2,8 +2,11 @@
 
     loss        at the checkpoint itself, with its own running statistics
     plane_loss  at its projection, a point of the plane: what a map shows under the path
-    cosine      between the step to the next checkpoint and the negative gradient: 1 straight downhill, 0 across, < 0
-                uphill to first order
+    cosine      between the step to the next checkpoint and the negative gradient, over the tensors that the step moves:
+                1 straight downhill, 0 across, < 0 uphill to first order
+
+A tensor that stands still from one checkpoint to the next, to the last bit, was not trained: its gradient is not what
+the step follows, as of a body that is frozen while its head is trained.
 
 The price is two passes over the data for each checkpoint, and a gradient; without losses none.
 """
@@ -85,6 +88,7 @@ def _losses_of_run(
 def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:
     """Between each step and the negative gradient where it begins; NaN of the last, and where there is no gradient."""
     cosines = np.full(len(states), nan)
+    still: dict[str, None] = {}  # tensors that have a gradient, and do not move in some step
     for t, (here, there) in enumerate(pairwise(states)):
         own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
         try:
@@ -97,9 +101,19 @@ def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters
             log.warning("no cosines of steps and gradients: at checkpoint %d there is no gradient: %s", t, reason)
             return np.full(len(states), nan)
         step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
-        s = torch.cat([in_float64(step[name].reshape(-1)) for name in found.layout.names])
-        lengths = float(s.norm()) * float(found.gradient.norm())
-        cosines[t] = -float(s @ found.gradient) / lengths if lengths else nan
+        gradient = found.layout.unflatten(found.gradient)
+        moved = [name for name in found.layout.names if step[name].any()]
+        still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
+        if moved:
+            s = torch.cat([in_float64(step[name].reshape(-1)) for name in moved])
+            g = torch.cat([gradient[name].reshape(-1) for name in moved])
+            lengths = float(s.norm()) * float(g.norm())
+            cosines[t] = -float(s @ g) / lengths if lengths else nan
+    if still and np.isfinite(cosines).any():
+        log.warning(
+            "cosines are over the tensors that a step moves; %d of %d stand still in some, such as %s",
+            len(still), len(found.layout.names), next(iter(still)),
+        )  # fmt: skip
     return cosines
 
 

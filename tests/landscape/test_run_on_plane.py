@@ -64,6 +64,28 @@ def test_uphill_and_sideward_steps_are_counted_and_seen():
     assert text.splitlines()[-1].split() == ["3", "0", "0", "0", "0", "0", "-"]
 
 
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_step_is_compared_with_the_gradient_of_what_it_moves(is_frozen, caplog):
+    torch.manual_seed(0)
+    body, head = nn.Linear(6, 5), nn.Linear(5, 3)
+    model = nn.Sequential(body, nn.ReLU(), head)
+    x, y = torch.randn(40, 6), torch.arange(40) % 3
+    path = []
+    for _ in range(4):  # descent of the head alone, then one step of all
+        path.append({name: t.detach().clone() for name, t in model.state_dict().items()})
+        trained = list(model.parameters())[0 if len(path) == 3 else 2 :]
+        gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), trained)
+        with torch.no_grad():
+            for p, g in zip(trained, gradients, strict=True):
+                p -= 0.1 * g
+    body.requires_grad_(not is_frozen)
+    model.load_state_dict(path[-1])
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    found = project_run(lossmap.pca_plane(model, path), problem, files(4), path)
+    assert found["cosine"][:3] == pytest.approx([1.0, 1.0, 1.0], abs=1e-5)
+    assert "over the tensors that a step moves; 2 of 4 stand still in some, such as 0.weight" in caplog.text
+
+
 def test_shares_about_another_model_are_of_distances_and_those_of_a_part_say_so():
     problem = quadratic([1.0, 1.0])
     path = [{"weight": torch.tensor([w], dtype=torch.float64)} for w in ([9.0, 0.0], [9.1, 1.0], [9.0, 2.0])]
