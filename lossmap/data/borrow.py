@@ -223,7 +223,7 @@ class ModuleState:
             return own[id(value)] if id(value) in own else _converted(value, dtype)
 
         attributes, contents = self._inside
-        for holder, name, value in self.places:
+        for holder, name, value in [*self.places, *self.slots[self._slots_inside :]]:
             if _is_of_other_precision(value, dtype):
                 put(holder, name, converted(value))
         for container, _ in [*self.attributes[attributes:], *self.contents[contents:]]:

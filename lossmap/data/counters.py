@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import STANDARD, ModuleState, temporary_parameters
-from lossmap.data.outside_state import at, measures, modules_beside, name_of_place, places_of
+from lossmap.data.outside_state import at, attributes_of, measures, modules_beside, name_of_place, places_of
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 
@@ -159,9 +159,9 @@ def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any,
             entries = value.items() if isinstance(value, dict) else enumerate(value)
             for key, each in list(entries):
                 _enter(each, f"{name}[{key!r}]", found, depth - 1, (value, key))
-    elif depth and isinstance(getattr(value, "__dict__", None), dict) and not (_is_code(value) or measures(value)):
-        for key, each in list(vars(value).items()):
-            _enter(each, f"{name}.{key}", found, depth - 1, (value, key))
+    elif depth and not (_is_code(value) or measures(value)):
+        for key in attributes_of(value):
+            _enter(at(value, key), f"{name}.{key}", found, depth - 1, (value, key))
 
 
 def _enter_tensor(value: Tensor, name: str, found: _Numbers) -> None:

@@ -16,12 +16,14 @@ import dataclasses
 import dis
 import functools
 import operator
+import sys
 import types
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,11 +33,16 @@ from lossmap.module_walks import modules_of
 
 MAX_ENTRIES = 1000  # of a container that is looked into for modules
 MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
+MAX_OBJECTS = 5000  # that are looked into for modules
+MAX_DEPTH = 12  # of objects in objects
 LIBRARIES = (
     "torch", "numpy", "lossmap", "transformers", "peft", "accelerate", "builtins", "functools", "typing", "collections",
     "math",
 )  # fmt: skip
-SEQUENCES = (list, tuple, set, frozenset, deque, UserList)  # which are looked into
+BARE = ("types", "argparse", "_thread")  # whose objects with attributes are namespaces
+SEQUENCES = (list, tuple, set, frozenset, deque, UserList, WeakSet)  # which are looked into
+MAPPINGS = (dict, UserDict, ChainMap, types.MappingProxyType, WeakKeyDictionary, WeakValueDictionary)
+CLOSED = (Tensor, str, bytes, int, float, complex, type, types.NoneType, types.ModuleType)  # which hold no module
 NOTHING = object()  # in a place that holds nothing yet
 
 # a place: what holds it, and its name there
@@ -47,11 +54,26 @@ def _is_library(name: str | None) -> bool:
 
 
 def _is_kept(value: Any, module: str) -> bool:
-    """Whether a value may be a table, hold one, or stand where one will be; objects only of classes of this module."""
-    if value is NOTHING or isinstance(value, (Tensor, dict, list, set, types.NoneType, bool, int, float, Iterator)):
+    """Whether a value may be a table, hold one, or stand where one will be; objects only of the user's own classes.
+
+    Of a package that is installed only the objects that its own code keeps.
+    """
+    if value is NOTHING or isinstance(value, (Tensor, dict, list, set, deque, types.NoneType, int, float, Iterator)):
         return True
-    has_attributes = isinstance(getattr(value, "__dict__", None), dict) or bool(slots_of(value))
-    return type(value).__module__ == module and has_attributes and not isinstance(value, type)
+    return isinstance(value, nn.Module) or (_has_attributes(value) and _is_own(type(value), module))
+
+
+def _is_own(cls: type, module: str) -> bool:
+    """Whether a class is the user's, of the same package as the code of this module, or one that only holds values."""
+    own = cls.__module__
+    if _is_library(own) or own in BARE:
+        return own in BARE
+    return own.partition(".")[0] == module.partition(".")[0] or not is_installed(sys.modules.get(own, types))
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether a value is an object that holds others in a dictionary or in slots."""
+    return not isinstance(value, type) and (isinstance(getattr(value, "__dict__", None), dict) or bool(slots_of(value)))
 
 
 def measures(value: Any) -> bool:
@@ -60,6 +82,12 @@ def measures(value: Any) -> bool:
     A Lightning module leads to its trainer, and that to the callback that measures it.
     """
     return type(value).__module__.startswith("lossmap.") and not isinstance(value, nn.Module)
+
+
+def attributes_of(value: Any) -> list[str]:
+    """The names of what an object holds, in its dictionary and in slots."""
+    own = getattr(value, "__dict__", None)
+    return [*(own if isinstance(own, dict) else ()), *slots_of(value)]
 
 
 def slots_of(value: Any) -> list[str]:
@@ -82,6 +110,7 @@ class _Reader:
     variables: dict[int, str] = field(default_factory=dict)  # the names of closures' cells
     caches: dict[tuple[int, str], Place] = field(default_factory=dict)  # of functions behind `functools.lru_cache`
     _read: set[int] = field(default_factory=set)
+    _seen: dict[int, Any] = field(default_factory=dict)  # what has been looked into for modules
 
     def read_class(self, cls: type) -> None:
         """The attributes of a class and its methods."""
@@ -121,15 +150,14 @@ class _Reader:
 
     def _read_callable(self, value: Any) -> None:
         """The attributes of an object that is a loss, or whose method is one, and those of its class."""
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(value, (type, nn.Module)) or not isinstance(attributes, dict) or id(value) in self._read:
+        if isinstance(value, nn.Module) or not _has_attributes(value) or id(value) in self._read:
             return
         if _is_library(type(value).__module__):
             return
         self._read.add(id(value))
-        for name, each in list(attributes.items()):
-            self._place(value, name, each, type(value).__module__)
-        self.read_class(type(value))
+        for name in attributes_of(value):
+            self._place(value, name, at(value, name), type(value).__module__)
+        self._read_classes(value)
 
     def _place(self, holder: Any, name: str, value: Any, module: str) -> None:
         if without_cache(value) is not None:
@@ -137,6 +165,8 @@ class _Reader:
         self._read_modules(value)
         if _is_kept(value, module):
             self.places[id(holder), name] = (holder, name)
+            if callable(value):
+                self.read(value)
         elif isinstance(value, type):
             self.read_class(value)
         else:
@@ -149,23 +179,26 @@ class _Reader:
         for each in (*value.args, *value.keywords.values()):
             self._read_callable(each)
 
-    def _read_modules(self, value: Any, depth: int = 3) -> None:
-        """The modules in a value, whose tensors a pass may change in place."""
-        value = value() if isinstance(value, ref) else value
+    def _read_modules(self, value: Any, depth: int = MAX_DEPTH) -> None:
+        """The modules in a value, whose tensors a pass may change in place, and the code of the objects in it."""
         if isinstance(value, nn.Module):
             self.modules[id(value)] = value
             return
+        if isinstance(value, CLOSED) or not depth or id(value) in self._seen or len(self._seen) >= MAX_OBJECTS:
+            return
+        self._seen[id(value)] = value
         if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
             self.read(value)
-        if isinstance(value, (dict, UserDict, ChainMap, types.MappingProxyType)):
-            value = list(value.values())
-        elif isinstance(value, np.ndarray):
-            value = value.ravel().tolist() if value.dtype == object and value.size <= MAX_ENTRIES else ()
-        elif isinstance(value, types.SimpleNamespace) or slots_of(value):
-            value = [at(value, name) for name in (*getattr(value, "__dict__", ()), *slots_of(value))]
-        if depth and isinstance(value, SEQUENCES) and len(value) <= MAX_ENTRIES:
-            for each in value:
-                self._read_modules(each, depth - 1)
+        inner = _held_by(value)
+        for each in inner if len(inner) <= MAX_ENTRIES else ():
+            self._read_modules(each, depth - 1)
+        if _has_attributes(value) and _is_own(type(value), ""):
+            self._read_classes(value)
+
+    def _read_classes(self, value: Any) -> None:
+        """The code of an object's class and of those that it inherits from."""
+        for cls in type(value).__mro__:
+            self.read_class(cls)
 
     def _read_function(self, function: types.FunctionType) -> None:
         module = function.__module__
@@ -194,6 +227,23 @@ class _Reader:
             return
         for name in _attribute_names(code) & vars(module).keys():
             self._place(vars(module), name, vars(module)[name], module.__name__)
+
+
+def _held_by(value: Any) -> list[Any]:
+    """What a container, a weak reference or an object holds: of a mapping the keys too, of a library's object none."""
+    if isinstance(value, ref):
+        return [value()]
+    if isinstance(value, ContextVar):
+        return [value.get(None)]
+    if isinstance(value, MAPPINGS):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist() if value.dtype == object else []
+    if isinstance(value, SEQUENCES):
+        return list(value)
+    if not _has_attributes(value) or _is_library(type(value).__module__):
+        return []
+    return [at(value, name) for name in attributes_of(value)]
 
 
 def without_cache(value: Any, wrapped: Callable[[Any], Any] = lambda function: function) -> Any:
@@ -253,6 +303,8 @@ def put(holder: Any, name: str, value: Any) -> None:
             holder[name] = value
     elif value is NOTHING:
         delattr(holder, name)
+    elif dataclasses.is_dataclass(holder) and not isinstance(holder, type):  # with slots
+        object.__setattr__(holder, name, value)
     else:
         setattr(holder, name, value)
 
@@ -296,7 +348,7 @@ def accompany_as(twin: nn.Module, model: nn.Module) -> None:
 
 def places_of(model: nn.Module) -> list[Place]:
     """Where the code of a model's classes, and of the functions that accompany it, may keep something."""
-    places = [place for cls in {type(m) for m in modules_of(model)} for place in _places_of_class(cls)[0]]
+    places = [place for cls in _classes_of(model) for place in _places_of_class(cls)[0]]
     for company in _companies(model):
         places.extend(company.reader.places.values())
     return places
@@ -304,10 +356,15 @@ def places_of(model: nn.Module) -> list[Place]:
 
 def caches_of(model: nn.Module) -> list[Place]:
     """Where functions behind `functools.lru_cache` stand that a model's classes, or what accompanies it, may call."""
-    places = [place for cls in {type(m) for m in modules_of(model)} for place in _places_of_class(cls)[1]]
+    places = [place for cls in _classes_of(model) for place in _places_of_class(cls)[1]]
     for company in _companies(model):
         places.extend(company.reader.caches.values())
     return list({(id(holder), name): (holder, name) for holder, name in places}.values())
+
+
+def _classes_of(model: nn.Module) -> set[type]:
+    """Of its modules and of those that its loss uses."""
+    return {type(m) for m in (*modules_of(model), *modules_beside(model))}
 
 
 def name_of_place(model: nn.Module, holder: Any, name: str) -> str:

@@ -496,27 +496,38 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
     return outputs
 
 
+DECODER = (
+    "the model's decoder reads the labels, shifted by one, which are no input here: take lossmap.huggingface(model, "
+    "data), which has the model's own loss, the mean over tokens"
+)
+
+
 def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:
     """The outputs, or their logits. Raises ValueError for one row of logits a token, whose labels may be shifted."""
+    lacks_inputs = _reads_labels(model) and "decoder_input_ids" not in inputs_of(batch)[1]
     try:
         outputs = _call(model, batch)
     except (TypeError, ValueError) as error:
-        config = getattr(model_within(model), "config", None)
-        if not getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs_of(batch)[1]:
+        if not lacks_inputs:
             raise
-        raise ValueError(
-            "the model's decoder reads the labels, shifted by one, which are no input here: take "
-            f"lossmap.huggingface(model, data), which has the model's own loss, the mean over tokens ({error})"
-        ) from error
+        raise ValueError(f"{DECODER} ({error})") from error
     logits = logits_of(outputs)
     if logits is outputs or logits.dim() < 3:
         return logits
-    if logits.shape[:-1] == getattr(targets_of(batch), "shape", None):
+    labels = targets_of(batch)
+    if lacks_inputs and isinstance(labels, Tensor) and labels.dim() == 2:  # a decoder that reads its encoder's input
+        raise ValueError(DECODER)
+    if logits.shape[:-1] == getattr(labels, "shape", None):
         raise ValueError(
             f"the model gives logits for every token, of shape {tuple(logits.shape)}: take lossmap.huggingface(model, "
             "data), which has the model's own loss, the mean over tokens, shifted by one where the model predicts"
         )
     return logits
+
+
+def _reads_labels(model: nn.Module) -> bool:
+    """Whether its decoder does, as those of Hugging Face that are trained from sequence to sequence."""
+    return bool(getattr(getattr(model_within(model), "config", None), "is_encoder_decoder", False))
 
 
 __all__ = [

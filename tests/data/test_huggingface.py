@@ -377,6 +377,21 @@ def test_encoder_and_decoder_models_count_their_targets():
         loss_and_gradient(by_outputs)
 
 
+@pytest.mark.parametrize("width", [2, 3, VOCABULARY])  # of the labels; 3 is that of the inputs
+def test_a_decoder_that_reads_its_encoders_input_without_labels_is_refused(width):
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    config = transformers.BartConfig(
+        vocab_size=VOCABULARY, d_model=4, encoder_ffn_dim=5, decoder_ffn_dim=5, max_position_embeddings=8,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, **sizes,
+    )  # fmt: skip
+    batch = {"input_ids": torch.tensor([[3, 4, 2], [5, 3, 2]]), "labels": torch.ones(2, width, dtype=torch.long)}
+    model = moved(transformers.BartForConditionalGeneration(config))
+    with pytest.raises(ValueError, match=r"the model's decoder reads the labels, .*: take lossmap.huggingface\(model"):
+        loss_and_gradient(lossmap.Problem.supervised(model, "crossentropy", [batch]))
+    own = loss_and_gradient(lossmap.huggingface(model, [batch])).loss
+    assert own == pytest.approx(float(model.eval()(**batch).loss.detach()), rel=1e-5)
+
+
 def test_a_model_that_shifts_its_labels_itself_counts_them():
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
     config = transformers.WhisperConfig(

@@ -4,9 +4,12 @@ Each table is multiplied in the precision of the first pass that makes it, so th
 stop the model.
 """
 
+import argparse
+import contextvars
 import functools
 import gc
 import sys
+import threading
 import types
 import weakref
 from collections import ChainMap, UserDict, UserList
@@ -398,6 +401,63 @@ def test_an_unfinished_spectral_norm_of_a_critic_is_read_as_it_stands():
     assert all(torch.equal(t, before[name]) for name, t in critic.state_dict().items())
 
 
+IMPORTED = """
+import dataclasses
+import torch
+from torch import nn
+
+
+class Trainer:
+    def __init__(self, network):
+        self.network = network
+
+
+@dataclasses.dataclass
+class Given:
+    network: object
+
+
+class Queue:
+    def __init__(self):
+        self.kept = torch.zeros(8, 2)
+
+
+class SlottedQueue:
+    __slots__ = ("kept",)
+
+    def __init__(self):
+        self.kept = torch.zeros(8, 2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    kept: torch.Tensor
+
+
+class Loss:
+    __slots__ = ("critic",)
+
+    def __init__(self, critic):
+        self.critic = critic
+
+    def __call__(self, model, batch):
+        return model(batch).square().mean() + self.critic(model(batch)).mean()
+
+
+MASKS = {}
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        if "mask" not in MASKS:
+            MASKS["mask"] = torch.eye(2, dtype=x.dtype)
+        return x @ MASKS["mask"]
+"""
+imported = types.ModuleType("of_another_file")  # whose classes are the user's, but not of the loss's own module
+sys.modules[imported.__name__] = imported
+exec(IMPORTED, vars(imported))
+
+
 class Trainer:
     def __init__(self, network):
         self.network = network
@@ -427,50 +487,115 @@ def in_array(teacher):
     return array
 
 
-HOLDERS = {
-    "tuple": lambda t: (t,),
-    "dict": lambda t: {"a": [t]},
-    "namespace": lambda t: types.SimpleNamespace(t=t),
-    "object": Trainer,
-    "method": lambda t: t.forward,
-    "slots": Slotted,
-    "weak reference": weakref.ref,
-    "functions": lambda t: [lambda x: t(x)],
-    "UserDict": lambda t: UserDict(a=[t]),
-    "ChainMap": lambda t: ChainMap({}, {"a": [t]}),
-    "mapping proxy": lambda t: types.MappingProxyType({"a": [t]}),
-    "UserList": lambda t: UserList([t]),
-    "array": in_array,
+def in_thread(teacher):
+    local = threading.local()
+    local.network = teacher
+    return local
+
+
+def in_context(teacher):
+    variable = contextvars.ContextVar("teacher")
+    variable.set(teacher)
+    return variable
+
+
+HOLDERS = {  # and how the teacher is taken out
+    "tuple": (lambda t: (t,), lambda held: held[0]),
+    "dict": (lambda t: {"a": [t]}, lambda held: held["a"][0]),
+    "deep": (lambda t: {"a": {"b": {"c": [{"d": t}]}}}, lambda held: held["a"]["b"]["c"][0]["d"]),
+    "key": (lambda t: {t: 1}, lambda held: next(iter(held))),
+    "namespace": (lambda t: types.SimpleNamespace(t=t), lambda held: held.t),
+    "arguments": (lambda t: argparse.Namespace(t=t), lambda held: held.t),
+    "object": (Trainer, lambda held: held.network),
+    "imported object": (imported.Trainer, lambda held: held.network),
+    "imported dataclass": (imported.Given, lambda held: held.network),
+    "objects": (lambda t: [{"a": imported.Trainer(Trainer(t))}], lambda held: held[0]["a"].network.network),
+    "method": (lambda t: t.forward, lambda held: held),
+    "slots": (Slotted, lambda held: held.network),
+    "weak reference": (weakref.ref, lambda held: held()),
+    "weak values": (lambda t: weakref.WeakValueDictionary(a=t), lambda held: held["a"]),
+    "weak keys": (lambda t: weakref.WeakKeyDictionary({t: 1}), lambda held: next(iter(held))),
+    "weak set": (lambda t: weakref.WeakSet([t]), lambda held: next(iter(held))),
+    "functions": (lambda t: [lambda x: t(x)], lambda held: held[0]),
+    "UserDict": (lambda t: UserDict(a=[t]), lambda held: held["a"][0]),
+    "ChainMap": (lambda t: ChainMap({}, {"a": [t]}), lambda held: held["a"][0]),
+    "mapping proxy": (lambda t: types.MappingProxyType({"a": [t]}), lambda held: held["a"][0]),
+    "UserList": (lambda t: UserList([t]), lambda held: held[0]),
+    "array": (in_array, lambda held: held[0]),
+    "thread": (in_thread, lambda held: held.network),
+    "context": (in_context, lambda held: held.get()),
 }
 
 
-@pytest.mark.parametrize("held", HOLDERS.values(), ids=HOLDERS)
-def test_a_network_in_anything_that_a_loss_uses_is_as_before(held):
+@pytest.mark.parametrize(("hold", "take"), HOLDERS.values(), ids=HOLDERS)
+def test_a_network_in_anything_that_a_loss_uses_is_as_before(hold, take):
     teacher = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    before, holder = {name: t.clone() for name, t in teacher.state_dict().items()}, held(teacher)
+    before, holder = {name: t.clone() for name, t in teacher.state_dict().items()}, hold(teacher)
 
     def loss(model, batch):
-        return (model(batch) - teacher_in(holder)(batch).detach()).square().mean()
+        return (model(batch) - take(holder)(batch).detach()).square().mean()
 
     lossmap.spectrum(Problem.custom(nn.Linear(3, 1), loss, [torch.randn(20, 3)]), top=1)
     assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
 
 
-def teacher_in(holder):
-    if isinstance(holder, (Trainer, Slotted)):
-        return holder.network
-    if isinstance(holder, types.SimpleNamespace):
-        return holder.t
-    if isinstance(holder, (dict, UserDict, ChainMap, types.MappingProxyType)):
-        return holder["a"][0]
-    if isinstance(holder, weakref.ref):
-        return holder()
-    return holder[0] if isinstance(holder, (tuple, list, UserList, np.ndarray)) else holder
+def centre_of(problem):
+    plane = lossmap.random_plane(problem.model, axes=1)
+    return float(lossmap.survey(lossmap.losses(problem, plane), Grid.line(0, 0, 1))["train_loss"][0])
 
 
-def test_a_part_of_the_model_that_the_loss_takes_from_the_model_itself_is_as_before():
+def test_a_critic_in_a_loss_that_is_an_object_with_slots_is_read_as_it_stands():
     torch.manual_seed(0)
-    model, x = Holding(), torch.randn(16, 3)
+    model, norm = nn.Linear(2, 12), nn.utils.parametrizations.spectral_norm
+    critic, x = nn.Sequential(norm(nn.Linear(12, 16)), nn.Tanh(), nn.Linear(16, 1)).train(), torch.randn(30, 2)
+    before, loss = {name: t.clone() for name, t in critic.state_dict().items()}, imported.Loss(critic)
+    truth = float(loss(model, x).detach())
+    critic.load_state_dict(before)
+    assert centre_of(Problem.custom(model, loss, [x])) == pytest.approx(truth, rel=1e-6)
+    assert all(torch.equal(t, before[name]) for name, t in critic.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [imported.Queue, imported.SlottedQueue])
+def test_a_queue_in_an_object_of_an_imported_class_is_as_before(make):
+    torch.manual_seed(0)
+    queue, model, x = make(), nn.Linear(4, 2), torch.randn(24, 4)
+
+    def loss(model, batch):
+        outputs = model(batch)
+        value = (outputs - 1).square().mean() + (outputs @ queue.kept.T).mean()
+        queue.kept = torch.cat([outputs.detach()[:8], queue.kept])[:8]
+        return value
+
+    truth = float((model(x) - 1).square().mean().detach())  # of the empty queue
+    problem = Problem.custom(model, loss, [x])
+    assert centre_of(problem) == pytest.approx(truth, rel=1e-6)
+    lossmap.spectrum(problem, top=1)
+    assert queue.kept.dtype == torch.float32
+    assert not queue.kept.any()
+
+
+def test_a_table_in_a_frozen_object_with_slots_serves_in_float64_too(caplog):
+    torch.manual_seed(0)
+    table, x = imported.Table(torch.randn(2, 3)), torch.randn(24, 4)
+    problem = Problem.custom(nn.Linear(4, 2), lambda m, b: (m(b) @ table.kept).square().mean(), [x])
+    spectrum = lossmap.spectrum(problem, top=1)
+    truth = 2 / 3 / 24 * torch.linalg.matrix_norm(table.kept.double(), 2) ** 2
+    truth *= torch.linalg.matrix_norm(x.double(), 2) ** 2
+    assert abs(float(spectrum.largest[0]) - float(truth)) <= float(spectrum.largest[1])
+    assert not any("not compared" in m or "not measured" in m for m in caplog.messages)
+    assert table.kept.dtype == torch.float32
+
+
+def test_a_table_that_a_critics_class_makes_in_a_global_is_taken_away():
+    masked, x = imported.Masked(), torch.randn(24, 4)
+    lossmap.spectrum(Problem.custom(nn.Linear(4, 2), lambda m, b: masked(m(b)).square().mean(), [x]), top=1)
+    assert not imported.MASKS
+
+
+@pytest.mark.parametrize("module", [__name__, imported.__name__])
+def test_a_part_of_the_model_that_the_loss_takes_from_the_model_itself_is_as_before(module):
+    torch.manual_seed(0)
+    model, x = type("Model", (Holding,), {"__module__": module})(), torch.randn(16, 3)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with torch.no_grad():  # in the mode that models are read in
         truth = float(F.mse_loss(model.eval()(x), model.teacher(x)))
