@@ -7,6 +7,7 @@ passes over a few samples.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import temporary_parameters
+from lossmap.data.borrow import CONTAINERS, entries_of, temporary_parameters
+from lossmap.data.counters import numbers_of
+from lossmap.data.memos import memos_of
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 
@@ -35,12 +38,14 @@ def carried_state(problem: Problem, batch: Batch, tolerance: float) -> str | Non
         if _agree(first, second, tolerance):
             return None
         with temporary_parameters(problem.model, {}):
-            before = _attributes(problem.model)
-            again, after = total(), _attributes(problem.model)
+            before = _held(problem.model)
+            again, after = total(), _held(problem.model)
     if not _agree(first, again, tolerance):  # it is not repeatable, whatever is carried
         return None
-    names = [name for name, value in after.items() if not _is_same(value, before.get(name))]
-    return ", ".join(names[:3]) or "something"
+    for then, now in zip(before, after, strict=True):
+        if names := [name for name, value in now.items() if not _is_same(value, then.get(name))]:
+            return ", ".join(names[:3])
+    return "something"
 
 
 def _agree(a: float, b: float, tolerance: float) -> bool:
@@ -49,16 +54,26 @@ def _agree(a: float, b: float, tolerance: float) -> bool:
     return not np.isfinite(gap) or gap <= tolerance * max(abs(a), abs(b))
 
 
-def _attributes(model: torch.nn.Module) -> dict[str, Any]:
-    """What the modules hold beside their parameters, by name; tensors as copies."""
-    held = dict(model.named_buffers())
+def _held(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the modules hold beside their parameters, and their loss with them, by name; tensors as copies; numbers."""
+    held: dict[str, Any] = dict(model.named_buffers())
     for prefix, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
         held |= {f"{prefix}.{name}".lstrip("."): value for name, value in own.items()}
-    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in held.items()}
+    held |= {memo.name: memo.value for memo in memos_of(model)}
+    return {name: _as_now(value) for name, value in held.items()}, numbers_of(model)[1]
+
+
+def _as_now(value: Any) -> Any:
+    """A copy of a tensor, and what a container holds now."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return list(entries_of(value)) if type(value) in CONTAINERS else value
 
 
 def _is_same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a, b)
-    return a is b
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(operator.is_, a, b))
+    return a is b or (isinstance(a, str) and a == b)

@@ -1039,7 +1039,7 @@ def _if_like_a_sum(probe: _Probe) -> str:
         return ""
     return (
         "; it grows with the batch as a sum does: where it is one, with a penalty beside, say so by reduction='sum', "
-        "of Problem.custom or as an attribute of the loss"
+        "of Problem.custom or as an attribute of the loss (the penalty then counts once for each batch)"
     )
 
 

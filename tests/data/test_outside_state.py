@@ -24,6 +24,7 @@ from torch import nn
 import lossmap
 from lossmap import Grid, Problem
 from lossmap.data.borrow import copy_of, temporary_parameters
+from lossmap.data.loss_check import check_loss
 from lossmap.data.outside_state import places_of
 from lossmap.module_walks import modules_of, named_tensors
 
@@ -568,6 +569,7 @@ def test_a_queue_in_an_object_of_an_imported_class_is_as_before(make):
 
     truth = float((model(x) - 1).square().mean().detach())  # of the empty queue
     problem = Problem.custom(model, loss, [x])
+    assert "carries a state from batch to batch (queue.kept)" in check_loss(problem, report=False).notes[0]
     assert centre_of(problem) == pytest.approx(truth, rel=1e-6)
     lossmap.spectrum(problem, top=1)
     assert queue.kept.dtype == torch.float32
