@@ -54,6 +54,7 @@ from lossmap.sums import float64_device, has_float64
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
+MAX_FILLED = 1 << 16  # numbers of a tensor in an attribute or a container that is put back although copied at once
 MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = frozenset((bool, int, float, str, type(None)))  # most attributes of most modules
@@ -149,6 +150,9 @@ class ModuleState:
         if isinstance(value, nn.Module):
             self._enter_beside(value.modules())
             return
+        if type(value) is Tensor:
+            self._enter_tensor(value)
+            return
         if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
             return
         if measures(value):
@@ -170,6 +174,15 @@ class ModuleState:
         self._entered += 1
         for each in inner:
             self._enter(each)
+
+    def _enter_tensor(self, t: Tensor) -> None:
+        """Remember the values of a tensor that is no module's own: a queue, or a table that a pass fills in place."""
+        is_kept = t.numel() <= MAX_FILLED or has_own_storage(t)
+        if id(t) in self._known or len(self._beside) >= MAX_OBJECTS or t.is_inference() or not is_kept:
+            return
+        if _is_put_back(t):
+            self._known.add(id(t))
+            self._beside.append((t, lazy_copy(t)))
 
     def restore(self, everything: bool = False) -> None:
         """Put every attribute and every entry back; what has been added is removed.

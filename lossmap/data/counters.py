@@ -148,7 +148,7 @@ def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any,
         found.shown[name] = repr(value)
         if not isinstance(value, bool):
             found.places[name] = (*place, value)
-    elif isinstance(value, Tensor):
+    elif isinstance(value, (Tensor, np.ndarray, np.number)):
         _enter_tensor(value, name, found)
     elif isinstance(value, Iterator):
         found.shown[name] = _place_of(value)
@@ -164,7 +164,11 @@ def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any,
             _enter(at(value, key), f"{name}.{key}", found, depth - 1, (value, key))
 
 
-def _enter_tensor(value: Tensor, name: str, found: _Numbers) -> None:
+def _enter_tensor(value: Tensor | np.ndarray | np.number[Any], name: str, found: _Numbers) -> None:
+    if not isinstance(value, Tensor):
+        if value.size <= MAX_NUMBERS and value.dtype.kind in "fiu":
+            found.shown[name] = repr(value.tolist())
+        return
     if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
         return
     if value.numel() > MAX_NUMBERS:

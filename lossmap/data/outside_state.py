@@ -42,6 +42,7 @@ LIBRARIES = (
 BARE = ("types", "argparse", "_thread")  # whose objects with attributes are namespaces
 SEQUENCES = (list, tuple, set, frozenset, deque, UserList, WeakSet)  # which are looked into
 MAPPINGS = (dict, UserDict, ChainMap, types.MappingProxyType, WeakKeyDictionary, WeakValueDictionary)
+KEPT = (Tensor, np.ndarray, np.number, dict, list, set, deque, types.NoneType, int, float, Iterator)  # by passes
 CLOSED = (Tensor, str, bytes, int, float, complex, type, types.NoneType, types.ModuleType)  # which hold no module
 NOTHING = object()  # in a place that holds nothing yet
 
@@ -58,7 +59,7 @@ def _is_kept(value: Any, module: str) -> bool:
 
     Of a package that is installed only the objects that its own code keeps.
     """
-    if value is NOTHING or isinstance(value, (Tensor, dict, list, set, deque, types.NoneType, int, float, Iterator)):
+    if value is NOTHING or isinstance(value, KEPT):
         return True
     return isinstance(value, nn.Module) or (_has_attributes(value) and _is_own(type(value), module))
 

@@ -576,6 +576,66 @@ def test_a_queue_in_an_object_of_an_imported_class_is_as_before(make):
     assert not queue.kept.any()
 
 
+QUEUE, OWN = torch.zeros(8, 2), {"kept": torch.zeros(8, 2)}
+
+
+class Filling(nn.Module):
+    """Fills a tensor in place that is none of its buffers."""
+
+    def __init__(self, queue):
+        super().__init__()
+        self.layer, self.queue = nn.Linear(4, 2), queue
+
+    def forward(self, x):
+        outputs = self.layer(x)
+        queue = self.queue[0] if isinstance(self.queue, list) else self.queue
+        value = outputs + (outputs @ queue.clone().T).mean(1, keepdim=True)
+        queue.copy_(outputs.detach()[:8])
+        return value
+
+
+def fill_global(outputs):
+    value = (outputs @ QUEUE.clone().T).mean()
+    QUEUE.copy_(outputs.detach()[:8])
+    return value
+
+
+def fill_in_dictionary(outputs):
+    value = (outputs @ OWN["kept"].clone().T).mean()
+    OWN["kept"].copy_(outputs.detach()[:8])
+    return value
+
+
+@pytest.mark.parametrize("kind", ["attribute", "list", "global", "dictionary"])
+def test_a_tensor_that_a_pass_fills_in_place_is_as_before(kind):
+    torch.manual_seed(0)
+    queues, x = torch.zeros(8, 2), torch.randn(24, 4)
+    model = Filling({"attribute": queues, "list": [queues]}[kind]) if kind in ("attribute", "list") else nn.Linear(4, 2)
+    filled = {"global": fill_global, "dictionary": fill_in_dictionary}.get(kind, lambda outputs: 0.0)
+    problem = Problem.custom(model, lambda m, b: (outputs := m(b) - 1).square().mean() + filled(outputs), [x])
+    linear = model.layer if isinstance(model, Filling) else model
+    truth = float((linear(x) - 1).square().mean().detach())  # of the empty queue
+    assert centre_of(problem) == pytest.approx(truth, rel=1e-6)
+    lossmap.spectrum(problem, top=1)
+    assert not any(queue.any() for queue in (queues, QUEUE, OWN["kept"]))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_array_that_every_call_changes_is_named(in_place):
+    scale, x = types.SimpleNamespace(mean=np.ones(1)), torch.randn(24, 4)
+
+    def loss(model, batch):
+        value = (model(batch) - 1).square().mean() / float(scale.mean[0])
+        if in_place:
+            scale.mean += 0.5
+        else:
+            scale.mean = 0.9 * scale.mean + 1.0
+        return value
+
+    with pytest.raises(ValueError, match=r"it changes with scale\.mean, which every call changes"):
+        lossmap.spectrum(Problem.custom(nn.Linear(4, 2), loss, [x]), top=1)
+
+
 def test_a_table_in_a_frozen_object_with_slots_serves_in_float64_too(caplog):
     torch.manual_seed(0)
     table, x = imported.Table(torch.randn(2, 3)), torch.randn(24, 4)
