@@ -35,7 +35,7 @@ def measure(kind: str, loss: str, way: str, args: argparse.Namespace, file: str)
     from lossmap.curvature.hvp_plan import HvpPlan
     from lossmap.curvature.linearized_operator import OperatorFactory
     from lossmap.curvature.operators import gauss_newton, hessian
-    from lossmap.data import chunked_entropy
+    from lossmap.stable import chunked_entropy
 
     if way == "usual":
         chunked_entropy.MIN_CLASSES = sys.maxsize

@@ -158,7 +158,7 @@ def _asked_by() -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         is_ours = "/lossmap/" in file and "site-packages" not in file and "/tests/" not in file
-        if is_ours and not file.endswith(("/data/stable_forms.py", "/curvature/formulas.py")):  # which hand on calls
+        if is_ours and not file.endswith(("/stable/forms.py", "/curvature/formulas.py")):  # which hand on calls
             return f"{file.rpartition('/lossmap/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"

@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.differences import FewSamples
 from lossmap.curvature.vector_jacobian import vector_jacobian
-from lossmap.data import chunked_entropy, stable_losses
 from lossmap.geometry.unregistered import quantized
 from lossmap.seeding import generator
+from lossmap.stable import chunked_entropy
+from lossmap.stable import losses as stable_losses
 from lossmap.sums import norm
 
 STEPS = (1e-5, 1e-6)

@@ -45,9 +45,9 @@ from lossmap.data.gradients import each_gradient
 from lossmap.data.held_model import first_look
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
-from lossmap.data.stable_forms import stable_forms
 from lossmap.module_walks import named_tensors
 from lossmap.seeding import generator
+from lossmap.stable.forms import stable_forms
 from lossmap.sums import for_float64, moved_from, norm
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps

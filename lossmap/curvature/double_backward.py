@@ -4,7 +4,7 @@ The fused kernels of `scaled_dot_product_attention`, and with them `MultiheadAtt
 have no second derivative; the plain formula has. The encoder layers' fast path, taken where no gradient is asked
 for, is no traceable function either; nor are cuDNN's and oneDNN's recurrent nets twice differentiable. Other operations
 are computed by their formulas (`formulas`), and functions that saturate in forms that do not cancel
-(`lossmap.data.stable_losses`).
+(`lossmap.stable.losses`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossmap.curvature.formulas import ByFormula
 from lossmap.data.borrow import is_recurrent
-from lossmap.data.stable_forms import stable_forms
+from lossmap.stable.forms import stable_forms
 
 
 @contextmanager

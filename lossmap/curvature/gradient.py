@@ -19,8 +19,8 @@ from torch import Tensor
 from lossmap.curvature.operators import Total, differentiated, single_rank, total_or_raise
 from lossmap.data.criteria import NoWeight
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.stable.forms import stable_forms
 from lossmap.sums import float64_device, in_float64
 
 

@@ -38,10 +38,10 @@ from lossmap.curvature.rounding import problem_in
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.subspaces import participation
+from lossmap.stable.forms import stable_forms
 from lossmap.sums import float64_device, in_float64
 
 Array = np.ndarray

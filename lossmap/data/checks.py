@@ -103,7 +103,7 @@ def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> V
     """What is raised where model or loss fail on some samples."""
     shapes = [tuple(t.shape) for t in _tensors(batch)]
     *_, (frame, _) = walk_tb(error.__traceback__)
-    is_ours = isinstance(error, ValueError) and frame.f_globals.get("__name__", "").startswith("lossmap.data.")
+    is_ours = isinstance(error, ValueError) and frame.f_globals.get("__name__", "").startswith(("lossmap.data.", "lossmap.stable."))
     guess = "" if is_ours else "does the data set fit the model?"  # ours says itself what to do
     if shapes and len(shapes[0]) == 4 and shapes[0][3] in (1, 3) and shapes[0][1] not in (1, 3):
         guess = "are these images whose channels come last? x.permute(0, 3, 1, 2) puts them first"

@@ -19,9 +19,9 @@ from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.data.skipped_checks import skip
-from lossmap.data.stable_forms import stable_forms
 from lossmap.device_errors import out_of_memory
 from lossmap.seeding import same_random_state
+from lossmap.stable.forms import stable_forms
 
 
 @dataclass(frozen=True)

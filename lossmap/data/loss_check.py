@@ -78,7 +78,6 @@ from lossmap.data.sample_count import (
     some_entries,
     told_count,
 )
-from lossmap.data.stable_forms import stable_forms
 from lossmap.data.stored_tensors import ChangedModelError
 from lossmap.data.underflow import underflow
 from lossmap.data.weight_check import with_weight_checked
@@ -86,6 +85,7 @@ from lossmap.device_errors import loses_gpu, out_of_memory, raise_if_of_device
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.memory import return_freed_memory
 from lossmap.seeding import generator, random_states, same_random_state
+from lossmap.stable.forms import stable_forms
 from lossmap.sums import for_float64
 from lossmap.trees import rebuilt
 

@@ -38,7 +38,7 @@ from torch.overrides import TorchFunctionMode
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
-from lossmap.data.stable_losses import is_wrapped
+from lossmap.stable.losses import is_wrapped
 from lossmap.sums import in_float64
 
 Array = np.ndarray

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from lossmap.curvature.operators import differentiated
 from lossmap.data.problem import Problem
 from lossmap.data.sample_count import samples_in
-from lossmap.data.stable_losses import is_wrapped
 from lossmap.diagnostics.activations import Activation, recording
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.report.signals import SignalSummary, signal_text
+from lossmap.stable.losses import is_wrapped
 from lossmap.sums import in_float64
 
 

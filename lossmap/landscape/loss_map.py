@@ -29,7 +29,6 @@ from lossmap.data.batches import Batch, MappedFetch, Resident, Streamed, join_ba
 from lossmap.data.criteria import NoWeight
 from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
-from lossmap.data.stable_forms import stable_forms
 from lossmap.device_errors import raise_if_of_device
 from lossmap.geometry.directions import Plane, move_in_place
 from lossmap.geometry.grid import Field, Point
@@ -38,6 +37,7 @@ from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 from lossmap.landscape.rounding_remarks import RoundingRemarks
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.landscape.variance_remarks import VarianceRemarks
+from lossmap.stable.forms import stable_forms
 from lossmap.sums import in_float64, sums_in
 
 

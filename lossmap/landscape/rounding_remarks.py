@@ -22,10 +22,10 @@ from torch import Tensor
 from lossmap.curvature.rounding import SAFETY, problem_in
 from lossmap.data.batches import Batch, FixedBatches, map_tensors
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Point
 from lossmap.seeding import same_random_state
+from lossmap.stable.forms import stable_forms
 from lossmap.sums import for_float64
 
 log = logging.getLogger("lossmap")

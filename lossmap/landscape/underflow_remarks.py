@@ -11,11 +11,11 @@ import torch
 
 from lossmap.data.loss_check import few_samples
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.stable_forms import stable_forms
 from lossmap.data.underflow import underflow
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Point
 from lossmap.seeding import same_random_state
+from lossmap.stable.forms import stable_forms
 
 
 class UnderflowRemarks:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lossmap import Problem
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.data.stable_forms import stable_forms
-from lossmap.data.stable_losses import LogSoftmax, LogSoftmaxPullback, Softmax, SoftmaxPullback
+from lossmap.stable.forms import stable_forms
+from lossmap.stable.losses import LogSoftmax, LogSoftmaxPullback, Softmax, SoftmaxPullback
 
 BACKENDS = ("double-backward", "retained-graph", "linearized")
 

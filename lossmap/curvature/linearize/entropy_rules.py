@@ -1,7 +1,7 @@
 # ruff: noqa: D103 -- each rule is named after its operation
 """Cross entropy over many classes: curvature p u - p (p . u) a few rows at a time, beside the slope no copy of logits.
 
-The operations of `lossmap.data.chunked_entropy`. What a product keeps of the logits' size is the slope, which the layer
+The operations of `stable.chunked_entropy`. What a product keeps of the logits' size is the slope, which the layer
 below reads anyhow, and with label smoothing the probabilities; the tangent is written into the logits' own, where
 nothing else reads that (`curvature_in_place`, put in by `jvp.reuse_buffers`).
 """
@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from lossmap.curvature.linearize.graph_builder import GraphBuilder
-from lossmap.data.chunked_entropy import curvature, kept_beside_slope, loss_tangent, scaled_probabilities
+from lossmap.stable.chunked_entropy import curvature, kept_beside_slope, loss_tangent, scaled_probabilities
 
 KEPT = 4  # tensors of `chunked_entropy.Kept`
 

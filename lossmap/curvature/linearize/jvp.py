@@ -27,7 +27,7 @@ from torch.fx import Node
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten
 from lossmap.curvature.linearize.propagate import propagate
 from lossmap.curvature.linearize.saturating_rules import use_arguments
-from lossmap.data.chunked_entropy import curvature, curvature_in_place
+from lossmap.stable.chunked_entropy import curvature, curvature_in_place
 
 # (kept values, tangents of the moving inputs) -> tangents of the outputs, None where zero
 Pushforward = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]

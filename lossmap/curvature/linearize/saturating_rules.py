@@ -10,7 +10,7 @@ here take tangents relative to the largest entry k, t' = t - t_k, whose own is a
     their backward passes likewise; that of log softmax, r = g - p sum(g), sums to 0, so r_k = -sum_{c != k} r_c
 
 What is computed per product is one pass over the tensor more than by PyTorch's formulas; all else once per theta. The
-same forms for double backward: `lossmap.data.stable_losses`.
+same forms for double backward: `lossmap.stable.losses`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten, packet
-from lossmap.data.stable_losses import balanced, log_softmax_values
+from lossmap.stable.losses import balanced, log_softmax_values
 
 VIEWS = (aten.detach, aten.alias, aten.clone)
 

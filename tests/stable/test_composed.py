@@ -14,7 +14,7 @@ import lossmap
 from lossmap import Grid, Problem
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.data.stable_forms import stable_forms
+from lossmap.stable.forms import stable_forms
 
 ROWS = torch.arange(24)
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, finfo
 
-from lossmap.data.stable_losses import (
+from lossmap.stable.losses import (
     is_covered,
     leading,
     log_sigmoid_form,

@@ -13,7 +13,7 @@ of numbers as small as itself, so that float32 keeps five digits of value, gradi
 derivatives of softmax and log softmax along g are taken of g' = g - g_k, whose entry at the largest is a true 0, and a
 vector that adds up to 0 gets its entry at the largest from the others.
 
-`lossmap.data.stable_forms` puts them in place of PyTorch's. Price: some three passes more over what softmax reads;
+`lossmap.stable.forms` puts them in place of PyTorch's. Price: some three passes more over what softmax reads;
 linearized products cost the same.
 """
 
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lossmap.data.chunked_entropy import cross_entropy, is_chunked
+from lossmap.stable.chunked_entropy import cross_entropy, is_chunked
 
 MEAN, SUM = 1, 2  # PyTorch's numbers of reductions; 0 is none
 MAX_PLAIN_TANH, MAX_PLAIN_SIGMOID = 4.0, 7.0  # inputs below which the plain slopes keep four digits in float32

@@ -19,7 +19,7 @@ from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.curvature.linearized_operator import OperatorFactory
 from lossmap.curvature.operators import gauss_newton, hessian
 from lossmap.curvature.product_check import check_product
-from lossmap.data import chunked_entropy
+from lossmap.stable import chunked_entropy
 
 CLASSES = 7
 
@@ -186,7 +186,7 @@ def test_a_product_keeps_one_array_of_the_logits_size_or_two(
     monkeypatch.setattr(chunked_entropy, "MIN_CLASSES", 500)
     model = nn.Sequential(nn.Embedding(CLASSES, 2), nn.Linear(2, 500))
     x = torch.randint(CLASSES, (4, 32))
-    monkeypatch.setattr("tests.curvature.test_chunked_entropy.CLASSES", 500)  # of the weights
+    monkeypatch.setattr("tests.stable.test_chunked_entropy.CLASSES", 500)  # of the weights
     p = lossmap.Problem.supervised(model, LOSSES[name], (x, x), batch_size=4)
     products = operator(p, kind).products
     assert isinstance(products, LinearizedProducts)

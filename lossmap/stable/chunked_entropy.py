@@ -10,7 +10,7 @@
     g       (N,)    what the row's loss is multiplied by, over the sum of weights for a mean
     w, W            the classes' weights and their sum
 
-All is made of the differences to the largest logit, so that nothing cancels, as in `stable_losses`, whose forms take
+All is made of the differences to the largest logit, so that nothing cancels, as in `losses`, whose forms take
 some six arrays of the logits' size instead. Where classes are whole numbers and without label smoothing, the slope is
 (a + b W) g p in all entries but one, so that curvature reads the slope and what its row's class should hold: a product
 keeps no other array of that size.

@@ -3,7 +3,7 @@
     with stable_forms():      cross entropy, softmax, attention, tanh, sigmoid and compositions of them do not cancel
 
 Functions, methods and modules alike; the model and its criterion stay as they are. What one function does by itself is
-in `stable_losses`, what several do one after the other, such as the logarithm of a softmax, in `composed_forms`. Price:
+in `losses`, what several do one after the other, such as the logarithm of a softmax, in `composed`. Price:
 a look at the name of every function that a model calls.
 """
 
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lossmap.data.composed_forms import NAMES, composed, is_composed
-from lossmap.data.stable_losses import (
+from lossmap.stable.composed import NAMES, composed, is_composed
+from lossmap.stable.losses import (
     Form,
     attention_form,
     cross_entropy_form,

@@ -1,0 +1,1 @@
+"""Losses and functions written so that nothing in their value or their derivatives cancels."""
