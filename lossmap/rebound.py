@@ -63,6 +63,8 @@ def _enter(value: Any, made: _Copies, entered: set[int], depth: int) -> None:
         kind = type(each)
         if kind in PLAIN or (kind in CONTAINERS and not each):  # most attributes of most modules
             continue
+        if kind is tuple and PLAIN.issuperset(map(type, each)):  # as a kernel's size
+            continue
         if isinstance(each, (FunctionType, functools.partial, tuple)) or hasattr(kind, "cache_info"):
             rebound = _rebound(each, made)
             if rebound is not each:

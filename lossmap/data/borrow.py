@@ -57,7 +57,7 @@ COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy`
 MAX_FILLED = 1 << 16  # numbers of a tensor in an attribute or a container that is put back although copied at once
 MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-PLAIN = frozenset((bool, int, float, str, type(None)))  # most attributes of most modules
+PLAIN = frozenset((bool, int, float, str, type(None)))
 CLOSED = (
     Tensor,
     str,
@@ -73,6 +73,7 @@ CLOSED = (
 )
 # every module has these: hooks, parameters, submodules
 STANDARD = frozenset(nn.Module().__dict__)
+STANDARD_CONTAINERS = tuple(name for name, value in nn.Module().__dict__.items() if type(value) in CONTAINERS)
 
 Named = Mapping[str, Tensor]
 
@@ -133,20 +134,21 @@ class ModuleState:
 
     def _enter_module(self, module: nn.Module) -> None:
         """Remember what is in the containers and the plain objects of a module."""
-        for name, value in module.__dict__.items():
-            kind = type(value)
-            if kind in PLAIN:
-                continue
-            if name not in STANDARD:
+        own = module.__dict__
+        for name, value in own.items():
+            if name not in STANDARD and type(value) not in PLAIN:
                 self._enter(value)
-            elif kind in CONTAINERS:
-                if value:
-                    self.contents.append((value, value.copy()))
+        for container in map(own.get, STANDARD_CONTAINERS):
+            if type(container) in CONTAINERS:
+                if container:
+                    self.contents.append((container, container.copy()))
                 else:
-                    self.empty.append(value)
+                    self.empty.append(container)
 
     def _enter(self, value: Any) -> None:
         """Remember what a container or a plain object holds, and what those in it hold."""
+        if _is_plain(value):
+            return
         if isinstance(value, nn.Module):
             self._enter_beside(value.modules())
             return
@@ -173,7 +175,8 @@ class ModuleState:
         self._known.add(id(value))
         self._entered += 1
         for each in inner:
-            self._enter(each)
+            if type(each) not in PLAIN:
+                self._enter(each)
 
     def _enter_tensor(self, t: Tensor) -> None:
         """Remember the values of a tensor that is no module's own: a queue, or a table that a pass fills in place."""
@@ -306,6 +309,8 @@ def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
     """Whether two dictionaries hold the same objects under the same names."""
     if len(now) != len(before):
         return False
+    if all(map(operator.is_, before.values(), now.values())) and now.keys() == before.keys():  # in their order
+        return True
     return all(map(operator.is_, before.values(), map(now.get, before, repeat(_MISSING))))
 
 
@@ -505,6 +510,9 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         *(container for container, _ in state.contents),
     ]:
         for value in list(entries_of(values)):
+            if _is_plain(value):
+                copies[id(value)] = value
+                continue
             for t in entries_of(value):
                 if isinstance(t, Tensor) and not isinstance(t, nn.Parameter):
                     copies |= _copied_tensor(t, dtype)
@@ -554,6 +562,12 @@ def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | st
                 module.eps = torch.finfo(own).eps
     result: nn.Module = model._apply(moved)  # type: ignore[no-untyped-call]
     return result
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a word or a tuple of such, as a kernel's size: most attributes of most modules."""
+    kind = type(value)
+    return kind in PLAIN or (kind is tuple and PLAIN.issuperset(map(type, value)))
 
 
 def entries_of(value: Any) -> Iterable[Any]:

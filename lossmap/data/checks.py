@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from traceback import walk_tb
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from lossmap.data.problem import CustomLoss, Problem, temporary_parameters
 from lossmap.data.sample_count import samples_in
 from lossmap.device_errors import out_of_memory
 from lossmap.geometry.parameter_vector import state_tensors
+from lossmap.module_walks import kinds_of
 from lossmap.seeding import same_random_state
+from lossmap.weak import reference
 
 FEW = 3  # samples that are put through model and loss together
 OF_MODEL = ("model", "net", "network", "module")  # what a loss of model and batch calls its first argument
@@ -67,15 +70,19 @@ def uncut_where_parts_fail(problem: Problem) -> Problem:
     """The problem with its batches as given, or as one batch, where model or loss bear that but no part of it.
 
     So it is with one full graph and its dense matrix of edges: the matrix has as many rows as there are nodes, but a
-    part of the rows fits no part of the nodes. Else the problem as it is. Price: a pass over a few samples.
+    part of the rows fits no part of the nodes. Else the problem as it is. Price: two passes over a few samples, of one
+    model, loss and data once.
     """
-    data = problem.data
-    if not isinstance(data, Resident):
+    data, model = problem.data, problem.model
+    looked_at = (data, problem.forward, problem.loss, kinds_of(model))
+    former = _with_parts.get(model)
+    if not isinstance(data, Resident) or (former is not None and _is_same_look(former, looked_at)):
         return problem
     # as many may be one sample by chance: rows that were given one by one, images whose channels were taken for samples
     reasons = (_failure(problem, next(iter(data.rebatched(few)))) for few in (FEW, FEW + 1))
     reason = next(filter(None, reasons), None)
     if reason is None:
+        _with_parts[model] = (*map(reference, looked_at[:3]), looked_at[3])
         return problem
     for own in (data.uncut(), FixedBatches((data.tensors,))):
         if _failure(problem, own.batches[0]) is None:
@@ -83,6 +90,15 @@ def uncut_where_parts_fail(problem: Problem) -> Problem:
             note = f"the model or the loss fails on a part of a batch ({reason}): it is evaluated on {number}, uncut"
             return replace(problem, data=own, notes=(*problem.notes, note))
     return problem
+
+
+def _is_same_look(former: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Whether data, forward, loss and classes of modules are those that were looked at before."""
+    return all(then() is value for then, value in zip(former[:3], now[:3], strict=True)) and former[3] == now[3]
+
+
+# by model the data and functions, as references, of which parts of a batch were borne, and the classes of its modules
+_with_parts: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
 
 
 def _failure(problem: Problem, batch: Batch) -> str | None:
@@ -103,7 +119,8 @@ def _misfit(error: Exception, samples: str, batch: Batch, problem: Problem) -> V
     """What is raised where model or loss fail on some samples."""
     shapes = [tuple(t.shape) for t in _tensors(batch)]
     *_, (frame, _) = walk_tb(error.__traceback__)
-    is_ours = isinstance(error, ValueError) and frame.f_globals.get("__name__", "").startswith(("lossmap.data.", "lossmap.stable."))
+    raised_in = frame.f_globals.get("__name__", "")
+    is_ours = isinstance(error, ValueError) and raised_in.startswith(("lossmap.data.", "lossmap.stable."))
     guess = "" if is_ours else "does the data set fit the model?"  # ours says itself what to do
     if shapes and len(shapes[0]) == 4 and shapes[0][3] in (1, 3) and shapes[0][1] not in (1, 3):
         guess = "are these images whose channels come last? x.permute(0, 3, 1, 2) puts them first"

@@ -284,9 +284,10 @@ def _with_columns_of_a_sum(problem: Problem, probe: _Probe, kind: int) -> tuple[
 
 def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     """With notes on targets that are broadcast and on samples of NaN; a loss of outputs and such targets is refused."""
-    notes = []
-    with same_random_state(20):
-        broadcast = broadcast_targets(probe.total)
+    notes, broadcast = [], None
+    if not (isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss)):
+        with same_random_state(20):
+            broadcast = broadcast_targets(probe.total)
     if broadcast is not None and isinstance(problem.loss, SupervisedLoss):
         raise ValueError(f"{broadcast}; reshape the targets to the outputs' shape, such as y[:, None]")
     if broadcast is not None:
