@@ -88,7 +88,7 @@ def _losses_of_run(
 def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:
     """Between each step and the negative gradient where it begins; NaN of the last, and where there is no gradient."""
     cosines = np.full(len(states), nan)
-    still: dict[str, None] = {}  # tensors that have a gradient, and do not move in some step
+    still: dict[str, None] = {}  # tensors that have a gradient, and do not move in some step that moves others
     for t, (here, there) in enumerate(pairwise(states)):
         own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
         try:
@@ -103,8 +103,8 @@ def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters
         step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
         gradient = found.layout.unflatten(found.gradient)
         moved = [name for name in found.layout.names if step[name].any()]
-        still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
-        if moved:
+        if moved:  # of the same checkpoint twice nothing was trained
+            still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
             s = torch.cat([in_float64(step[name].reshape(-1)) for name in moved])
             g = torch.cat([gradient[name].reshape(-1) for name in moved])
             lengths = float(s.norm()) * float(g.norm())

@@ -86,6 +86,15 @@ def test_a_step_is_compared_with_the_gradient_of_what_it_moves(is_frozen, caplog
     assert "over the tensors that a step moves; 2 of 4 stand still in some, such as 0.weight" in caplog.text
 
 
+def test_the_same_checkpoint_twice_makes_no_tensor_stand_still(caplog):
+    path = descent([1.0, 3.0, 0.5], [1.0, 1.0, 2.0], 0.3, 3)
+    path = [path[0], path[1], path[1], path[2]]
+    problem = quadratic([1.0, 3.0, 0.5])
+    problem.model.load_state_dict(path[-1])
+    found = project_run(lossmap.pca_plane(problem.model, path), problem, files(4), path)
+    assert found["cosine"] == pytest.approx([1.0, np.nan, 1.0, np.nan], nan_ok=True) and not caplog.text
+
+
 def test_shares_about_another_model_are_of_distances_and_those_of_a_part_say_so():
     problem = quadratic([1.0, 1.0])
     path = [{"weight": torch.tensor([w], dtype=torch.float64)} for w in ([9.0, 0.0], [9.1, 1.0], [9.0, 2.0])]
