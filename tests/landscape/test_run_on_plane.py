@@ -1,5 +1,6 @@
 """A training path on its plane against closed forms: losses, projections, cosines, learning rates, the report."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,72 @@ def test_a_step_is_compared_with_the_gradient_of_what_it_moves(is_frozen, caplog
     found = project_run(lossmap.pca_plane(model, path), problem, files(4), path)
     assert found["cosine"][:3] == pytest.approx([1.0, 1.0, 1.0], abs=1e-5)
     assert "over the tensors that a step moves; 2 of 4 stand still in some, such as 0.weight" in caplog.text
+
+
+class OwnDraws(nn.Module):
+    """Drops whole samples in training, by no layer of PyTorch."""
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1) < 0.5) if self.training else x
+
+
+class WithBatchNormHeld(nn.Sequential):
+    """Trains its batch norm in evaluation mode, as is usual in fine-tuning."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self:
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
+
+class Refused(nn.Module):
+    """Gives an auxiliary output beside in training mode."""
+
+    def forward(self, x):
+        return (x, x) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "is_other"),
+    [
+        (nn.BatchNorm1d(5), nn.Sequential, True),
+        (nn.BatchNorm1d(5, track_running_stats=False), nn.Sequential, False),
+        (nn.BatchNorm1d(5), WithBatchNormHeld, False),
+        (nn.Dropout(0.5), nn.Sequential, True),
+        (nn.Dropout(0.0), nn.Sequential, False),
+        (nn.LayerNorm(5), nn.Sequential, False),
+        (OwnDraws(), nn.Sequential, True),
+        (Refused(), nn.Sequential, True),
+    ],
+)
+def test_a_gradient_that_is_another_in_training_mode_is_said_to_be_that_of_evaluation(layer, kind, is_other):
+    torch.manual_seed(0)
+    model = kind(nn.Linear(6, 5), copy.deepcopy(layer), nn.Linear(5, 3))
+    x, y, path = torch.randn(40, 6), torch.arange(40) % 3, []
+    model.train()
+    is_refused = isinstance(layer, Refused)
+    for _ in range(4):  # plain descent with all samples, in training mode
+        path.append({name: t.detach().clone() for name, t in model.state_dict().items()})
+        output = model.eval()(x) if is_refused else model(x)
+        gradients = torch.autograd.grad(nn.functional.cross_entropy(output, y), tuple(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                p -= 0.05 * g
+    model.load_state_dict(path[-1])
+    model.eval()
+    model[0].train()  # a mode of its own, which is put back
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    seed = torch.random.get_rng_state()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    found = project_run(lossmap.pca_plane(model, path), problem, files(4), path)
+    assert is_refused or (found["cosine"][:3] == pytest.approx(np.ones(3), abs=1e-4)) is not is_other
+    assert found.attributes.get("other_in_training", False) is is_other
+    text = path_report(found.arrays, random_walk_shares(4), other_in_training=is_other)
+    assert ("evaluation mode, and in training mode another" in text) is is_other
+    assert [m.training for m in model] == [True, False, False] and torch.equal(torch.random.get_rng_state(), seed)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def test_the_same_checkpoint_twice_makes_no_tensor_stand_still(caplog):

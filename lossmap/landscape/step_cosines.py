@@ -1,0 +1,90 @@
+"""How the steps of a training run lie to the gradient of the loss, from checkpoint to checkpoint.
+
+    cosine      between the step and the negative gradient where it begins, over the tensors that the step moves:
+                1 straight downhill, 0 across, < 0 uphill to first order
+
+A tensor that stands still from one checkpoint to the next, to the last bit, was not trained: its gradient is not what
+the step follows, as of a body that is frozen while its head is trained.
+
+The gradient is that of the mean loss in evaluation mode, with running statistics and without dropout. Training follows
+another one where a layer does something else there: that of a batch by its own statistics, or of a network thinned at
+random, of which one checkpoint after the other does not tell the batches and the draws.
+
+The price is a gradient for each checkpoint but the last, and two of one batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+from math import nan
+
+import numpy as np
+import torch
+
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_check import check_gradient
+from lossmap.curvature.operators import differentiated
+from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.device_errors import raise_if_of_device
+from lossmap.geometry.directions import Named, difference
+from lossmap.geometry.parameter_vector import selected
+from lossmap.seeding import same_random_state
+from lossmap.sums import in_float64
+
+SAME_GRADIENT = 0.01  # of its length: a difference that moves no cosine by more
+
+log = logging.getLogger("lossmap")
+
+
+def step_cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:
+    """Between each step and the negative gradient where it begins; NaN of the last, and where there is no gradient."""
+    cosines = np.full(len(states), nan)
+    still: dict[str, None] = {}  # tensors that have a gradient, and do not move in some step that moves others
+    for t, (here, there) in enumerate(pairwise(states)):
+        own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
+        try:
+            with temporary_parameters(problem.model, own):
+                if t == 0:
+                    check_gradient(problem, parameters)
+                found = loss_and_gradient(problem, parameters)
+        except (FloatingPointError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            log.warning("no cosines of steps and gradients: at checkpoint %d there is no gradient: %s", t, reason)
+            return np.full(len(states), nan)
+        step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
+        gradient = found.layout.unflatten(found.gradient)
+        moved = [name for name in found.layout.names if step[name].any()]
+        if moved:  # of the same checkpoint twice nothing was trained
+            still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
+            s = torch.cat([in_float64(step[name].reshape(-1)) for name in moved])
+            g = torch.cat([gradient[name].reshape(-1) for name in moved])
+            lengths = float(s.norm()) * float(g.norm())
+            cosines[t] = -float(s @ g) / lengths if lengths else nan
+    if still and np.isfinite(cosines).any():
+        log.warning(
+            "cosines are over the tensors that a step moves; %d of %d stand still in some, such as %s",
+            len(still), len(found.layout.names), next(iter(still)),
+        )  # fmt: skip
+    return cosines
+
+
+def is_other_in_training(problem: Problem, parameters: str) -> bool:
+    """Whether the gradient of the first batch is another one in training mode, or none can be taken there."""
+    weights = list(selected(problem.model, parameters).values())
+    batch, gradients = next(iter(problem.data)), []
+    with differentiated(problem.model, weights):  # which puts back modes, and buffers that a pass writes to
+        for is_training in (False, True):
+            try:
+                if is_training:
+                    problem.model.train()
+                with same_random_state():
+                    loss = problem.total(batch)
+                parts = torch.autograd.grad(loss, weights, materialize_grads=True)
+            except Exception as error:  # as of auxiliary heads, which give outputs of another kind
+                raise_if_of_device(error)
+                return is_training
+            gradients.append(torch.cat([in_float64(part.reshape(-1)) for part in parts]))
+    evaluated, trained = gradients
+    return not float((trained - evaluated).norm()) <= SAME_GRADIENT * float(evaluated.norm())
