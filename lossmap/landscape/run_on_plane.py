@@ -2,8 +2,8 @@
 
     loss        at the checkpoint itself, with its own running statistics
     plane_loss  at its projection, a point of the plane: what a map shows under the path
-    cosine      between the step to the next checkpoint and the negative gradient, over the tensors that the step moves:
-                (`step_cosines`)
+    cosine      between the step to the next checkpoint and the negative gradient where it begins (`step_cosines`)
+    rounding    how far that of the stored weights may have moved the checkpoint (`training_path`)
 
 The price is two passes over the data for each checkpoint, and a gradient; without losses none.
 """
@@ -18,11 +18,12 @@ import numpy as np
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Named, Plane, difference, origin_of
 from lossmap.geometry.grid import Grid, window_around
-from lossmap.geometry.training_path import trajectory
+from lossmap.geometry.training_path import rounding_of_path, trajectory
 from lossmap.io.surface import Group
 from lossmap.landscape.checkpoint_steps import known_steps
 from lossmap.landscape.loss import losses, plain_forward
 from lossmap.landscape.step_cosines import is_other_in_training, step_cosines
+from lossmap.sums import norm_of
 
 PASSES = 4  # over the data at a checkpoint: two of losses, and a gradient, which takes about two
 
@@ -43,11 +44,14 @@ def project_run(
     rates       the learning rate beside each, NaN where it is not known
     parameters  that move, of which the cosines are
 
-    Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), loss, plane_loss,
-    cosine, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine. Its
-    attribute other_in_training is there where the gradient in training mode is another than that of the cosines.
+    Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), distance (from the
+    origin), rounding (how far that of the stored weights may have moved a checkpoint), loss, plane_loss, cosine,
+    cosine_error, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine.
+    Its attribute other_in_training is there where the gradient in training mode is another than that of the cosines.
     """
     arrays, attributes = dict(trajectory(plane, states, _steps(files))), {}
+    arrays["distance"] = np.array([norm_of(difference(plane.origin, state).values()) for state in states])
+    arrays["rounding"] = rounding_of_path(plane.origin, states)
     if problem is not None:
         arrays |= _losses_of_run(plane, problem, states, arrays, parameters)
         if np.isfinite(arrays["cosine"]).any() and is_other_in_training(problem, parameters):
@@ -73,7 +77,7 @@ def _losses_of_run(
     on_plane = losses(problem, plane, plan=plan)
     points = zip(*(at[axis] for axis in "xy" if axis in at), strict=True)
     arrays["plane_loss"] = np.array([on_plane(tuple(map(float, point)))["train_loss"] for point in points])
-    arrays["cosine"] = step_cosines(problem, whole, states, parameters)
+    arrays["cosine"], arrays["cosine_error"] = step_cosines(problem, whole, states, parameters)
     return arrays
 
 

@@ -6,6 +6,9 @@
 A tensor that stands still from one checkpoint to the next, to the last bit, was not trained: its gradient is not what
 the step follows, as of a body that is frozen while its head is trained.
 
+Weights are stored rounded. Where that may have moved both checkpoints by a distance r, over entries that move or have
+a gradient, the step of length |s| may be turned by the angle arcsin(r / |s|), and by any where r is longer than it.
+
 The gradient is that of the mean loss in evaluation mode, with running statistics and without dropout. Training follows
 another one where a layer does something else there: that of a batch by its own statistics, or of a network thinned at
 random, of which one checkpoint after the other does not tell the batches and the draws.
@@ -18,7 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from math import nan
+from math import acos, asin, cos, nan, pi
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.device_errors import raise_if_of_device
 from lossmap.geometry.directions import Named, difference
 from lossmap.geometry.parameter_vector import selected
+from lossmap.geometry.training_path import half_spacings
 from lossmap.seeding import same_random_state
 from lossmap.sums import in_float64
 
@@ -38,9 +42,15 @@ SAME_GRADIENT = 0.01  # of its length: a difference that moves no cosine by more
 log = logging.getLogger("lossmap")
 
 
-def step_cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:
-    """Between each step and the negative gradient where it begins; NaN of the last, and where there is no gradient."""
-    cosines = np.full(len(states), nan)
+def step_cosines(
+    problem: Problem, whole: Named, states: Sequence[Named], parameters: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cosines of a run's steps, and how far rounding of the stored weights may change each, both (states,).
+
+    NaN of the last, where there is no gradient, and where nothing moves; where rounding may be longer than the step the
+    cosine is NaN, and may be wrong by 2.
+    """
+    cosines, errors = np.full(len(states), nan), np.full(len(states), nan)
     still: dict[str, None] = {}  # tensors that have a gradient, and do not move in some step that moves others
     for t, (here, there) in enumerate(pairwise(states)):
         own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
@@ -52,22 +62,44 @@ def step_cosines(problem: Problem, whole: Named, states: Sequence[Named], parame
         except (FloatingPointError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             log.warning("no cosines of steps and gradients: at checkpoint %d there is no gradient: %s", t, reason)
-            return np.full(len(states), nan)
+            return np.full(len(states), nan), np.full(len(states), nan)
         step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
         gradient = found.layout.unflatten(found.gradient)
         moved = [name for name in found.layout.names if step[name].any()]
         if moved:  # of the same checkpoint twice nothing was trained
             still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
-            s = torch.cat([in_float64(step[name].reshape(-1)) for name in moved])
-            g = torch.cat([gradient[name].reshape(-1) for name in moved])
-            lengths = float(s.norm()) * float(g.norm())
-            cosines[t] = -float(s @ g) / lengths if lengths else nan
+            s, g = (_joined([each[name] for name in moved]) for each in (step, gradient))
+            rounding = sum(
+                _rounding([half_spacings(x[name], own[name]) for name in moved], s, g) for x in (here, there)
+            )
+            cosines[t], errors[t] = _cosine(s, g, rounding)
     if still and np.isfinite(cosines).any():
         log.warning(
             "cosines are over the tensors that a step moves; %d of %d stand still in some, such as %s",
             len(still), len(found.layout.names), next(iter(still)),
         )  # fmt: skip
-    return cosines
+    return cosines, errors
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([in_float64(part.reshape(-1)) for part in parts])
+
+
+def _rounding(spacings: Sequence[torch.Tensor], s: torch.Tensor, g: torch.Tensor) -> float:
+    """The length of these half spacings, of the entries that move: what has no gradient either was not trained."""
+    return float(_joined(spacings)[(s != 0) | (g != 0)].norm())
+
+
+def _cosine(s: torch.Tensor, g: torch.Tensor, rounding: float) -> tuple[float, float]:
+    """The cosine of a step and the negative gradient, (n,) each, and how far a change of the step may change it."""
+    length, lengths = float(s.norm()), float(s.norm()) * float(g.norm())
+    if not lengths:
+        return nan, nan
+    if rounding >= length:
+        return nan, 2.0
+    cosine = min(1.0, max(-1.0, -float(s @ g) / lengths))
+    angle, turn = acos(cosine), asin(rounding / length)
+    return cosine, max(cos(max(0.0, angle - turn)) - cosine, cosine - cos(min(pi, angle + turn)))
 
 
 def is_other_in_training(problem: Problem, parameters: str) -> bool:

@@ -11,6 +11,8 @@ from lossmap.report.text import count, number, table
 MAX_ROWS = 16  # checkpoints in the table, spread over the run
 AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
 IN_TRAINING = "; the gradient is that of evaluation mode, and in training mode another, as by batch norm or dropout"
+SHOWN_ROUNDING = 1e-3  # of the stored weights, as a part of the distances of a path
+SHOWN_ERROR = 0.02  # of a cosine, by that rounding
 DROP = 0.9  # a learning rate below this share of the last one is a drop
 
 
@@ -52,12 +54,25 @@ def path_report(
     size = len(arrays["residual"])
     farthest = f"{arrays['residual'].max():.4g}"
     lines.append(f"{count(size, 'checkpoint')} projected; the farthest lies {farthest} outside the plane")
-    lines += _descent(arrays, other_in_training)
+    lines += _rounding(arrays) + _descent(arrays, other_in_training)
     shown = np.unique(np.linspace(0, size - 1, min(size, MAX_ROWS)).round().astype(int))
     lines += ["", *table(_rows(arrays, shown), right=range(7))]
     if len(shown) < size:
         lines.append(f"  {len(shown)} of {size} checkpoints; the file holds all")
     return "\n".join(lines)
+
+
+def _rounding(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """How far the rounding of the stored weights may have moved the checkpoints, where that is a part of the path."""
+    if "rounding" not in arrays:
+        return []
+    largest, distance = float(arrays["rounding"].max()), float(np.mean(arrays["distance"] ** 2)) ** 0.5
+    if not largest > SHOWN_ROUNDING * distance:
+        return []
+    return [
+        f"rounding of the stored weights may have moved a checkpoint by up to {largest:.2g}, also out of the plane; "
+        f"the root mean square distance from the origin is {distance:.2g}"
+    ]
 
 
 def _descent(arrays: Mapping[str, np.ndarray], other_in_training: bool) -> list[str]:
@@ -67,12 +82,19 @@ def _descent(arrays: Mapping[str, np.ndarray], other_in_training: bool) -> list[
         return lines
     rises = np.diff(arrays["loss"])
     uphill = rises[rises > 0]
+    errors = arrays.get("cosine_error", np.full(len(arrays["loss"]), np.nan))
+    is_lost = errors[:-1] >= 2  # a step that may be rounding alone
     if rises.size:
         text = f"the loss rises at {len(uphill)} of {count(rises.size, 'step')}"
-        lines.append(f"{text}, by {number(float(uphill.sum()))} in all" if uphill.size else text)
+        text += f", by {number(float(uphill.sum()))} in all" if uphill.size else ""
+        if is_lost.any():
+            text += f"; {is_lost.sum()} of the steps may be rounding of the stored weights alone, and have no cosine"
+        lines.append(text)
     cosines = arrays["cosine"][np.isfinite(arrays["cosine"])]
     if cosines.size:
         span = f"{np.median(cosines):.2g} in the median, {cosines.min():.2g} to {cosines.max():.2g}"
+        largest = np.max(errors[errors < 2], initial=0.0)
+        span += f"; by rounding of the stored weights wrong by up to {largest:.2g}" if largest > SHOWN_ERROR else ""
         span += IN_TRAINING if other_in_training else ""
         lines.append(f"cosine of a step and the negative gradient where it begins: {span}")
     drops = drops_of(arrays)
