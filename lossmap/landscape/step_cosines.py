@@ -19,12 +19,13 @@ The price is a gradient for each checkpoint but the last, and two of one batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import acos, asin, cos, nan, pi
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
@@ -35,11 +36,13 @@ from lossmap.geometry.directions import Named, difference
 from lossmap.geometry.parameter_vector import selected
 from lossmap.geometry.training_path import half_spacings
 from lossmap.seeding import same_random_state
-from lossmap.sums import in_float64
+from lossmap.sums import dot, in_float64, norm_of
 
 SAME_GRADIENT = 0.01  # of its length: a difference that moves no cosine by more
 
 log = logging.getLogger("lossmap")
+
+Steps = Sequence[tuple[Tensor, Tensor]]  # each tensor's step and gradient, of one shape, in float64
 
 
 def step_cosines(
@@ -68,11 +71,9 @@ def step_cosines(
         moved = [name for name in found.layout.names if step[name].any()]
         if moved:  # of the same checkpoint twice nothing was trained
             still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
-            s, g = (_joined([each[name] for name in moved]) for each in (step, gradient))
-            rounding = sum(
-                _rounding([half_spacings(x[name], own[name]) for name in moved], s, g) for x in (here, there)
-            )
-            cosines[t], errors[t] = _cosine(s, g, rounding)
+            steps = [(in_float64(step[name]), gradient[name]) for name in moved]
+            rounding = sum(_rounding((half_spacings(x[n], own[n]) for n in moved), steps) for x in (here, there))
+            cosines[t], errors[t] = _cosine(steps, rounding)
     if still and np.isfinite(cosines).any():
         log.warning(
             "cosines are over the tensors that a step moves; %d of %d stand still in some, such as %s",
@@ -81,23 +82,20 @@ def step_cosines(
     return cosines, errors
 
 
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([in_float64(part.reshape(-1)) for part in parts])
-
-
-def _rounding(spacings: Sequence[torch.Tensor], s: torch.Tensor, g: torch.Tensor) -> float:
+def _rounding(spacings: Iterable[Tensor], steps: Steps) -> float:
     """The length of these half spacings, of the entries that move: what has no gradient either was not trained."""
-    return float(_joined(spacings)[(s != 0) | (g != 0)].norm())
+    return norm_of(spacing[(s != 0) | (g != 0)] for spacing, (s, g) in zip(spacings, steps, strict=True))
 
 
-def _cosine(s: torch.Tensor, g: torch.Tensor, rounding: float) -> tuple[float, float]:
-    """The cosine of a step and the negative gradient, (n,) each, and how far a change of the step may change it."""
-    length, lengths = float(s.norm()), float(s.norm()) * float(g.norm())
-    if not lengths:
+def _cosine(steps: Steps, rounding: float) -> tuple[float, float]:
+    """The cosine of a step and the negative gradient, and how far a change of the step may change it."""
+    length, slope = norm_of(s for s, _ in steps), norm_of(g for _, g in steps)
+    if not length * slope:
         return nan, nan
     if rounding >= length:
         return nan, 2.0
-    cosine = min(1.0, max(-1.0, -float(s @ g) / lengths))
+    along = sum(dot(s.reshape(-1), g.reshape(-1)) for s, g in steps) / length / slope
+    cosine = min(1.0, max(-1.0, -along))
     angle, turn = acos(cosine), asin(rounding / length)
     return cosine, max(cos(max(0.0, angle - turn)) - cosine, cosine - cos(min(pi, angle + turn)))
 
@@ -117,6 +115,6 @@ def is_other_in_training(problem: Problem, parameters: str) -> bool:
             except Exception as error:  # as of auxiliary heads, which give outputs of another kind
                 raise_if_of_device(error)
                 return is_training
-            gradients.append(torch.cat([in_float64(part.reshape(-1)) for part in parts]))
-    evaluated, trained = gradients
-    return not float((trained - evaluated).norm()) <= SAME_GRADIENT * float(evaluated.norm())
+            gradients.append(parts)
+    between = norm_of(trained - evaluated for evaluated, trained in zip(*gradients, strict=True))
+    return not between <= SAME_GRADIENT * norm_of(gradients[0])
