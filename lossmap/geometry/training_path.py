@@ -35,6 +35,8 @@ from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
 from lossmap.sums import in_float64
 
+FEW_VALUES = 16  # of a tensor that may lie in a coarser precision by chance, or as layers begin: 0 and 1
+
 
 @dataclass(frozen=True, eq=False)
 class PrincipalAxes:
@@ -111,8 +113,19 @@ def half_spacings(t: Tensor, like: Tensor) -> Tensor:
 
     like  the model's own, on whose device they are, and to whose precision the tensor is rounded where that is coarser
     """
-    about = max((torch.finfo(each.dtype) for each in (t, like) if each.is_floating_point()), key=lambda each: each.eps)
+    about = max((torch.finfo(dtype) for dtype in (_stored_in(t, like), like.dtype)), key=lambda each: each.eps)
     return 0.5 * about.eps * in_float64(t.detach().to(like.device)).abs().clamp_min(about.smallest_normal)
+
+
+def _stored_in(t: Tensor, like: Tensor) -> torch.dtype:
+    """The precision that a tensor's values lie in: a coarser one than its own where it was converted from that."""
+    if not t.is_floating_point():
+        return like.dtype
+    for dtype in (torch.bfloat16, torch.float16):
+        is_coarser = torch.finfo(dtype).eps > torch.finfo(t.dtype).eps
+        if is_coarser and torch.equal(t.to(dtype).to(t.dtype), t) and len(torch.unique(t)) > FEW_VALUES:
+            return dtype
+    return t.dtype
 
 
 def random_walk_shares(checkpoints: int, count: int = 2, origin: int | None = -1) -> tuple[float, ...]:

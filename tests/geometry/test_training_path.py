@@ -6,6 +6,7 @@ from torch import nn
 from lossmap.geometry.directions import Plane, origin_of
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.geometry.training_path import (
+    half_spacings,
     pca_plane,
     principal_axes,
     random_walk_shares,
@@ -156,6 +157,8 @@ def test_the_rounding_of_stored_weights_is_bounded_and_is_no_principal_axis(dtyp
     assert (actual <= found).all() and (found < 4 * actual).all()
     coarse = rounding_of_path({name: t.to(dtype) for name, t in origin.items()}, [dict(s) for s in path])
     assert coarse == pytest.approx(found, rel=1e-2)  # a model of that precision rounds them itself
+    converted = [{name: t.float() for name, t in state.items()} for state in kept]
+    assert rounding_of_path(origin, converted) == pytest.approx(found, rel=1e-3)
     with pytest.raises(ValueError, match=f"{count} checkpoints that span 1 dimension beyond rounding"):
         principal_axes(origin, kept, 2)
     path, bent = stored(0.3)
@@ -163,3 +166,8 @@ def test_the_rounding_of_stored_weights_is_bounded_and_is_no_principal_axis(dtyp
     found = principal_axes({name: t.float() for name, t in bent[-1].items()}, bent, 2)
     values = torch.linalg.svdvals(truth) ** 2
     assert found.explained[0] == pytest.approx(float(values[0] / values.sum()), abs=1e-3)
+
+
+def test_a_tensor_as_layers_begin_is_not_taken_for_one_that_was_converted_from_a_coarser_precision():
+    ones = torch.ones(500)
+    assert torch.equal(half_spacings(ones, ones), ones.double() * torch.finfo(torch.float32).eps / 2)
