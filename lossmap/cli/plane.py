@@ -183,7 +183,8 @@ def make(settings: Settings, world: World) -> int:
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays, counts)
         walk = random_walk_shares(len(files), origin=origin_on_path(trajectory.arrays))
-        report = path_report(trajectory.arrays, walk, settings.plane.moving)
+        other_in_training = "other_in_training" in trajectory.attributes
+        report = path_report(trajectory.arrays, walk, settings.plane.moving, other_in_training)
     file_settings = load_problem.identity(settings.model, settings.data, plane)
     result = output.OutputFile("plane", settings, grid, plane, file_settings)
     _store(path, grid, result, groups, provenance(machine.describe(), world.size))

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
 STATE_FLAG = "--optimizer-state"
-UNSEEN = 1e-7  # of the loss, relative, by which it changes at least with a layer that it follows
 SAME_FUNCTION = 1e-4  # of the loss, relative, by which that of a rescaled copy may differ
 
 
@@ -270,20 +269,29 @@ def same_function_rescaled(problem: Any, factor: float, parameters: str) -> tupl
 
     Raises UsageError where there are none: where the loss changes, follows neither layer, or they do not move.
     """
-    from lossmap.curvature.gradient import mean_loss
+    from lossmap.curvature.gradient import loss_and_gradient, mean_loss, refuse_no_number
     from lossmap.data.held_model import refuse_held
     from lossmap.geometry.parameter_vector import selected
-    from lossmap.landscape.rescaling import rescalable_pairs, rescaled_copy
+    from lossmap.landscape.rescaling import layers_left_out, rescalable_pairs, rescaled_copy
 
     try:
         pairs, moving = rescalable_pairs(problem.model), selected(problem.model, parameters)
         refuse_held(problem.over(rescaled_copy(problem.model, factor)), problem.model)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    before, reasons = mean_loss(problem), []
+    before, gradient, layout = loss_and_gradient(problem, "all")
+    refuse_no_number(before)
+    named = dict(problem.model.named_parameters())
+    followed = {id(named[name]) for name, part in layout.unflatten(gradient).items() if part.any()}
+    reasons = []
     for pair in pairs:
         if not all(any(own.startswith(f"{name}.") for own in moving) for name in pair):
             reasons.append(f"--parameters {parameters} does not move both of {' and '.join(pair)}")
+            continue
+        first, second = map(problem.model.get_submodule, pair)
+        # not the loss of a layer alone rescaled: an output that is normalised follows its direction, and no scale
+        if followed.isdisjoint(map(id, [*first.parameters(recurse=False), second.weight])):
+            reasons.append(f"the loss does not follow {' and '.join(pair)}, in which its gradient is 0")
             continue
         twin = rescaled_copy(problem.model, factor, pair)
         after = mean_loss(problem.over(twin))
@@ -293,11 +301,8 @@ def same_function_rescaled(problem: Any, factor: float, parameters: str) -> tupl
                 "weights are used elsewhere too"
             )
             continue
-        alone = mean_loss(problem.over(rescaled_copy(problem.model, factor, pair, alone=True)))
-        if abs(alone - before) <= UNSEEN * abs(before):
-            reasons.append(f"the loss does not follow {pair[0]}")
-            continue
         return twin, pair
+    reasons += filter(None, [layers_left_out(problem.model)])
     raise UsageError(f"--rescale {factor:g}: no two layers can be rescaled so that it shows: {'; '.join(reasons)}")
 
 

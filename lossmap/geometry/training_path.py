@@ -6,6 +6,10 @@ matrix, one tensor at a time, so that memory holds the checkpoints once, and no 
 A random walk, too, has most of its variance in its first components (Antognini and Sohl-Dickstein 2018,
 arXiv:1806.08805). Theirs are about the mean of the walk; about its end, as here, a long one has 8/pi^2 = 81 % and
 8/(9 pi^2) = 9 % in the first two.
+
+A stored weight lies within half a spacing of its precision from the one that was trained, e_t in all. The matrix of
+e_t - e_T has a norm of at most max |e_t| + sqrt(T) |e_T|, the e_t being at right angles, and |e_t|^2 is a third of
+its bound: principal axes are those that are longer.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ from lossmap.geometry.directions import (
 from lossmap.geometry.parameter_vector import state_tensors, warn_of_frozen
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
-from lossmap.sums import in_float64, norm
+from lossmap.sums import in_float64
+
+FEW_VALUES = 16  # of a tensor that may lie in a coarser precision by chance, or as layers begin: 0 and 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +63,13 @@ def principal_axes(
     """
     offsets = [difference(origin, state) for state in path]
     if names is not None:
-        still = set(origin) - set(names)
+        names = set(names)
+        still = set(origin) - names
         offsets = [{k: torch.zeros_like(d) if k in still else d for k, d in offset.items()} for offset in offsets]
     gram = torch.zeros(len(offsets), len(offsets), dtype=torch.float64)
-    rounded = 0.0  # what the checkpoints' own rounding spans is about as long: each has a direction of its own
-    for name, w in origin.items():
+    for name in origin:
         rows = torch.stack([in_float64(d[name].reshape(-1)).cpu() for d in offsets])
         gram += rows @ rows.T
-        moved = rows.any(dim=0)  # the entries that stand still have no part in it
-        if moved.any():
-            length = norm(w.reshape(-1).cpu()[moved]) + float(rows.norm(dim=1).max())
-            rounded += (0.5 * torch.finfo(w.dtype).eps * length) ** 2
     infinite = (~gram.diagonal().isfinite()).nonzero().reshape(-1).tolist()
     if infinite:
         raise ValueError(
@@ -76,6 +78,7 @@ def principal_axes(
         )
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    rounded = float(rounding_of_path(origin, path, names).max(initial=0.0)) ** 2 * (1 + len(offsets) ** 0.5) ** 2 / 3
     least = max(1e-12 * float(values[0]), rounded, 1e-312) if len(offsets) else 0.0
     rank = int((values > least).sum())
     if rank < count:
@@ -90,6 +93,39 @@ def principal_axes(
             weights = -weights
         axes.append(_combination(weights.tolist(), offsets, origin))
     return PrincipalAxes(tuple(axes), tuple((values[:count] / values.sum()).tolist()))
+
+
+def rounding_of_path(origin: Named, path: Sequence[Named], names: Iterable[str] | None = None) -> np.ndarray:
+    """How far the rounding to the precision that they are stored in may have moved the checkpoints, (T,), as theta.
+
+    Over the entries that move somewhere; the arguments are those of `principal_axes`.
+    """
+    squares = np.zeros(len(path))
+    for name in origin if names is None else names:
+        own = {name: origin[name]}
+        moved = sum(in_float64(difference(own, state)[name]) != 0 for state in path) > 0
+        squares += [float(half_spacings(state[name], origin[name])[moved].square().sum()) for state in path]
+    return np.sqrt(squares)
+
+
+def half_spacings(t: Tensor, like: Tensor) -> Tensor:
+    """How far rounding may have moved each entry of a stored tensor at most, in float64, of its shape.
+
+    like  the model's own, on whose device they are, and to whose precision the tensor is rounded where that is coarser
+    """
+    about = max((torch.finfo(dtype) for dtype in (_stored_in(t, like), like.dtype)), key=lambda each: each.eps)
+    return 0.5 * about.eps * in_float64(t.detach().to(like.device)).abs().clamp_min(about.smallest_normal)
+
+
+def _stored_in(t: Tensor, like: Tensor) -> torch.dtype:
+    """The precision that a tensor's values lie in: a coarser one than its own where it was converted from that."""
+    if not t.is_floating_point():
+        return like.dtype
+    for dtype in (torch.bfloat16, torch.float16):
+        is_coarser = torch.finfo(dtype).eps > torch.finfo(t.dtype).eps
+        if is_coarser and torch.equal(t.to(dtype).to(t.dtype), t) and len(torch.unique(t)) > FEW_VALUES:
+            return dtype
+    return t.dtype
 
 
 def random_walk_shares(checkpoints: int, count: int = 2, origin: int | None = -1) -> tuple[float, ...]:

@@ -59,6 +59,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {  # by kind: shapes of arrays of num
     },
     "path": {
         "x": "p", "y": "p", "step": "p", "loss": "p", "residual": "p", "plane_loss": "p", "cosine": "p",
+        "cosine_error": "p", "distance": "p", "rounding": "p",
         "learning_rate": "p",
     },
 }  # fmt: skip

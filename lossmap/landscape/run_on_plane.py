@@ -2,40 +2,30 @@
 
     loss        at the checkpoint itself, with its own running statistics
     plane_loss  at its projection, a point of the plane: what a map shows under the path
-    cosine      between the step to the next checkpoint and the negative gradient, over the tensors that the step moves:
-                1 straight downhill, 0 across, < 0 uphill to first order
-
-A tensor that stands still from one checkpoint to the next, to the last bit, was not trained: its gradient is not what
-the step follows, as of a body that is frozen while its head is trained.
+    cosine      between the step to the next checkpoint and the negative gradient where it begins (`step_cosines`)
+    rounding    how far that of the stored weights may have moved the checkpoint (`training_path`)
 
 The price is two passes over the data for each checkpoint, and a gradient; without losses none.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from math import nan
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.curvature.gradient_check import check_gradient
-from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Named, Plane, difference, origin_of
 from lossmap.geometry.grid import Grid, window_around
-from lossmap.geometry.training_path import trajectory
+from lossmap.geometry.training_path import rounding_of_path, trajectory
 from lossmap.io.surface import Group
 from lossmap.landscape.checkpoint_steps import known_steps
 from lossmap.landscape.loss import losses, plain_forward
-from lossmap.sums import in_float64
+from lossmap.landscape.step_cosines import is_other_in_training, step_cosines
+from lossmap.sums import norm_of
 
 PASSES = 4  # over the data at a checkpoint: two of losses, and a gradient, which takes about two
-
-log = logging.getLogger("lossmap")
 
 
 def project_run(
@@ -54,16 +44,22 @@ def project_run(
     rates       the learning rate beside each, NaN where it is not known
     parameters  that move, of which the cosines are
 
-    Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), loss, plane_loss,
-    cosine, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine.
+    Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), distance (from the
+    origin), rounding (how far that of the stored weights may have moved a checkpoint), loss, plane_loss, cosine,
+    cosine_error, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine.
+    Its attribute other_in_training is there where the gradient in training mode is another than that of the cosines.
     """
-    arrays = dict(trajectory(plane, states, _steps(files)))
+    arrays, attributes = dict(trajectory(plane, states, _steps(files))), {}
+    arrays["distance"] = np.array([norm_of(difference(plane.origin, state).values()) for state in states])
+    arrays["rounding"] = rounding_of_path(plane.origin, states)
     if problem is not None:
         arrays |= _losses_of_run(plane, problem, states, arrays, parameters)
+        if np.isfinite(arrays["cosine"]).any() and is_other_in_training(problem, parameters):
+            attributes["other_in_training"] = True
     if np.isfinite(np.asarray(rates, dtype=float)).any():
         arrays["learning_rate"] = np.asarray(rates, dtype=float)
     shares = [r["explained_variance_ratio"] for r in plane.recipes if "explained_variance_ratio" in r]
-    return Group({**arrays, "explained_variance_ratio": np.array(shares)})
+    return Group({**arrays, "explained_variance_ratio": np.array(shares)}, attributes)
 
 
 def _losses_of_run(
@@ -81,40 +77,8 @@ def _losses_of_run(
     on_plane = losses(problem, plane, plan=plan)
     points = zip(*(at[axis] for axis in "xy" if axis in at), strict=True)
     arrays["plane_loss"] = np.array([on_plane(tuple(map(float, point)))["train_loss"] for point in points])
-    arrays["cosine"] = _cosines(problem, whole, states, parameters)
+    arrays["cosine"], arrays["cosine_error"] = step_cosines(problem, whole, states, parameters)
     return arrays
-
-
-def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:
-    """Between each step and the negative gradient where it begins; NaN of the last, and where there is no gradient."""
-    cosines = np.full(len(states), nan)
-    still: dict[str, None] = {}  # tensors that have a gradient, and do not move in some step
-    for t, (here, there) in enumerate(pairwise(states)):
-        own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
-        try:
-            with temporary_parameters(problem.model, own):
-                if t == 0:
-                    check_gradient(problem, parameters)
-                found = loss_and_gradient(problem, parameters)
-        except (FloatingPointError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            log.warning("no cosines of steps and gradients: at checkpoint %d there is no gradient: %s", t, reason)
-            return np.full(len(states), nan)
-        step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
-        gradient = found.layout.unflatten(found.gradient)
-        moved = [name for name in found.layout.names if step[name].any()]
-        still |= {name: None for name, part in gradient.items() if name not in moved and part.any()}
-        if moved:
-            s = torch.cat([in_float64(step[name].reshape(-1)) for name in moved])
-            g = torch.cat([gradient[name].reshape(-1) for name in moved])
-            lengths = float(s.norm()) * float(g.norm())
-            cosines[t] = -float(s @ g) / lengths if lengths else nan
-    if still and np.isfinite(cosines).any():
-        log.warning(
-            "cosines are over the tensors that a step moves; %d of %d stand still in some, such as %s",
-            len(still), len(found.layout.names), next(iter(still)),
-        )  # fmt: skip
-    return cosines
 
 
 def _steps(files: Sequence[Path]) -> list[float]:

@@ -10,6 +10,9 @@ from lossmap.report.text import count, number, table
 
 MAX_ROWS = 16  # checkpoints in the table, spread over the run
 AT_ORIGIN = 1e-6  # of the farthest checkpoint's distance, within which one is the origin
+IN_TRAINING = "; the gradient is that of evaluation mode, and in training mode another, as by batch norm or dropout"
+SHOWN_ROUNDING = 1e-3  # of the stored weights, as a part of the distances of a path
+SHOWN_ERROR = 0.02  # of a cosine, by that rounding
 DROP = 0.9  # a learning rate below this share of the last one is a drop
 
 
@@ -25,11 +28,17 @@ def origin_on_path(arrays: Mapping[str, np.ndarray]) -> int | None:
     return nearest if distances[nearest] <= AT_ORIGIN * distances.max() else None
 
 
-def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float], moving: str = "all") -> str:
+def path_report(
+    arrays: Mapping[str, np.ndarray],
+    random_walk: Sequence[float],
+    moving: str = "all",
+    other_in_training: bool = False,
+) -> str:
     """The report, of the arrays of a file's group `trajectory`.
 
     random_walk  the shares of the first axes that a random walk of as many checkpoints has
     moving       the parameters that move with the plane, of whose path its axes are
+    other_in_training  whether the gradient in training mode is another than that of the cosines
     """
     path = "the path" if moving == "all" else f"the path of the parameters that move ({moving})"
     is_about_itself, lines = origin_on_path(arrays) is not None, []
@@ -45,7 +54,7 @@ def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float], 
     size = len(arrays["residual"])
     farthest = f"{arrays['residual'].max():.4g}"
     lines.append(f"{count(size, 'checkpoint')} projected; the farthest lies {farthest} outside the plane")
-    lines += _descent(arrays)
+    lines += _rounding(arrays) + _descent(arrays, other_in_training)
     shown = np.unique(np.linspace(0, size - 1, min(size, MAX_ROWS)).round().astype(int))
     lines += ["", *table(_rows(arrays, shown), right=range(7))]
     if len(shown) < size:
@@ -53,19 +62,40 @@ def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float], 
     return "\n".join(lines)
 
 
-def _descent(arrays: Mapping[str, np.ndarray]) -> list[str]:
+def _rounding(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """How far the rounding of the stored weights may have moved the checkpoints, where that is a part of the path."""
+    if "rounding" not in arrays:
+        return []
+    largest, distance = float(arrays["rounding"].max()), float(np.mean(arrays["distance"] ** 2)) ** 0.5
+    if not largest > SHOWN_ROUNDING * distance:
+        return []
+    return [
+        f"rounding of the stored weights may have moved a checkpoint by up to {largest:.2g}, also out of the plane; "
+        f"the root mean square distance from the origin is {distance:.2g}"
+    ]
+
+
+def _descent(arrays: Mapping[str, np.ndarray], other_in_training: bool) -> list[str]:
     """How often the loss rises, how the steps lie to the gradient, and where the learning rate drops."""
     lines: list[str] = []
     if "loss" not in arrays:
         return lines
     rises = np.diff(arrays["loss"])
     uphill = rises[rises > 0]
+    errors = arrays.get("cosine_error", np.full(len(arrays["loss"]), np.nan))
+    is_lost = errors[:-1] >= 2  # a step that may be rounding alone
     if rises.size:
         text = f"the loss rises at {len(uphill)} of {count(rises.size, 'step')}"
-        lines.append(f"{text}, by {number(float(uphill.sum()))} in all" if uphill.size else text)
+        text += f", by {number(float(uphill.sum()))} in all" if uphill.size else ""
+        if is_lost.any():
+            text += f"; {is_lost.sum()} of the steps may be rounding of the stored weights alone, and have no cosine"
+        lines.append(text)
     cosines = arrays["cosine"][np.isfinite(arrays["cosine"])]
     if cosines.size:
         span = f"{np.median(cosines):.2g} in the median, {cosines.min():.2g} to {cosines.max():.2g}"
+        largest = np.max(errors[errors < 2], initial=0.0)
+        span += f"; by rounding of the stored weights wrong by up to {largest:.2g}" if largest > SHOWN_ERROR else ""
+        span += IN_TRAINING if other_in_training else ""
         lines.append(f"cosine of a step and the negative gradient where it begins: {span}")
     drops = drops_of(arrays)
     if drops.size:

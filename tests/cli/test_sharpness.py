@@ -159,6 +159,7 @@ def test_a_radius_is_a_kind_and_a_number_or_a_number_for_each_kind():
         (["--budget", "soon"], "--budget must be a time > 0"),
         (["--shard", "1/2"], "--shard is for surveys"),
         (["--model", "resnet20-w8", "--model-args", "{}", "--rescale", "2"], "--rescale needs two layers"),
+        (["--rescale", "1"], "--rescale must be > 0, finite, and not within 0.1 of 1, which rescales nothing"),
         (["--precision", "bfloat16"], "bfloat16"),
     ],
 )
@@ -204,6 +205,26 @@ def test_layers_that_no_number_would_show_are_not_rescaled(here, capsys):
     ):
         assert main([*more, *words, "--overwrite"]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_layers_in_front_of_a_normalised_output_are_followed_though_no_scale_of_theirs_is(here):
+    (here / "unit.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "class Unit(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.ReLU(), "
+        "nn.Linear(16, 10, bias=False))\n\n"
+        "    def forward(self, x):\n        z = self.net(x)\n        return 5 * z / z.norm(dim=1, keepdim=True)\n\n\n"
+        "class Zero(Unit):\n    def __init__(self):\n        super().__init__()\n"
+        "        nn.init.zeros_(self.net[3].weight)\n\n    def forward(self, x):\n        return self.net(x)\n"
+    )
+    words = [*LITTLE, "--samples", "20", "--rescale", "4", "--tol", "0.05", "--surf-file", "u.h5", "--overwrite"]
+    for model in ("Unit", "Zero"):  # a head of zeros hands the first layer no gradient, and has one
+        assert main(["--model", f"unit.py:{model}", *words]) == 0
+        both = lossmap.read("u.h5")
+        before, after = (both[f"sharpness/train{which}"] for which in ("", " rescaled 4"))
+        assert after.rescaled_layers == "net.1 and net.3" and after.loss == pytest.approx(before.loss, rel=1e-6)
+        assert after.largest > 1.5 * before.largest
 
 
 def test_weights_that_are_used_twice_are_not_rescaled(here, capsys):

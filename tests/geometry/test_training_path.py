@@ -6,9 +6,11 @@ from torch import nn
 from lossmap.geometry.directions import Plane, origin_of
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.geometry.training_path import (
+    half_spacings,
     pca_plane,
     principal_axes,
     random_walk_shares,
+    rounding_of_path,
     trajectory,
 )
 from lossmap.report.path import origin_on_path
@@ -134,3 +136,38 @@ def test_a_checkpoint_of_a_path_that_is_not_finite_is_named_by_its_number(value)
     states[2] = {**states[2], name: torch.full_like(states[2][name], value)}
     with pytest.raises(ValueError, match="checkpoint 3 of 5 on the path holds values that are not finite"):
         principal_axes(origin, states, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("count", [3, 20, 100])
+def test_the_rounding_of_stored_weights_is_bounded_and_is_no_principal_axis(dtype, count):
+    torch.manual_seed(0)
+    start, across = torch.randn(3, 40, 50, dtype=torch.float64), torch.randn(2, 40, 50, dtype=torch.float64)
+    start[0, 0] *= 1e-6  # subnormal in float16
+    along = [s / count for s in range(count)]
+
+    def stored(turn, dtype=dtype):  # a second tensor stands still, and is large
+        path = [{"w": start[0] + t * across[0] + turn * t * t * across[1], "still": 1e3 * start[1]} for t in along]
+        return path, [{name: t.to(dtype) for name, t in state.items()} for state in path]
+
+    path, kept = stored(0.0)
+    origin = {name: t.float() for name, t in kept[-1].items()}  # as a model in float32 holds them
+    found = rounding_of_path(origin, kept)
+    actual = np.array([float((a["w"] - b["w"].double()).norm()) for a, b in zip(path, kept, strict=True)])
+    assert (actual <= found).all() and (found < 4 * actual).all()
+    coarse = rounding_of_path({name: t.to(dtype) for name, t in origin.items()}, [dict(s) for s in path])
+    assert coarse == pytest.approx(found, rel=1e-2)  # a model of that precision rounds them itself
+    converted = [{name: t.float() for name, t in state.items()} for state in kept]
+    assert rounding_of_path(origin, converted) == pytest.approx(found, rel=1e-3)
+    with pytest.raises(ValueError, match=f"{count} checkpoints that span 1 dimension beyond rounding"):
+        principal_axes(origin, kept, 2)
+    path, bent = stored(0.3)
+    truth = torch.stack([(state["w"] - path[-1]["w"]).flatten() for state in path])
+    found = principal_axes({name: t.float() for name, t in bent[-1].items()}, bent, 2)
+    values = torch.linalg.svdvals(truth) ** 2
+    assert found.explained[0] == pytest.approx(float(values[0] / values.sum()), abs=1e-3)
+
+
+def test_a_tensor_as_layers_begin_is_not_taken_for_one_that_was_converted_from_a_coarser_precision():
+    ones = torch.ones(500)
+    assert torch.equal(half_spacings(ones, ones), ones.double() * torch.finfo(torch.float32).eps / 2)

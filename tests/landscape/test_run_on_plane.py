@@ -1,5 +1,6 @@
 """A training path on its plane against closed forms: losses, projections, cosines, learning rates, the report."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,139 @@ def test_a_step_is_compared_with_the_gradient_of_what_it_moves(is_frozen, caplog
     found = project_run(lossmap.pca_plane(model, path), problem, files(4), path)
     assert found["cosine"][:3] == pytest.approx([1.0, 1.0, 1.0], abs=1e-5)
     assert "over the tensors that a step moves; 2 of 4 stand still in some, such as 0.weight" in caplog.text
+
+
+class OwnDraws(nn.Module):
+    """Drops whole samples in training, by no layer of PyTorch."""
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1) < 0.5) if self.training else x
+
+
+class WithBatchNormHeld(nn.Sequential):
+    """Trains its batch norm in evaluation mode, as is usual in fine-tuning."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self:
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
+
+class Refused(nn.Module):
+    """Gives an auxiliary output beside in training mode."""
+
+    def forward(self, x):
+        return (x, x) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "is_other"),
+    [
+        (nn.BatchNorm1d(5), nn.Sequential, True),
+        (nn.BatchNorm1d(5, track_running_stats=False), nn.Sequential, False),
+        (nn.BatchNorm1d(5), WithBatchNormHeld, False),
+        (nn.Dropout(0.5), nn.Sequential, True),
+        (nn.Dropout(0.0), nn.Sequential, False),
+        (nn.LayerNorm(5), nn.Sequential, False),
+        (OwnDraws(), nn.Sequential, True),
+        (Refused(), nn.Sequential, True),
+    ],
+)
+def test_a_gradient_that_is_another_in_training_mode_is_said_to_be_that_of_evaluation(layer, kind, is_other):
+    torch.manual_seed(0)
+    model = kind(nn.Linear(6, 5), copy.deepcopy(layer), nn.Linear(5, 3))
+    x, y, path = torch.randn(40, 6), torch.arange(40) % 3, []
+    model.train()
+    is_refused = isinstance(layer, Refused)
+    for _ in range(4):  # plain descent with all samples, in training mode
+        path.append({name: t.detach().clone() for name, t in model.state_dict().items()})
+        output = model.eval()(x) if is_refused else model(x)
+        gradients = torch.autograd.grad(nn.functional.cross_entropy(output, y), tuple(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                p -= 0.05 * g
+    model.load_state_dict(path[-1])
+    model.eval()
+    model[0].train()  # a mode of its own, which is put back
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    seed = torch.random.get_rng_state()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    found = project_run(lossmap.pca_plane(model, path), problem, files(4), path)
+    assert is_refused or (found["cosine"][:3] == pytest.approx(np.ones(3), abs=1e-4)) is not is_other
+    assert found.attributes.get("other_in_training", False) is is_other
+    text = path_report(found.arrays, random_walk_shares(4), other_in_training=is_other)
+    assert ("evaluation mode, and in training mode another" in text) is is_other
+    assert [m.training for m in model] == [True, False, False] and torch.equal(torch.random.get_rng_state(), seed)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_the_same_checkpoint_twice_makes_no_tensor_stand_still(caplog):
+    path = descent([1.0, 3.0, 0.5], [1.0, 1.0, 2.0], 0.3, 3)
+    path = [path[0], path[1], path[1], path[2]]
+    problem = quadratic([1.0, 3.0, 0.5])
+    problem.model.load_state_dict(path[-1])
+    found = project_run(lossmap.pca_plane(problem.model, path), problem, files(4), path)
+    assert found["cosine"] == pytest.approx([1.0, np.nan, 1.0, np.nan], nan_ok=True) and not caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_cosine_lies_within_its_error_of_that_of_the_weights_before_they_were_stored(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y = torch.randn(60, 6).double(), torch.arange(60) % 3
+    seen = []
+    for rate in torch.finfo(dtype).eps * torch.tensor([1.0, 20.0, 50.0, 1e3, 1e4]):
+        trained, stored, truth = copy.deepcopy(model), [], []
+        for t in range(4):
+            exact = {name: w.detach().clone() for name, w in trained.state_dict().items()}
+            stored.append({name: w.to(dtype) for name, w in exact.items()})
+            pushed = [torch.randn_like(p) * (t == 1) for p in trained.parameters()]  # a step that is not downhill
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(trained(x), y), tuple(trained.parameters()))
+            moved = [-rate * (g + q * g.norm()) for g, q in zip(gradients, pushed, strict=True)]
+            with torch.no_grad():
+                for p, s in zip(trained.parameters(), moved, strict=True):
+                    p += s
+            model.load_state_dict({name: w.double() for name, w in stored[-1].items()})
+            there = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), tuple(model.parameters()))
+            s, g = (torch.cat([part.flatten() for part in parts]) for parts in (moved, there))
+            truth.append(float(-(s @ g) / s.norm() / g.norm()))
+        single = copy.deepcopy(model).float() if dtype != torch.float32 else model
+        problem = lossmap.Problem.supervised(single, "crossentropy", (x.to(next(single.parameters()).dtype), y))
+        found = project_run(lossmap.random_plane(single), problem, files(4), stored)
+        for cosine, error, true in zip(found["cosine"][:3], found["cosine_error"][:3], truth[:3], strict=True):
+            assert error == 2 if np.isnan(cosine) else abs(cosine - true) <= error + 1e-5
+            seen.append(error)
+        text = path_report(found.arrays, ())
+        worst = max(e for e in [0, *found["cosine_error"][:3]] if e < 2)
+        assert (f"; by rounding of the stored weights wrong by up to {worst:.2g}" in text) is bool(worst > 0.02)
+        lost = int((found["cosine_error"][:3] == 2).sum())
+        assert (f"; {lost} of the steps may be rounding of the stored weights alone" in text) is (lost > 0)
+        assert np.isnan(found["cosine_error"][3]) and (found["rounding"] > 0).all()
+    assert max(seen) == 2 and min(seen) < 1e-3 and any(0.02 < error < 1 for error in seen)
+
+
+def test_rows_that_no_sample_reads_add_no_rounding():
+    torch.manual_seed(0)
+    x, y = torch.arange(40) % 4, torch.arange(40) % 3
+    errors = []
+    for rows in (4, 4000):  # of the same four, and large ones beside them
+        model = nn.Sequential(nn.Embedding(rows, 5), nn.Linear(5, 3))
+        with torch.no_grad():
+            model[0].weight.fill_(10.0)[:4] = torch.linspace(-1, 1, 20).view(4, 5)
+            model[1].weight.copy_(torch.linspace(-1, 1, 15).view(3, 5).cos())
+            model[1].bias.zero_()
+        path = []
+        for _ in range(3):
+            path.append({name: w.detach().to(torch.float16) for name, w in model.state_dict().items()})
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), tuple(model.parameters()))
+            with torch.no_grad():
+                for p, g in zip(model.parameters(), gradients, strict=True):
+                    p -= 0.1 * g
+        problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+        errors.append(project_run(lossmap.random_plane(model), problem, files(3), path)["cosine_error"])
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3, nan_ok=True) and errors[0][0] < 0.1
 
 
 def test_shares_about_another_model_are_of_distances_and_those_of_a_part_say_so():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import lossmap
 from lossmap import sharpness
@@ -278,8 +279,53 @@ def test_layers_are_rescaled_only_where_that_leaves_the_function_alone():
     ):
         with pytest.raises(ValueError, match="--rescale needs two layers"):
             rescalable_pairs(unfit)
-    with pytest.raises(ValueError, match="must be > 0"):
-        rescaled_copy(net(), -1.0)
+    for factor in (-1.0, 1.0, 1.05, np.nan):
+        with pytest.raises(ValueError, match=f"must be > 0, finite, and not within 0.1 of 1, .*; got {factor:g}"):
+            rescaled_copy(net(), factor)
+
+
+class Residual(nn.Sequential):
+    """Not what it calls in turn alone."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_layers_of_a_sequential_inside_another_stand_in_its_row():
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    second = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(36, 8)), nn.Dropout(), nn.LeakyReLU())
+    model = nn.Sequential(first, second, Residual(nn.ReLU(), nn.Linear(8, 8)), nn.Linear(8, 2)).double().eval()
+    assert rescalable_pairs(model) == [("0.0", "1.0.1")]  # what Residual adds to stands in front of its ReLU
+    x = torch.randn(5, 1, 8, 8, dtype=torch.float64)
+    twin = rescaled_copy(model, 5.0)
+    assert torch.allclose(twin(x), model(x), rtol=1e-12) and torch.equal(twin[0][0].weight, 5 * model[0][0].weight)
+    assert torch.equal(twin[1][0][1].weight, model[1][0][1].weight / 5)
+
+
+def test_layers_whose_weight_is_made_of_others_are_not_taken_and_are_named():
+    def made(change):
+        layers = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)]
+        changed = [change(layer) or layer for layer in layers[:2]]
+        return nn.Sequential(changed[0], nn.ReLU(), changed[1], nn.ReLU(), layers[2], nn.ReLU(), nn.Linear(4, 2))
+
+    def adapted(layer):
+        layer.register_parameter("lora_a", nn.Parameter(torch.ones(1, 4)))
+
+    def shifted(layer):
+        nn.utils.parametrize.register_parametrization(layer, "bias", nn.Softplus())
+
+    for change in (
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.3) and None,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        adapted,
+        shifted,
+    ):
+        model = made(change)
+        assert rescalable_pairs(model) == [("4", "6")]
+        with pytest.raises(ValueError, match=r"weight is made of other tensors \(.*\) are not rescaled: 0, 2$"):
+            rescalable_pairs(model[:5])
 
 
 def test_rounding_is_measured_and_a_loss_that_is_not_finite_is_an_infinite_rise():

@@ -865,6 +865,19 @@ def test_without_errors_in_the_file_an_eigenvalue_of_the_size_of_rounding_has_no
     assert "the file states no errors of its eigenvalues" in accuracy_notes(surface)
 
 
+@pytest.mark.parametrize(("high", "negative"), [([np.nan, 50.0], [1]), ([np.nan, np.nan], []), (None, [])])
+def test_the_rounding_of_an_eigenvalue_is_that_of_the_largest_the_file_has_where_its_own_is_missing(high, negative):
+    v = np.array([[0.6], [0.7], [0.38]])
+    hessian = (50 * v @ v.T / (v.T @ v)).astype(np.float32)  # whose others are 0 but for the rounding of its entries
+    low = np.array([np.linalg.eigvalsh(hessian.astype(np.float64))[0], -0.5])
+    assert low[0] != 0
+    fields = {"min_eig": low} if high is None else {"max_eig": np.array(high), "min_eig": low}
+    surface = Surface(Grid(np.arange(2.0)), fields, status={"eigen": np.ones(2)}, measures={"eigen": tuple(fields)})
+    found = signs_of(surface)
+    assert np.flatnonzero(found["negative"]).tolist() == negative and not found["positive"].any()
+    assert found["undecided"].sum() == 2 - len(negative)  # none is left out
+
+
 def test_the_convexity_figure_shows_signs_zero_line_and_loss():
     surface = eigen()
     surface = replace(
