@@ -1,7 +1,8 @@
 """Copies of large tensors that take memory only when one of the two is written to.
 
-    lazy_copy(t)     what t.detach().clone() gives; memory is taken at the first write to either
-    same_memory      whether two tensors still share what they were made with: then they are equal
+    lazy_copy(t)            what t.detach().clone() gives; memory is taken at the first write to either
+    copy_without_memory(t)  the same, or None where memory would be taken at once
+    same_memory             whether two tensors still share what they were made with: then they are equal
 
 A model is evaluated on copies of its weights, since a forward pass may write into them; hardly any does, so that the
 copies of a large one would be memory for nothing. PyTorch's copy-on-write storage (`torch._lazy_clone`, the same from
@@ -34,17 +35,28 @@ def lazy_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: _copied(t) for name, t in tensors.items()}
 
 
+def copy_without_memory(t: Tensor) -> Tensor | None:
+    """Such a copy of a large tensor; None where one would take memory at once."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _lazily_copied(t.detach())
+
+
 def _copied(t: Tensor) -> Tensor:
     """A copy; called where no gradient is recorded."""
     if t.numel() * t.element_size() < MIN_LAZY_BYTES:
         return t.clone()
     t = t.detach()
+    copy = _lazily_copied(t)
+    return t.clone() if copy is None else copy
+
+
+def _lazily_copied(t: Tensor) -> Tensor | None:
     if not has_own_storage(t):
-        return t.clone()
+        return None
     try:
         return torch._lazy_clone(t)
     except RuntimeError:  # memory of NumPy's, of another process or of a file
-        return t.clone()
+        return None
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:
@@ -66,4 +78,4 @@ def has_own_storage(t: Tensor) -> bool:
     return size >= MIN_LAZY_BYTES and t.is_contiguous() and t.untyped_storage().nbytes() == size
 
 
-__all__ = ["has_own_storage", "lazy_copies", "lazy_copy", "same_memory"]
+__all__ = ["copy_without_memory", "has_own_storage", "lazy_copies", "lazy_copy", "same_memory"]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lossmap import copies
-from lossmap.copies import lazy_copy, same_memory
+from lossmap.copies import copy_without_memory, lazy_copy, same_memory
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,15 @@ def test_reading_and_differentiating_takes_no_copy():
 def test_what_cannot_wait_is_copied_at_once(t):
     twin = lazy_copy(t)
     assert not same_memory(t, twin) and torch.equal(twin.to_dense(), t.to_dense())
+    assert copy_without_memory(t) is None
+
+
+def test_a_copy_without_memory_is_one_that_waits():
+    t = torch.ones(4, 5)
+    twin = copy_without_memory(t)
+    assert same_memory(t, twin)
+    t += 1
+    assert twin.tolist() == torch.ones(4, 5).tolist()
 
 
 def test_copies_are_no_inference_tensors_and_travel():

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lossmap.copies import has_own_storage, lazy_copies, lazy_copy, same_memory
+from lossmap.copies import copy_without_memory, has_own_storage, lazy_copies, lazy_copy, same_memory
 from lossmap.data.one_precision import origin
 from lossmap.data.outside_state import (
     accompany_as,
@@ -51,7 +51,7 @@ from lossmap.rebound import rebind
 from lossmap.shortcuts import shortcuts_off
 from lossmap.sums import float64_device, has_float64
 
-MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
+MAX_OBJECTS = 500  # beside the modules, that are looked into for what a forward pass may keep there; so many tensors
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
 MAX_FILLED = 1 << 16  # numbers of a tensor in an attribute or a container that is put back although copied at once
@@ -99,7 +99,9 @@ class ModuleState:
         self._beside: list[tuple[Tensor, Tensor]] = []  # tensors that are none of the model's, and their values
         modules = modules_of(model)
         self._known = {id(module) for module in modules}
-        self._entered = 0
+        self._entered = self._tensors = 0
+        self._model = model
+        self._own_storages: set[int] | None = None
         self.attributes.extend((module.__dict__, module.__dict__.copy()) for module in modules)
         self._modes = [
             (m, m.training) for m in modules if "training" not in m.__dict__
@@ -180,12 +182,17 @@ class ModuleState:
 
     def _enter_tensor(self, t: Tensor) -> None:
         """Remember the values of a tensor that is no module's own: a queue, or a table that a pass fills in place."""
-        is_kept = t.numel() <= MAX_FILLED or has_own_storage(t)
-        if id(t) in self._known or len(self._beside) >= MAX_OBJECTS or t.is_inference() or not is_kept:
+        if id(t) in self._known or self._tensors >= MAX_OBJECTS or t.is_inference() or not _is_put_back(t):
             return
-        if _is_put_back(t):
-            self._known.add(id(t))
-            self._beside.append((t, lazy_copy(t)))
+        self._known.add(id(t))
+        self._tensors += 1
+        if self._own_storages is None:
+            self._own_storages = {_storage(own) for own in named_tensors(self._model).values() if _is_put_back(own)}
+        if _storage(t) in self._own_storages:  # a view of a parameter, which the one who moves it puts back
+            return
+        copied = lazy_copy(t) if t.numel() <= MAX_FILLED else copy_without_memory(t)
+        if copied is not None:
+            self._beside.append((t, copied))
 
     def restore(self, everything: bool = False) -> None:
         """Put every attribute and every entry back; what has been added is removed.
@@ -248,6 +255,11 @@ class ModuleState:
             for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
                 if _is_of_other_precision(value, dtype):
                     container[key] = converted(value)
+
+
+def _storage(t: Tensor) -> int:
+    """What is the same of two tensors that share their memory."""
+    return int(t.untyped_storage()._cdata)
 
 
 def _is_put_back(t: Tensor) -> bool:

@@ -620,6 +620,16 @@ def test_a_tensor_that_a_pass_fills_in_place_is_as_before(kind):
     assert not any(queue.any() for queue in (queues, QUEUE, OWN["kept"]))
 
 
+def test_a_view_of_a_parameter_stays_one_that_is_moved_in_place():
+    model = nn.Linear(3, 2)
+    model.view = model.weight.data[0]
+    with temporary_parameters(model, {}, left=["weight"]):
+        model.weight.data.add_(1)
+        moved = model.weight.tolist()
+    assert model.weight.tolist() == moved
+    assert model.view.tolist() == moved[0]
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_an_array_that_every_call_changes_is_named(in_place):
     scale, x = types.SimpleNamespace(mean=np.ones(1)), torch.randn(24, 4)
