@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -27,8 +28,10 @@ from lossmap.data.checks import check_finite
 from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.huggingface_folder import load_model
 from lossmap.import_by_name import kept_folder, resolve_callable
+from lossmap.landscape.checkpoint_steps import found_checkpoints
 from lossmap.seeding import same_random_state
 
+log = logging.getLogger(__name__)
 CHECKPOINT_ENDINGS = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}
 
 
@@ -192,7 +195,7 @@ def _loses_digits(model: nn.Module, state: Checkpoint, dtype: torch.dtype) -> bo
 
 
 def run_files(settings: ModelSettings) -> list[Path]:
-    """The checkpoints of --model-folder, in the natural order of their numbers. Raises UsageError without any."""
+    """The checkpoints of --model-folder, in the order of their steps. Raises UsageError without any."""
     if not settings.model_folder:
         raise UsageError("a pca direction needs --model-folder, the folder with the run's checkpoints")
     folder = Path(settings.model_folder)
@@ -203,4 +206,15 @@ def run_files(settings: ModelSettings) -> list[Path]:
     files = [f for f in folder.iterdir() if f.suffix in CHECKPOINT_ENDINGS]
     if not files:
         raise UsageError(f"--model-folder {folder} holds no checkpoint (*.pt, *.pth, *.t7, *.pkl, *.safetensors)")
-    return [Path(f) for f in checkpoints.sorted_as_people_count(files)]
+    try:
+        found, notes = found_checkpoints(files)
+    except ValueError as error:
+        raise UsageError(f"--model-folder {folder}: {error}") from None
+    _say_once(folder, tuple(notes))
+    return list(found.values())
+
+
+@functools.cache
+def _say_once(folder: Path, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        log.warning("%s: %s", folder, note)

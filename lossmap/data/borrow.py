@@ -274,9 +274,11 @@ def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:
 
 
 def _converted(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another precision; a parameter stays one."""
+    """In another precision; a parameter stays one, and a leaf that a loss differentiates by, as points of a PINN."""
     result = value.detach().to(dtype)
-    return nn.Parameter(result, value.requires_grad) if isinstance(value, nn.Parameter) else result
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(result, value.requires_grad)
+    return result.requires_grad_(value.requires_grad and value.is_leaf)
 
 
 def _holds_tensor(value: Any, depth: int = 3) -> bool:

@@ -217,9 +217,9 @@ def _far_ahead(
                 _set(holder, key, value + step * round(ahead))
             losses.append(total())
         ahead *= factor
-    for holder, _, value, _ in counting:
-        if isinstance(holder, Tensor):  # of those outside of modules nobody else remembers the value
-            holder.data.fill_(value)
+    for holder, key, value, _ in counting:  # `ModuleState` remembers so many objects and no more
+        with suppress(Exception):
+            _set(holder, key, value)
     return losses
 
 

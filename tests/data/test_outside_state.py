@@ -620,6 +620,31 @@ def test_a_tensor_that_a_pass_fills_in_place_is_as_before(kind):
     assert not any(queue.any() for queue in (queues, QUEUE, OWN["kept"]))
 
 
+def test_points_that_a_loss_differentiates_by_are_leaves_in_float64_too(caplog):
+    points = torch.linspace(0.1, 1, 20)[:, None].requires_grad_(True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def residual(model, batch):
+        outputs = model(points)
+        return (torch.autograd.grad(outputs.sum(), points, create_graph=True)[0] - outputs).square().mean()
+
+    lossmap.spectrum(Problem.custom(model, residual, [torch.zeros(1, 1)]), top=1)
+    assert not any("not compared" in m or "not measured" in m for m in caplog.messages)
+    assert points.requires_grad and points.dtype == torch.float32
+
+
+def test_a_counter_behind_more_objects_than_are_looked_into_is_put_back():
+    meter, x = types.SimpleNamespace(transitions=[Trainer(i) for i in range(800)], count=0), torch.randn(24, 4)
+
+    def loss(model, batch):
+        meter.count += 1
+        return (model(batch) - 1).square().mean()
+
+    check_loss(Problem.custom(nn.Linear(4, 2), loss, [x]), report=False)
+    assert meter.count < 10_000  # not as far ahead as it was looked at
+
+
 def test_a_view_of_a_parameter_stays_one_that_is_moved_in_place():
     model = nn.Linear(3, 2)
     model.view = model.weight.data[0]

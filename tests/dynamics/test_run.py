@@ -333,7 +333,7 @@ def test_the_last_checkpoint_of_lightning_has_the_step_that_stands_in_it(tmp_pat
         assert list(found) == [4, 8, 12, 14][: 3 + (last > 12)]
     assert ("last.ckpt" in {path.name for path in found.values()}) == (last > 12)
     assert numbered_in_order(found) == ""
-    assert [path.name for path in run_files(ModelSettings(model_folder=str(tmp_path)))][-1] == "last.ckpt"
+    assert run_files(ModelSettings(model_folder=str(tmp_path))) == list(found.values())  # without it where it is double
 
 
 def test_a_last_checkpoint_that_says_no_step_is_numbered_behind_the_others(tmp_path):
@@ -408,3 +408,18 @@ def test_guessed_steps_and_two_formats_of_one_step_are_reported(tmp_path):
         "the steps of the checkpoints are guessed, as the last whole numbers of their files' names: 3 of net_3_best to "
         "9 of net_9_best"
     ]
+
+
+def test_a_run_is_read_in_the_order_of_its_steps_where_a_metric_stands_first_in_its_names(tmp_path):
+    for epoch, loss in enumerate((0.91, 0.7, 0.52, 0.4, 0.3, 0.21)):
+        torch.save({"w": torch.ones(1)}, tmp_path / f"val_loss={loss}-epoch={epoch}.pt")
+    files = run_files(ModelSettings(model_folder=str(tmp_path)))
+    assert [file.stem.rpartition("=")[2] for file in files] == list("012345")
+
+
+def test_checkpoints_whose_names_give_no_steps_are_said_to_be_numbered_in_order(tmp_path, caplog):
+    for name in ("epoch_0", "epoch_1", "best"):
+        torch.save({"w": torch.ones(1)}, tmp_path / f"{name}.pt")
+    for _ in range(2):
+        run_files(ModelSettings(model_folder=str(tmp_path)))
+    assert sum("they are numbered from 0 in the order" in message for message in caplog.messages) == 1
