@@ -1,6 +1,7 @@
 """Defaults that are reported: the data and the checkpoint that were not named."""
 
 import pytest
+import torch
 
 from lossmap.cli import load_problem
 from lossmap.cli.surface import COMMAND
@@ -36,7 +37,7 @@ def test_data_that_a_result_names_are_kept():
 
 def test_the_last_checkpoint_of_a_folder_is_used_and_a_model_without_any_is_reported(tmp_path):
     for name in ("step_2.pt", "step_10.pt"):
-        (tmp_path / name).touch()
+        torch.save({"w": torch.ones(1)}, tmp_path / name)
     settings, said = completed(f"--model mlp --model-folder {tmp_path}")
     assert settings.model.model_file == str(tmp_path / "step_10.pt") and "the run's last checkpoint" in said[0]
     assert completed("--model mlp")[1] == ["no --model-file: the weights are as mlp initializes them"]
