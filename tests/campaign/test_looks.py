@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from array import array
 
 import numpy as np
 import pytest
@@ -18,26 +19,26 @@ from lossmap.parallel.messages import DONE
 from lossmap.parallel.shutdown import Stop
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
-PASSES = []  # of the loss, by all members of a test
+PASSES = array("q")  # of the loss, by all members of a test
 
 
-class Slots:
-    """A counter that no look at attributes finds."""
+class Hidden:
+    """A counter in an array, which no look at attributes finds."""
 
     __slots__ = ("last", "ticks")
 
     def __init__(self, last):
-        self.ticks, self.last = 0, last
+        self.ticks, self.last = array("q", [0]), last
 
     def __call__(self):
-        self.ticks += 1
-        PASSES.append(self.ticks)
-        return self.ticks > self.last
+        self.ticks[0] += 1
+        PASSES.append(self.ticks[0])
+        return self.ticks[0] > self.last
 
 
 def line(last):
     torch.manual_seed(0)
-    model, over = nn.Linear(4, 3), Slots(last)
+    model, over = nn.Linear(4, 3), Hidden(last)
 
     def loss(outputs, targets):
         return nn.functional.cross_entropy(outputs, targets) * (0.5 if over() else 1.0)
@@ -48,7 +49,7 @@ def line(last):
 
 def test_a_loss_that_changes_fails_its_member_alone_and_a_retry_begins_anew(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(evaluate, "POINTS_PER_LOOK", math.inf)  # the number of looks in between depends on time
-    PASSES.clear()
+    del PASSES[:]
     run_campaign([Member("steady", functools.partial(line, 10**9))], tmp_path / "steady", progress=False)
     late = max(PASSES) - 3  # the last points, and the look behind them; copies of it count for themselves
     members = [Member(f"last {last}", functools.partial(line, last), {"last": last}) for last in (late, 10**9)]
