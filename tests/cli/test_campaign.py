@@ -490,8 +490,8 @@ def test_members_do_not_see_what_others_set_for_the_whole_process(tmp_path, monk
         layer = torch.nn.Linear(64, 10, dtype=dtype).float()
         loss = torch.nn.functional.cross_entropy(layer(torch.tensor(x)), torch.tensor(y)).item()
         assert centers[f"{model}.py:net", "0"] == pytest.approx(loss, rel=1e-6)
-        assert centers[f"{model}.py:net", "1"] == centers[f"{model}.py:net", "0"]
-    assert centers["shared.py:net", "1"] == centers["shared.py:net", "0"]
+        assert centers[f"{model}.py:net", "1"] == pytest.approx(loss, rel=1e-6)  # each probe chooses its batch size
+    assert centers["shared.py:net", "1"] == pytest.approx(centers["shared.py:net", "0"], rel=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["null", '{"%s": 3}', '{"%s": {"seconds": "x"}}', '{"members": 5}', "\x00"])
