@@ -20,6 +20,7 @@ from lossmap import accelerators
 
 P = ParamSpec("P")
 T = TypeVar("T")
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 SEPARATOR = "\x1f"  # between the parts of a purpose; no name contains it
 
 
@@ -63,12 +64,12 @@ def leaves_own_generators(function: Callable[Concatenate[Any, P], T]) -> Callabl
 
     @wraps(function)
     def called(data: Any, /, *args: P.args, **keywords: P.kwargs) -> T:
-        states = [(each, _state_of(each)) for each in _generators_in(data)]
+        states = [(each, state_of(each)) for each in _generators_in(data)]
         try:
             return function(data, *args, **keywords)
         finally:
             for each, state in states:
-                _set_state(each, state)
+                set_state_of(each, state)
 
     return called
 
@@ -77,19 +78,35 @@ def _generators_in(data: Any, depth: int = 3) -> Iterator[Any]:
     """The generators among the attributes of a loader, its data set and its samplers."""
     held = getattr(data, "__dict__", {})
     for name, value in held.items():
-        if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+        if isinstance(value, GENERATORS):
             yield value
         elif depth and name in ("dataset", "sampler", "batch_sampler", "collate_fn"):
             yield from _generators_in(value, depth - 1)
 
 
-def _state_of(each: Any) -> Any:
+def state_of(each: Any) -> Any:
+    """What a generator of torch, NumPy or Python will draw next."""
     if isinstance(each, np.random.Generator):
         return each.bit_generator.state
     return each.getstate() if isinstance(each, random.Random) else each.get_state()
 
 
-def _set_state(each: Any, state: Any) -> None:
+def shown_state_of(each: Any) -> int:
+    """The same number for the same state of a generator."""
+    state = state_of(each)
+    return hash(state.numpy().tobytes() if isinstance(state, torch.Tensor) else repr(state))
+
+
+def is_own_generator(each: Any) -> bool:
+    """Whether it is one whose state can be set, and not one of those that all draw from."""
+    if not isinstance(each, GENERATORS) or isinstance(each, random.SystemRandom):
+        return False
+    shared = (torch.default_generator, np.random.mtrand._rand, random._inst, *torch.cuda.default_generators)
+    return not any(each is one for one in shared)
+
+
+def set_state_of(each: Any, state: Any) -> None:
+    """Let a generator draw what it would have drawn."""
     if isinstance(each, np.random.Generator):
         each.bit_generator.state = state
     elif isinstance(each, random.Random):

@@ -262,9 +262,12 @@ class FewSamples:
             return float(self.problem.total(self.batch).detach())
 
     def repeated(self, times: int) -> list[float]:
-        """The summed loss here, evaluated so many times."""
-        with self.moving():
-            return [float(self.problem.total(self.batch).detach()) for _ in range(times)]
+        """The summed loss here, evaluated so many times, each as if it were the first, whatever passes leave."""
+        values = []
+        for _ in range(times):
+            with self.moving():
+                values.append(float(self.problem.total(self.batch).detach()))
+        return values
 
     @cached_property
     def resolution(self) -> float:

@@ -436,13 +436,13 @@ def _checked(
         refuse_changing_loss([loss, repeated])
         return _not_checked("the loss is not repeatable to more digits than 6")
     layout = Layout.of(selected(problem.model, parameters))
-    with few.kept():
-        try:
+    try:
+        with few.kept():
             return _judged(few, parameters, layout, backends, distant, former, report, known, kinks)
-        except ValueError as refusal:
-            refuse_changing_loss(few.repeated(REPEATS))
-            # the loss of a few that are fitted far better than others may be nothing but what rounding of terms leaves
-            return _over_more(few, parameters, layout, backends, distant, refusal)
+    except ValueError as refusal:
+        refuse_changing_loss(few.repeated(REPEATS))
+        # the loss of a few that are fitted far better than others may be nothing but what rounding of terms leaves
+        return _over_more(few, parameters, layout, backends, distant, refusal)
 
 
 def refuse_changing_loss(values: Sequence[float]) -> None:

@@ -4,8 +4,7 @@
 
 What is kept and put back: the values of parameters and buffers (the model works on copies, so that a module which
 writes into its own weights, as an embedding with `max_norm` does, writes into a copy), `.grad`, `requires_grad`, the
-mode of every module, and what modules keep besides: tables built in a first pass, counters, dictionaries, hooks. So
-are tables that their code, or that of the loss, keeps outside of the model, see `outside_state`.
+mode of every module, and what modules, their code and that of the loss keep besides, see `module_state`.
 
 Evaluation mode is set by `eval()`. Some layers change their parameters there: those of LoRA merge their adapters into
 the weight they adapt, which then no longer depends on them. That is found by comparing the parameters before and after;
@@ -18,314 +17,34 @@ written to (see `lossmap.copies`).
 from __future__ import annotations
 
 import copy
-import operator
-import types
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import repeat
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from lossmap.copies import copy_without_memory, has_own_storage, lazy_copies, lazy_copy, same_memory
+from lossmap.copies import lazy_copies, lazy_copy, same_memory
+from lossmap.data.module_state import STANDARD, ModuleState, is_plain
 from lossmap.data.one_precision import origin
-from lossmap.data.outside_state import (
-    accompany_as,
-    at,
-    cache_of,
-    caches_of,
-    measures,
-    modules_beside,
-    originals_beside,
-    places_of,
-    put,
-    slots_of,
-)
+from lossmap.data.outside_state import accompany_as
 from lossmap.module_walks import modules_of, named_tensors
 from lossmap.numerics import numerics
 from lossmap.rebound import rebind
 from lossmap.shortcuts import shortcuts_off
 from lossmap.sums import float64_device, has_float64
 
-MAX_OBJECTS = 500  # beside the modules, that are looked into for what a forward pass may keep there; so many tensors
-MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
-MAX_FILLED = 1 << 16  # numbers of a tensor in an attribute or a container that is put back although copied at once
-MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
-CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-PLAIN = frozenset((bool, int, float, str, type(None)))
-CLOSED = (
-    Tensor,
-    str,
-    bytes,
-    int,
-    float,
-    type(None),
-    type,
-    types.ModuleType,
-    types.FunctionType,
-    types.MethodType,
-    torch.Generator,
-)
-# every module has these: hooks, parameters, submodules
-STANDARD = frozenset(nn.Module().__dict__)
-STANDARD_CONTAINERS = tuple(name for name, value in nn.Module().__dict__.items() if type(value) in CONTAINERS)
 
 Named = Mapping[str, Tensor]
 
-_MISSING = object()
 _borrowed: WeakKeyDictionary[nn.Module, _Loan] = WeakKeyDictionary()
 _precisions: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of copies in another one
 _origins: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of which these are copies
 _originals: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
 _in_training: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()  # modules to evaluate in that mode
-
-
-class ModuleState:
-    """What the modules of a model keep, beside the values of their tensors; `restore` puts it back.
-
-    Attributes are compared by identity; lists, dictionaries, sets and plain objects below a module are looked into.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.contents: list[tuple[Any, Any]] = []
-        self.slots: list[tuple[Any, str, Any]] = []  # objects without a dictionary, a name and what stands there
-        self.empty: list[Any] = []  # dictionaries of the modules' own that hold nothing, as those of hooks mostly
-        self._beside: list[tuple[Tensor, Tensor]] = []  # tensors that are none of the model's, and their values
-        modules = modules_of(model)
-        self._known = {id(module) for module in modules}
-        self._entered = self._tensors = 0
-        self._model = model
-        self._own_storages: set[int] | None = None
-        self.attributes.extend((module.__dict__, module.__dict__.copy()) for module in modules)
-        self._modes = [
-            (m, m.training) for m in modules if "training" not in m.__dict__
-        ]  # TorchScript keeps it elsewhere
-        for module in modules:
-            self._enter_module(module)
-        self._inside = (len(self.attributes), len(self.contents))
-        self._slots_inside = len(self.slots)
-        self._entered = 0
-        self._enter_beside(modules_beside(model))
-        buffers = [b for module in originals_beside(model) for b in module._buffers.values() if b is not None]
-        self._beside.extend((b, lazy_copy(b)) for b in buffers if _is_put_back(b))
-        self.places = [(holder, name, at(holder, name)) for holder, name in places_of(model)]
-        for _, _, value in self.places:
-            self._enter(value)
-        caches = [cache_of(at(holder, name)) for holder, name in caches_of(model)]
-        self._empty = [c for c in caches if hasattr(c, "cache_info") and not c.cache_info().currsize]
-        self._converted = False
-
-    def _enter_beside(self, modules: Iterable[nn.Module]) -> None:
-        """Remember what modules keep that are none of the model's, and their tensors.
-
-        Also parameters: an average of the model's own, as of a teacher, may be moved by a pass.
-        """
-        for module in modules:
-            if id(module) not in self._known:
-                self._known.add(id(module))
-                self.attributes.append((module.__dict__, module.__dict__.copy()))
-                tensors = [t for t in (*module._buffers.values(), *module._parameters.values()) if t is not None]
-                self._beside.extend((t, lazy_copy(t)) for t in tensors if _is_put_back(t))
-                self._enter_module(module)
-
-    def _enter_module(self, module: nn.Module) -> None:
-        """Remember what is in the containers and the plain objects of a module."""
-        own = module.__dict__
-        for name, value in own.items():
-            if name not in STANDARD and type(value) not in PLAIN:
-                self._enter(value)
-        for container in map(own.get, STANDARD_CONTAINERS):
-            if type(container) in CONTAINERS:
-                if container:
-                    self.contents.append((container, container.copy()))
-                else:
-                    self.empty.append(container)
-
-    def _enter(self, value: Any) -> None:
-        """Remember what a container or a plain object holds, and what those in it hold."""
-        if _is_plain(value):
-            return
-        if isinstance(value, nn.Module):
-            self._enter_beside(value.modules())
-            return
-        if type(value) is Tensor:
-            self._enter_tensor(value)
-            return
-        if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
-            return
-        if measures(value):
-            return
-        if type(value) in CONTAINERS and len(value) <= MAX_ENTRIES:
-            self.contents.append((value, value.copy()))
-            inner = list(value.values() if isinstance(value, dict) else value)
-        elif type(value) is tuple and len(value) <= MAX_ENTRIES:
-            inner = list(value)
-        elif isinstance(getattr(value, "__dict__", None), dict):  # a module in a list is none of the model's own
-            self.attributes.append((value.__dict__, dict(value.__dict__)))
-            inner = list(value.__dict__.values())
-        elif names := slots_of(value):
-            self.slots.extend((value, name, at(value, name)) for name in names)
-            inner = [at(value, name) for name in names]
-        else:
-            return
-        self._known.add(id(value))
-        self._entered += 1
-        for each in inner:
-            if type(each) not in PLAIN:
-                self._enter(each)
-
-    def _enter_tensor(self, t: Tensor) -> None:
-        """Remember the values of a tensor that is no module's own: a queue, or a table that a pass fills in place."""
-        if id(t) in self._known or self._tensors >= MAX_OBJECTS or t.is_inference() or not _is_put_back(t):
-            return
-        self._known.add(id(t))
-        self._tensors += 1
-        if self._own_storages is None:
-            self._own_storages = {_storage(own) for own in named_tensors(self._model).values() if _is_put_back(own)}
-        if _storage(t) in self._own_storages:  # a view of a parameter, which the one who moves it puts back
-            return
-        copied = lazy_copy(t) if t.numel() <= MAX_FILLED else copy_without_memory(t)
-        if copied is not None:
-            self._beside.append((t, copied))
-
-    def restore(self, everything: bool = False) -> None:
-        """Put every attribute and every entry back; what has been added is removed.
-
-        Outside of the model that is done where a tensor was put somewhere, or with `everything`; else counters and
-        notes stay as they are.
-        """
-        for cache in self._empty:
-            if cache.cache_info().currsize:
-                cache.cache_clear()
-        attributes, contents = self._inside
-        slots = self._slots_inside
-        if everything or self._converted or self._has_new_tensors():
-            attributes, contents, slots = len(self.attributes), len(self.contents), len(self.slots)
-            _put_back(self.places)
-        for own, kept in self.attributes[:attributes]:
-            if not _is_same(own, kept):
-                own.clear()
-                own.update(kept)
-        for container, entries in self.contents[:contents]:
-            restore_entries(container, entries)
-        for container in filter(None, self.empty):  # a hook that a first pass has registered, once for each of them
-            container.clear()
-        _put_back(self.slots[:slots])
-        for module, mode in self._modes:
-            module.training = mode
-        for tensor, value in self._beside:
-            if not same_memory(tensor.data, value) and not torch.equal(tensor.data, value):
-                tensor.data.copy_(value)
-
-    def _has_new_tensors(self) -> bool:
-        """Whether a tensor stands outside of the model where none or another one stood."""
-        attributes, contents = self._inside
-        places = [*self.places, *self.slots[self._slots_inside :]]
-        if any(at(h, name) is not before and _holds_tensor(at(h, name)) for h, name, before in places):
-            return True
-        changes = [*self.attributes[attributes:], *self.contents[contents:]]
-        return any(_has_new_tensors(now, before) for now, before in changes)
-
-    def convert_outside(self, dtype: torch.dtype, counterparts: Callable[[], Mapping[int, Tensor]]) -> None:
-        """Put floating-point tables outside of the model in another precision, until `restore`.
-
-        counterparts  the model's own tensors by the identity of those of which they are copies, whose place they take
-        """
-        own: Mapping[int, Tensor] | None = None
-
-        def converted(value: Tensor) -> Tensor:
-            nonlocal own
-            own = counterparts() if own is None else own
-            self._converted = True
-            return own[id(value)] if id(value) in own else _converted(value, dtype)
-
-        attributes, contents = self._inside
-        for holder, name, value in [*self.places, *self.slots[self._slots_inside :]]:
-            if _is_of_other_precision(value, dtype):
-                put(holder, name, converted(value))
-        for container, _ in [*self.attributes[attributes:], *self.contents[contents:]]:
-            if isinstance(container, set):
-                continue
-            for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
-                if _is_of_other_precision(value, dtype):
-                    container[key] = converted(value)
-
-
-def _storage(t: Tensor) -> int:
-    """What is the same of two tensors that share their memory."""
-    return int(t.untyped_storage()._cdata)
-
-
-def _is_put_back(t: Tensor) -> bool:
-    """Whether the values of a tensor beside the model are remembered: dense ones; of buffers not the largest views."""
-    if is_lazy(t) or t.is_meta or t.is_nested or t.layout != torch.strided or t.is_quantized:
-        return False
-    return isinstance(t, nn.Parameter) or t.numel() <= MAX_KEPT or has_own_storage(t)
-
-
-def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype
-
-
-def _converted(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another precision; a parameter stays one, and a leaf that a loss differentiates by, as points of a PINN."""
-    result = value.detach().to(dtype)
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(result, value.requires_grad)
-    return result.requires_grad_(value.requires_grad and value.is_leaf)
-
-
-def _holds_tensor(value: Any, depth: int = 3) -> bool:
-    """Whether a value is a tensor or a container of tensors."""
-    if isinstance(value, Tensor):
-        return True
-    if not isinstance(value, (*CONTAINERS, tuple)) or len(value) > MAX_ENTRIES or depth == 0:
-        return False
-    return any(_holds_tensor(v, depth - 1) for v in (value.values() if isinstance(value, dict) else value))
-
-
-def _has_new_tensors(now: Any, before: Any) -> bool:
-    """Whether a container holds a tensor that its copy does not."""
-    known = {id(v) for v in (before.values() if isinstance(before, dict) else before)}
-    values = now.values() if isinstance(now, dict) else now
-    return len(now) <= 2 * MAX_ENTRIES and any(id(v) not in known and _holds_tensor(v) for v in values)
-
-
-def _put_back(places: Iterable[tuple[Any, str, Any]]) -> None:
-    """Let there be in each place what stood there."""
-    for holder, name, before in places:
-        if at(holder, name) is not before:
-            put(holder, name, before)
-
-
-def restore_entries(container: Any, before: Any) -> None:
-    """Let a container hold what its copy does."""
-    if isinstance(container, dict):
-        if not _is_same(container, before):
-            container.clear()
-            container.update(before)
-    elif isinstance(container, set):
-        if container != before:
-            container.clear()
-            container.update(before)
-    elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
-        container.clear()
-        container.extend(before)
-
-
-def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
-    """Whether two dictionaries hold the same objects under the same names."""
-    if len(now) != len(before):
-        return False
-    if all(map(operator.is_, before.values(), now.values())) and now.keys() == before.keys():  # in their order
-        return True
-    return all(map(operator.is_, before.values(), map(now.get, before, repeat(_MISSING))))
 
 
 @contextmanager
@@ -509,7 +228,7 @@ def restored(model: nn.Module) -> Iterator[ModuleState]:
     try:
         yield state
     finally:
-        state.restore(everything=True)
+        state.restore()
 
 
 def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -524,7 +243,7 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         *(container for container, _ in state.contents),
     ]:
         for value in list(entries_of(values)):
-            if _is_plain(value):
+            if is_plain(value):
                 copies[id(value)] = value
                 continue
             for t in entries_of(value):
@@ -576,12 +295,6 @@ def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | st
                 module.eps = torch.finfo(own).eps
     result: nn.Module = model._apply(moved)  # type: ignore[no-untyped-call]
     return result
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a word or a tuple of such, as a kernel's size: most attributes of most modules."""
-    kind = type(value)
-    return kind in PLAIN or (kind is tuple and PLAIN.issuperset(map(type, value)))
 
 
 def entries_of(value: Any) -> Iterable[Any]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import CONTAINERS, entries_of, temporary_parameters
+from lossmap.data.borrow import entries_of, temporary_parameters
 from lossmap.data.counters import numbers_of
 from lossmap.data.memos import memos_of
+from lossmap.data.module_state import CONTAINERS
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 

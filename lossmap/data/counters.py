@@ -3,8 +3,8 @@
 A loss that depends on how often it was called is no function of the weights. Most such counters show in the second call
 already, or only in the fiftieth: so where some number moves, the same batch is evaluated many more times, and then with
 all numbers that count, of the model and of the loss, ever further ahead: a change that lasts for a quarter of the calls
-before it is seen, also where it passes again. All is put back afterwards, but iterators in a loss's closure, which
-cannot be set.
+before it is seen, also where it passes again. All is put back afterwards, here as at every point, but iterators in a
+loss's closure, and what no look finds, which cannot be set.
 
 Price: two passes over a few samples; some hundred and seventy where a number moves.
 """
@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import STANDARD, ModuleState, temporary_parameters
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.module_state import STANDARD, ModuleState
 from lossmap.data.outside_state import at, attributes_of, measures, modules_beside, name_of_place, places_of
 from lossmap.data.problem import Problem
-from lossmap.seeding import same_random_state
+from lossmap.seeding import is_own_generator, same_random_state, shown_state_of
 
 CALLS = 128  # evaluations of one batch among which a schedule is to show
 CALLS_OF_LARGE = 16
@@ -43,15 +44,15 @@ MAX_DEPTH = 3
 class Counters:
     """What moves with every call, and what that does to the loss of one batch.
 
-    names      of the numbers, such as `anneal.step`
-    is_inside  whether all of them belong to the model, so that they are as before at every point
-    low, high  the smallest and the largest loss of the batch among the calls
-    calls      how many these were
-    changes    whether they differ by more than rounding
+    names        of the numbers, such as `anneal.step`
+    is_put_back  whether all of them are as before at every point
+    low, high    the smallest and the largest loss of the batch among the calls
+    calls        how many these were
+    changes      whether they differ by more than rounding
     """
 
     names: tuple[str, ...]
-    is_inside: bool
+    is_put_back: bool
     low: float
     high: float
     calls: int
@@ -75,13 +76,13 @@ def moving_counters(problem: Problem, batch: Batch, tolerance: float) -> Counter
 
     with torch.enable_grad(), temporary_parameters(model, {}):
         state = ModuleState(model)
+        given = numbers_of(model)
         try:
             total()  # the first one may build what stays
             inside, outside = _inside(model), _outside(model)
             values = [total()]
             inside_then, outside_then = _inside(model), _outside(model)
-            moved = _moved(inside, inside_then)
-            names = (*moved, *_moved(outside, outside_then))
+            names = (*_moved(inside, inside_then), *_moved(outside, outside_then))
             if not names:
                 return None
             size = sum(p.numel() for p in model.parameters())
@@ -93,11 +94,12 @@ def moving_counters(problem: Problem, batch: Batch, tolerance: float) -> Counter
             ]
             values += _far_ahead(counting, calls, AHEAD_BY if size <= LARGE else AHEAD_BY_OF_LARGE, total)
         finally:
-            state.restore(everything=True)
+            state.restore()
+        is_put_back = numbers_of(model) == given
     finite = [v for v in values if np.isfinite(v)]
     low, high = (min(finite), max(finite)) if finite else (np.nan, np.nan)
     changes = len(finite) not in (0, len(values)) or high - low > tolerance * max(abs(low), abs(high))
-    return Counters(names, len(names) == len(moved), low, high, calls, changes)
+    return Counters(names, is_put_back, low, high, calls, changes)
 
 
 @dataclass
@@ -150,6 +152,8 @@ def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any,
             found.places[name] = (*place, value)
     elif isinstance(value, (Tensor, np.ndarray, np.number)):
         _enter_tensor(value, name, found)
+    elif is_own_generator(value):
+        found.shown[name] = shown_state_of(value)
     elif isinstance(value, Iterator):
         found.shown[name] = _place_of(value)
     elif isinstance(value, (dict, list, tuple, deque)):

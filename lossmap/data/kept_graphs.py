@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch, FixedBatches, map_tensors
-from lossmap.data.borrow import CONTAINERS, MAX_ENTRIES, entries_of, restored, temporary_parameters
+from lossmap.data.borrow import entries_of, restored, temporary_parameters
 from lossmap.data.memos import memos_of
+from lossmap.data.module_state import CONTAINERS
 from lossmap.data.problem import CustomCount, Problem
 from lossmap.data.skipped_checks import skip
 from lossmap.seeding import same_random_state
 
+MAX_ENTRIES = 1000  # of a container that is looked into
 MAX_DEPTH = 3  # of containers within each other
 MAX_STEPS = 100_000  # of a graph that is looked through
 

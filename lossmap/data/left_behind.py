@@ -3,7 +3,8 @@
 Where both give the same loss to the last bit, have no part of their graphs in common, and change neither tensors nor
 numbers, of the model or beside it, nothing is carried from batch to batch, kept with a graph, set by the first batch
 or counted. Else each of these is looked at by itself: `carried_state`, `kept_graphs`, `first_batch`, `counters`. Price:
-two passes over a few samples, and the sum and norm of every tensor twice.
+two passes over a few samples, and the sum and norm of every tensor twice; before them one more where the loss leads to
+so many objects that not all are looked at around every pass.
 """
 
 from __future__ import annotations
@@ -15,9 +16,33 @@ from lossmap.data.borrow import temporary_parameters
 from lossmap.data.counters import numbers_of
 from lossmap.data.first_batch import marks_of
 from lossmap.data.kept_graphs import shared_steps
+from lossmap.data.module_state import FAR, ModuleState
+from lossmap.data.outside_state import watch
 from lossmap.data.problem import Problem
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
+
+
+def watch_what_is_far(problem: Problem, batch: Batch) -> bool:
+    """Let what a pass changes far from the loss be put back after every pass; returns whether more lies beyond reach.
+
+    A look around every pass ends at so many objects. One that is made here goes on, around a first pass over a batch.
+    """
+    model = problem.model
+    if not ModuleState(model).is_cut:
+        return False
+    with temporary_parameters(model, {}), torch.inference_mode(False), torch.enable_grad():
+        state = ModuleState(model, FAR)
+        try:
+            with same_random_state(20):
+                problem.total(batch)
+        except Exception as error:  # user code may raise any exception, as at a batch that is too small
+            raise_if_of_device(error)
+        finally:
+            moved = state.moved_beside()
+            state.restore()
+    watch(model, moved)
+    return state.is_cut
 
 
 def loss_that_leaves_nothing(problem: Problem, batch: Batch) -> float | None:
@@ -43,4 +68,4 @@ def loss_that_leaves_nothing(problem: Problem, batch: Batch) -> float | None:
         return None
 
 
-__all__ = ["loss_that_leaves_nothing"]
+__all__ = ["loss_that_leaves_nothing", "watch_what_is_far"]

@@ -59,11 +59,12 @@ from lossmap.data.first_batch import set_by_first_batch
 from lossmap.data.gradient_mode import with_gradients_recorded
 from lossmap.data.held_model import first_look
 from lossmap.data.kept_graphs import with_nothing_kept
-from lossmap.data.left_behind import loss_that_leaves_nothing
+from lossmap.data.left_behind import loss_that_leaves_nothing, watch_what_is_far
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
 from lossmap.data.missing_values import missing_values, unusual_rows
+from lossmap.data.module_state import FAR
 from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import CustomLoss, Problem, gives_weight, temporary_parameters
@@ -223,6 +224,7 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
     if any(p.is_meta for p in problem.model.parameters()):
         check_finite(problem.model, "the model")
+    problem = _with_far_objects_watched(problem, few_samples(problem, most))
     problem = uncut_where_parts_fail(problem)
     problem = with_copied_batches(problem, few_samples(problem, most))
     find_merged_layers(problem, few_samples(problem, most))
@@ -252,6 +254,17 @@ def _look(problem: Problem, most: int) -> tuple[Problem, _Probe, int]:
     if (kind == COUPLED or reported.notes != fitting.notes) and not probe.is_repeatable(REPEATS):
         return fitting, probe, RANDOM  # neither batches nor rounding are the reason
     return reported, probe, kind
+
+
+def _with_far_objects_watched(problem: Problem, batch: Batch) -> Problem:
+    """The problem, what its passes change far from its loss looked after; with a note where there is more than that."""
+    if not watch_what_is_far(problem, batch):
+        return problem
+    note = (
+        f"the loss leads to more than {FAR.objects} objects, or more than {FAR.copied >> 20} MiB of tensors beside the "
+        "model: what its passes change in the others stays changed; give it only what it needs"
+    )
+    return replace(problem, notes=(*problem.notes, note))
 
 
 def _with_what_passes_leave(problem: Problem, probe: _Probe) -> tuple[Problem, _Probe]:
@@ -343,7 +356,7 @@ def _with_counters_told(problem: Problem, probe: _Probe) -> Problem:
         counters = moving_counters(probe.problem, probe.batch, probe.tolerance)
     if counters is None:
         return problem
-    if counters.changes and counters.is_inside:
+    if counters.changes and counters.is_put_back:
         return _as_one_batch(problem, str(counters))
     if counters.changes:
         raise ValueError(

@@ -33,19 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import (
-    CLOSED,
-    CONTAINERS,
-    MAX_ENTRIES,
-    STANDARD,
-    ModuleState,
-    copy_of,
-    entries_of,
-    restore_entries,
-    restored,
-    temporary_parameters,
-)
+from lossmap.data.borrow import copy_of, entries_of, restored, temporary_parameters
 from lossmap.data.gradients import each_gradient
+from lossmap.data.module_state import CLOSED, CONTAINERS, STANDARD, ModuleState, restore_entries
 from lossmap.data.moved_weights import MovedWeights
 from lossmap.data.outside_state import (
     NOTHING,
@@ -67,6 +57,7 @@ from lossmap.seeding import same_random_state
 from lossmap.sums import for_float64
 
 MAX_MEMOS = 32
+MAX_ENTRIES = 1000  # of a container that is looked into
 MAX_DEPTH = 3  # of containers and plain objects within each other
 REPEATS = 4  # evaluations that must agree
 MAX_COPIED = 50_000_000  # parameters of a model that is copied
@@ -450,7 +441,7 @@ def _keep_only(memos: Sequence[Memo], state: ModuleState) -> None:
     """Let all be as before a pass, but for what it added to these memos: the rest is taken away after every pass."""
     containers = [memo.value for memo in memos if type(memo.value) in CONTAINERS]
     added = [(container, container.copy()) for container in containers]
-    state.restore(everything=True)
+    state.restore()
     for container, entries in added:
         restore_entries(container, entries)
 

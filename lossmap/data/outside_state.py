@@ -2,8 +2,8 @@
 
 A forward pass may build a table once and keep it where no module holds it: in a global dictionary, in a list that a
 closure sees, as an attribute of its class or its function, or behind `functools.lru_cache`. Such places are found once
-per class and function, by the names that its code reads and writes; `borrow.ModuleState` remembers what stands there
-and puts it back. What a cache holds cannot be put back: one that was empty is emptied.
+per class and function, by the names that its code reads and writes; `module_state` remembers what stands there and puts
+it back. What a cache holds cannot be put back: one that was empty is emptied.
 
 Code of PyTorch, NumPy, transformers, PEFT and this package keeps nothing of a pass there. Price: a walk through the
 code of every class that is not theirs, once in a process; then a look at the places found.
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from lossmap.installed import is_installed
 from lossmap.module_walks import modules_of
+from lossmap.seeding import GENERATORS
 
 MAX_ENTRIES = 1000  # of a container that is looked into for modules
 MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
@@ -42,7 +43,9 @@ LIBRARIES = (
 BARE = ("types", "argparse", "_thread")  # whose objects with attributes are namespaces
 SEQUENCES = (list, tuple, set, frozenset, deque, UserList, WeakSet)  # which are looked into
 MAPPINGS = (dict, UserDict, ChainMap, types.MappingProxyType, WeakKeyDictionary, WeakValueDictionary)
-KEPT = (Tensor, np.ndarray, np.number, dict, list, set, deque, types.NoneType, int, float, Iterator)  # by passes
+KEPT = (  # by passes
+    Tensor, np.ndarray, np.number, dict, list, set, deque, types.NoneType, int, float, Iterator, *GENERATORS,
+)  # fmt: skip
 CLOSED = (Tensor, str, bytes, int, float, complex, type, types.NoneType, types.ModuleType)  # which hold no module
 NOTHING = object()  # in a place that holds nothing yet
 
@@ -69,7 +72,12 @@ def _is_own(cls: type, module: str) -> bool:
     own = cls.__module__
     if _is_library(own) or own in BARE:
         return own in BARE
-    return own.partition(".")[0] == module.partition(".")[0] or not is_installed(sys.modules.get(own, types))
+    return own.partition(".")[0] == module.partition(".")[0] or not is_installed_class(cls)
+
+
+def is_installed_class(cls: type) -> bool:
+    """Whether a class is Python's, or of an installed package."""
+    return is_installed(sys.modules.get(cls.__module__, types))
 
 
 def _has_attributes(value: Any) -> bool:
@@ -315,6 +323,7 @@ class Company:
 
     def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
         self.functions = tuple(functions)
+        self.watched: list[Any] = []  # what their passes change though it is far, see `module_state`
 
     @functools.cached_property
     def reader(self) -> _Reader:
@@ -345,6 +354,17 @@ def accompany_as(twin: nn.Module, model: nn.Module) -> None:
     """Let a copy of a model have the same company."""
     _of_model[twin] = [ref(each) for each in _companies(model)]
     _original_of[twin] = ref(model)
+
+
+def watch(model: nn.Module, values: Sequence[Any]) -> None:
+    """Let these be looked after, however far they are from the functions that accompany a model."""
+    for company in _companies(model):
+        company.watched.extend(values)
+
+
+def watched_beside(model: nn.Module) -> list[Any]:
+    """What is looked after though it is far."""
+    return [value for company in _companies(model) for value in company.watched]
 
 
 def places_of(model: nn.Module) -> list[Place]:

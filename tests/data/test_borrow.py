@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -300,7 +301,7 @@ class Leaves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 2) -> (N, 2)."""
         state = (self.passes, float(self.seen), self.line.training, self.line.bias.requires_grad, len(self.tables))
-        read.append((*state, self.line.weight[0, 0].item(), self.line.bias[0].item()))
+        print(*state, self.line.weight[0, 0].item(), self.line.bias[0].item(), file=read)
         self.passes += 1
         self.seen += 1.0
         self.tables[len(self.tables)] = x.detach()
@@ -311,7 +312,7 @@ class Leaves(nn.Module):
         return self.line(x)
 
 
-read: list[tuple[object, ...]] = []
+read = io.StringIO()  # which no look finds, and nothing puts back
 
 
 def test_passes_in_one_borrow_see_what_they_would_see_alone_and_leave_nothing() -> None:
@@ -320,12 +321,12 @@ def test_passes_in_one_borrow_see_what_they_would_see_alone_and_leave_nothing() 
     moved = {"line.weight": torch.full((2, 2), 3.0)}
     before = {k: v.clone() for k, v in model.state_dict().items()}
 
-    def passes() -> list[tuple[object, ...]]:
-        read.clear()
+    def passes() -> list[str]:
+        start = read.tell()
         for tensors in ({}, moved, {}, moved):
             with temporary_parameters(model, tensors):
                 model(torch.ones(1, 2))
-        return list(read)
+        return read.getvalue()[start:].splitlines()
 
     alone = passes()
     assert len(set(alone)) == 2 and alone[0] == alone[2] and alone[1] == alone[3]
