@@ -55,7 +55,6 @@ OF_THREADS = (type(threading.Lock()), type(threading.RLock()), threading.Conditi
 # every module has these: hooks, parameters, submodules
 STANDARD = frozenset(nn.Module().__dict__)
 STANDARD_CONTAINERS = tuple(name for name, value in nn.Module().__dict__.items() if type(value) in CONTAINERS)
-HOOKS = tuple(name for name in STANDARD_CONTAINERS if name.endswith("_hooks"))
 
 _MISSING = object()
 
@@ -141,13 +140,12 @@ class ModuleState:
         held = [value for name, value in own.items() if name not in STANDARD and type(value) not in PLAIN]
         for container in map(own.get, STANDARD_CONTAINERS):
             if type(container) in CONTAINERS:
-                if container:
-                    self.contents.append((container, container.copy()))
-                else:
+                if not container:
                     self.empty.append(container)
-        for name in HOOKS:
-            if own.get(name):  # what they are methods of
-                held.extend(own[name].values())
+                    continue
+                self.contents.append((container, container.copy()))
+                if type(container) is OrderedDict:  # hooks, which may be methods of what keeps something
+                    held.extend(container.values())
         return held
 
     def _walk(self, values: Iterable[Any]) -> None:
