@@ -1,5 +1,7 @@
 """Where memory runs out, probes and checkpoints go on in smaller batches, to the same numbers; a lost GPU ends them."""
 
+from array import array
+
 import numpy as np
 import pytest
 import torch
@@ -78,22 +80,22 @@ class Breaking(nn.Sequential):
     """A net that loses its GPU over more samples than this: each call of CUDA fails from then on."""
 
     room = SAMPLES
-    is_lost = False
+    is_lost = array("b", [False])  # which is not put back after a pass
 
     def forward(self, x):
-        Breaking.is_lost = Breaking.is_lost or len(x) > self.room
+        Breaking.is_lost[0] |= len(x) > self.room
         self.look()
         return super().forward(x)
 
     @staticmethod
     def look():
-        if Breaking.is_lost:
+        if Breaking.is_lost[0]:
             raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
 
 
 @pytest.mark.parametrize("probe", ["losses", "products", "check"])
 def test_a_gpu_that_is_lost_in_a_probe_is_no_batch_that_does_not_fit(probe, emptied, monkeypatch):
-    monkeypatch.setattr(Breaking, "is_lost", False)
+    monkeypatch.setattr(Breaking, "is_lost", array("b", [False]))
     monkeypatch.setattr("lossmap.device_errors._lost_by", [])
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", Breaking.look)
