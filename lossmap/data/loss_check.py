@@ -994,7 +994,7 @@ def _as_one_batch(problem: Problem, carried: str) -> Problem:
         raise ValueError(
             f"the model, or what its loss uses, carries a state from batch to batch ({carried}): over {number} batches "
             "its loss depends on how they are cut and on their order; set it anew at the beginning of the forward "
-            "pass, or give all samples as one batch"
+            "pass, change it where `model.training` alone, or give all samples as one batch"
         )
     note = (
         f"the model, or what its loss uses, carries a state from batch to batch ({carried}): it is evaluated on the "
