@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     let_threads_sleep(os.environ)
     module, function, _ = COMMANDS[name]
     start_clock(IMPORTED if argv is None else None)
+    if "lossmap.cli.load_model" in sys.modules:  # of a command before, in a notebook
+        sys.modules["lossmap.cli.load_model"].say_once.cache_clear()
     try:
         loaded = import_module(module) if argv is not None else _imported_for_good(module)
         code: int = getattr(loaded, function)(rest)

@@ -32,7 +32,6 @@ from lossmap.landscape.checkpoint_steps import found_checkpoints
 from lossmap.seeding import same_random_state
 
 log = logging.getLogger(__name__)
-CHECKPOINT_ENDINGS = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}
 
 
 def factory_of(name: str) -> Callable[..., Any]:
@@ -201,20 +200,16 @@ def run_files(settings: ModelSettings) -> list[Path]:
     folder = Path(settings.model_folder)
     if not folder.is_dir():
         raise UsageError(f"--model-folder {folder} is not a folder")
-    if files := checkpoints.saved_run(folder):
-        return files
-    files = [f for f in folder.iterdir() if f.suffix in CHECKPOINT_ENDINGS]
-    if not files:
-        raise UsageError(f"--model-folder {folder} holds no checkpoint (*.pt, *.pth, *.t7, *.pkl, *.safetensors)")
     try:
-        found, notes = found_checkpoints(files)
+        found, notes = found_checkpoints([folder])
     except ValueError as error:
         raise UsageError(f"--model-folder {folder}: {error}") from None
-    _say_once(folder, tuple(notes))
+    say_once(folder, tuple(notes))
     return list(found.values())
 
 
 @functools.cache
-def _say_once(folder: Path, notes: tuple[str, ...]) -> None:
+def say_once(folder: Path, notes: tuple[str, ...]) -> None:
+    """Report what was found of a run's order, once for each command (`main` forgets it)."""
     for note in notes:
         log.warning("%s: %s", folder, note)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
 STATE_FLAG = "--optimizer-state"
+FEW = 256  # samples over which two models are compared in float64
 SAME_FUNCTION = 1e-4  # of the loss, relative, by which that of a rescaled copy may differ
 
 
@@ -296,14 +297,34 @@ def same_function_rescaled(problem: Any, factor: float, parameters: str) -> tupl
         twin = rescaled_copy(problem.model, factor, pair)
         after = mean_loss(problem.over(twin))
         if not abs(after - before) <= SAME_FUNCTION * abs(before):
-            reasons.append(
-                f"rescaling {' and '.join(pair)} changed the loss from {before:.6g} to {after:.6g}, as where their "
-                "weights are used elsewhere too"
-            )
+            why = "by rounding of their weights alone: a power of two has none, nor has --precision float64"
+            if not _is_same_in_float64(problem, factor, pair):
+                why = "as where their weights are used elsewhere too"
+            reasons.append(f"rescaling {' and '.join(pair)} changed the loss from {before:.6g} to {after:.6g}, {why}")
             continue
         return twin, pair
     reasons += filter(None, [layers_left_out(problem.model)])
     raise UsageError(f"--rescale {factor:g}: no two layers can be rescaled so that it shows: {'; '.join(reasons)}")
+
+
+def _is_same_in_float64(problem: Any, factor: float, pair: tuple[str, str]) -> bool:
+    """Whether a copy that is rescaled in float64 has the same loss over a few samples; one of 1e-11 may be rounding."""
+    from lossmap.curvature.differences import FewSamples
+    from lossmap.curvature.operators import hessian
+    from lossmap.data.problem import temporary_parameters
+    from lossmap.device_errors import raise_if_of_device
+    from lossmap.landscape.rescaling import rescaled_copy
+
+    try:
+        few = FewSamples.of(problem, [next(iter(dict(problem.model.named_parameters())))], hessian, FEW)
+        twin = few.problem.over(rescaled_copy(few.problem.model, factor, pair))
+        with temporary_parameters(twin.model, {}):
+            after = float(twin.total(few.batch).detach())
+        before = few.repeated(1)[0]
+    except Exception as error:  # it does not run in float64, where user code may raise any exception
+        raise_if_of_device(error)
+        return False
+    return abs(after - before) <= SAME_FUNCTION * abs(before)
 
 
 def identity_of(settings: Settings, request: SharpnessRequest, subjects: Sequence[SharpnessSubject]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ loss cannot be linearized. Each is computed here as PyTorch documents it; more l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +18,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lossmap.curvature.loss_formulas import ctc_loss, multi_margin_loss, multilabel_margin_loss, reduced
+
+_as_in_training: ContextVar[bool] = ContextVar("as in training", default=False)
+
+
+@contextmanager
+def padding_still() -> Iterator[None]:
+    """Inside, the row of a table that `padding_idx` names has no gradient, as in training."""
+    token = _as_in_training.set(True)
+    try:
+        yield
+    finally:
+        _as_in_training.reset(token)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -47,7 +61,8 @@ def embedding(
     sparse: bool = False,
 ) -> Tensor:
     """With dense gradients, also of the row that `padding_idx` holds still in training: it counts where it is read."""
-    return F.embedding(input, weight, None, max_norm, norm_type, scale_grad_by_freq, False)
+    padding = padding_idx if _as_in_training.get() else None
+    return F.embedding(input, weight, padding, max_norm, norm_type, scale_grad_by_freq, False)
 
 
 def embedding_of_weight(
@@ -58,7 +73,8 @@ def embedding_of_weight(
     sparse: bool = False,
 ) -> Tensor:
     """The same as `torch.embedding` takes it."""
-    return torch.embedding(weight, indices, -1, scale_grad_by_freq, False)
+    padding = padding_idx if _as_in_training.get() else -1
+    return torch.embedding(weight, indices, padding, scale_grad_by_freq, False)
 
 
 def embedding_bag(

@@ -100,32 +100,70 @@ def rounding_of_path(origin: Named, path: Sequence[Named], names: Iterable[str] 
 
     Over the entries that move somewhere; the arguments are those of `principal_axes`.
     """
-    squares = np.zeros(len(path))
+    squares, stored = np.zeros(len(path)), stored_precisions(path)
     for name in origin if names is None else names:
         own = {name: origin[name]}
         moved = sum(in_float64(difference(own, state)[name]) != 0 for state in path) > 0
-        squares += [float(half_spacings(state[name], origin[name])[moved].square().sum()) for state in path]
+        spacings = (half_spacings(state[name], origin[name], at[name]) for state, at in zip(path, stored, strict=True))
+        squares += [float(each[moved].square().sum()) for each in spacings]
     return np.sqrt(squares)
 
 
-def half_spacings(t: Tensor, like: Tensor) -> Tensor:
+def half_spacings(t: Tensor, like: Tensor, stored: torch.dtype) -> Tensor:
     """How far rounding may have moved each entry of a stored tensor at most, in float64, of its shape.
 
-    like  the model's own, on whose device they are, and to whose precision the tensor is rounded where that is coarser
+    like    the model's own, on whose device they are, and to whose precision it is rounded where that is coarser
+    stored  the precision that its values lie in, see `stored_precisions`
     """
-    about = max((torch.finfo(dtype) for dtype in (_stored_in(t, like), like.dtype)), key=lambda each: each.eps)
+    finest = [stored] if stored.is_floating_point else []
+    about = max((torch.finfo(dtype) for dtype in (*finest, like.dtype)), key=lambda each: each.eps)
     return 0.5 * about.eps * in_float64(t.detach().to(like.device)).abs().clamp_min(about.smallest_normal)
 
 
-def _stored_in(t: Tensor, like: Tensor) -> torch.dtype:
-    """The precision that a tensor's values lie in: a coarser one than its own where it was converted from that."""
-    if not t.is_floating_point():
-        return like.dtype
-    for dtype in (torch.bfloat16, torch.float16):
-        is_coarser = torch.finfo(dtype).eps > torch.finfo(t.dtype).eps
-        if is_coarser and torch.equal(t.to(dtype).to(t.dtype), t) and len(torch.unique(t)) > FEW_VALUES:
-            return dtype
-    return t.dtype
+def stored_precisions(path: Sequence[Named]) -> list[dict[str, torch.dtype]]:
+    """The precision that each tensor's values lie in at each checkpoint: a coarser one where they were converted.
+
+    It is believed where it holds for half of the other checkpoints at least: a model that was published in bfloat16 and
+    trained on in float32 was rounded in front of the first step, and not behind it. Tensors of few values, which may
+    lie there by chance or because layers begin with 0 and 1, are judged with the others.
+    """
+    stored = [{name: t.dtype for name, t in state.items()} for state in path]
+    for dtype in (torch.float16, torch.bfloat16):  # which has less digits, and is taken where both hold
+        converted = _converted(path, dtype)
+        for found, at in zip(converted, stored, strict=True):
+            for name in found:
+                if 2 * (sum(name in other for other in converted) - 1) >= len(path) - 1:
+                    at[name] = dtype
+    return stored
+
+
+def _converted(path: Sequence[Named], dtype: torch.dtype) -> list[set[str]]:
+    """Of each checkpoint the tensors that have a finer precision than this one, and whose values lie in this all."""
+    finer = [
+        {n for n, t in state.items() if t.is_floating_point() and torch.finfo(t.dtype).eps < torch.finfo(dtype).eps}
+        for state in path
+    ]
+    values = {name: _values_of(name, path) for name in set().union(*finer)}
+    many = {name for name, some in values.items() if len(some) > FEW_VALUES}
+    few = values.keys() - many
+    are_many = len(many) > 0 or (len(few) > 0 and len(torch.unique(torch.cat([values[n] for n in few]))) > FEW_VALUES)
+    found = []
+    for state, names in zip(path, finer, strict=True):
+        lying = {name for name in names if torch.equal(state[name].to(dtype).to(state[name].dtype), state[name])}
+        found.append(lying if are_many and lying == names else lying & many)
+    return found
+
+
+def _values_of(name: str, path: Sequence[Named]) -> Tensor:
+    """Some different values of a tensor along a path, in float64."""
+    values: Tensor = torch.unique(torch.cat([in_float64(_some(state[name])) for state in path if name in state]))
+    return values
+
+
+def _some(t: Tensor, count: int = 4096) -> Tensor:
+    """Some values of a tensor, evenly taken."""
+    values = t.detach().reshape(-1).cpu()
+    return values[:: max(1, len(values) // count)]
 
 
 def random_walk_shares(checkpoints: int, count: int = 2, origin: int | None = -1) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The checkpoints of a training run by their steps: from their names, and where these say none from inside the files.
 
-Lightning writes `epoch=3-step=400.ckpt` and, beside them, `last.ckpt`, whose step stands in it as `global_step`.
+Lightning writes `epoch=3-step=400.ckpt` and, beside them, `last.ckpt`, whose step stands in it as `global_step`. Others
+write `best.pt`, a copy of some step, and `last.pt`, `final.pt` or `checkpoint.pth`, where the run ended.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from lossmap.data.checkpoints import checkpoints_in, is_checkpoint, is_last, sorted_as_people_count, step_in
+from lossmap.data.checkpoints import (
+    checkpoints_in,
+    file_sha256,
+    is_checkpoint,
+    is_last,
+    load_state,
+    sorted_as_people_count,
+    step_in,
+)
 from lossmap.landscape.names_of_steps import is_certain, without_other_numbers
 
 log = logging.getLogger(__name__)
@@ -21,6 +31,8 @@ log = logging.getLogger(__name__)
 COUNTED = (r"(?:global_?)?steps?", r"it(?:er|eration)?s?", r"ep(?:och)?s?")
 OF_WORD = r"(?:^|[^a-z]){}[=_ -]?(\d+)(k?)(?![a-z\d]|[.,]\d|_\d{{3}}(?![a-z\d]))"
 WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
+BEST = r"(?<![a-z])best(?![a-z])"
+END = r"(?<![a-z])(?:last|latest|final)(?![a-z])"
 VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
 
 
@@ -55,7 +67,9 @@ def _by_word(files: Sequence[Path]) -> list[float | None] | None:
 def _steps(files: Sequence[Path]) -> list[float | None]:
     """The steps that the names of files give, or, where no file's does, those of their folders."""
     steps = _by_word(files) or [_step(path.stem) for path in files]
-    return steps if any(step is not None for step in steps) else [_step(path.parent.name) for path in files]
+    if any(step is not None for step in steps) or len({path.parent for path in files}) < min(2, len(files)):
+        return steps
+    return [_step(path.parent.name) for path in files]
 
 
 def short_names(files: Iterable[Path]) -> list[str]:
@@ -140,22 +154,83 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
     files, notes = _one_of_each_format(files)
-    known, doubled = known_steps(files), len(notes)
+    files, ends, more = _apart(files)
+    found, numbered = _numbered(files)
+    if ends and (not numbered_in_order(found) or len(found) == 1):
+        more += _with_ends(found, ends)
+        ends = []
+    elif ends:  # nothing tells the order
+        found, numbered = _numbered(sorted_as_people_count([*files, *ends]))
+    return found, [note for note in (*notes, *more, *numbered, guessed_steps(found), numbered_in_order(found)) if note]
+
+
+def _apart(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[str]]:
+    """The checkpoints of a run's steps, those of its end by their names, and notes on its best, which is left out.
+
+    All are of its steps where no other has a number.
+    """
+    best = [path for path in files if re.search(BEST, path.stem.lower())]
+    ends = [path for path in files if path not in best and _is_end(path, files)]
+    steps = [path for path in files if path not in best and path not in ends]
+    if not any(_step(path.stem) is not None for path in steps):
+        return list(files), [], []
+    note = "{} is left out: it is the best of the run by some measure, and the name does not tell of which step"
+    return steps, ends, [note.format(path.name) for path in best]
+
+
+def _is_end(path: Path, files: Sequence[Path]) -> bool:
+    """Whether a file is where the run ended, and not of a step that stands in it: `final.pt`, or their bare name."""
+    stem = path.stem.lower()
+    if is_last(path.stem) and step_in(path) is not None:
+        return False
+    is_bare = any(re.fullmatch(rf"{re.escape(stem)}[-_]?\d+", each.stem.lower()) for each in files)
+    return re.search(END, stem) is not None or (is_bare and _step(path.stem) is None)
+
+
+def _with_ends(found: dict[float, Path], ends: Sequence[Path]) -> list[str]:
+    """Put the checkpoints of a run's end behind those of its steps, but for copies of the last; returns notes."""
+    notes = []
+    for path in ends:
+        step, last = list(found.items())[-1]
+        if _is_same(path, last):
+            notes.append(f"{path.name} is left out: it is {last.name} once more")
+            continue
+        inside = step_in(path)
+        is_counted_alike = inside is not None and inside > step and step_in(last) == step
+        found[inside if inside is not None and is_counted_alike else step + 1] = path
+        notes.append(f"{path.name} is taken for the run's end, behind {last.name}: it has step {list(found)[-1]:g}")
+    return notes
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same tensors."""
+    if a.stat().st_size == b.stat().st_size and file_sha256(a) == file_sha256(b):
+        return True
+    try:
+        one, other = load_state(a), load_state(b)
+    except (OSError, ValueError):  # said where its tensors are read
+        return False
+    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+def _numbered(files: Sequence[Path]) -> tuple[dict[float, Path], list[str]]:
+    """The files by their steps, in this order; numbered from 0 where not all have one that ascends; notes."""
+    files, notes = list(files), list[str]()
+    known = known_steps(files)
     if all(step is not None for step in known):
         of_step = {step: path for step, path in zip(known, files, strict=True) if not is_last(path.stem)}
         for step, path in zip(known, list(files), strict=True):
             if is_last(path.stem) and of_step.setdefault(step, path) != path:
                 files.remove(path)
                 notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
-        known = known_steps(files) if len(notes) > doubled else known
+        known = known_steps(files) if notes else known
     steps = [step for step in known if step is not None]
     if len(steps) == len(files) and len(set(steps)) == len(steps) and (known != _steps(files) or _by_word(files)):
         order = np.argsort(steps)
         steps, files = [steps[i] for i in order], [files[i] for i in order]
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
         steps = [float(i) for i in range(len(files))]
-    found = dict(zip(steps, files, strict=True))
-    return found, [note for note in (*notes, guessed_steps(found), numbered_in_order(found)) if note]
+    return dict(zip(steps, files, strict=True)), notes
 
 
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
@@ -168,7 +243,8 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     ascend, they are numbered from 0. Numbers with decimals or exponents, as in `epoch=3-acc=0.71` and `loss=1.2e-04`,
     are no steps, nor are those behind a metric's word, `seed`, `fold`, `v` and the like, sizes (`7b`, `resnet50`) and
     hashes. Of `step1.pt` and `step1.safetensors` the latter is taken. Lightning's `last.ckpt` is left out beside
-    another of its step.
+    another of its step; so is `best.pt` beside numbered files, and `last`, `latest`, `final` or a bare `checkpoint.pth`
+    where it is the last of these once more: else it stands behind them.
 
     Files left out, guessed steps and numbers from 0 are reported.
 

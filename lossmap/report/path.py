@@ -83,12 +83,12 @@ def _descent(arrays: Mapping[str, np.ndarray], other_in_training: bool) -> list[
     rises = np.diff(arrays["loss"])
     uphill = rises[rises > 0]
     errors = arrays.get("cosine_error", np.full(len(arrays["loss"]), np.nan))
-    is_lost = errors[:-1] >= 2  # a step that may be rounding alone
+    is_lost = errors[:-1] >= 2  # a step, or a gradient, that may be rounding alone
     if rises.size:
         text = f"the loss rises at {len(uphill)} of {count(rises.size, 'step')}"
         text += f", by {number(float(uphill.sum()))} in all" if uphill.size else ""
         if is_lost.any():
-            text += f"; {is_lost.sum()} of the steps may be rounding of the stored weights alone, and have no cosine"
+            text += f"; {is_lost.sum()} of the steps have no cosine: rounding of the stored weights may be all there is"
         lines.append(text)
     cosines = arrays["cosine"][np.isfinite(arrays["cosine"])]
     if cosines.size:

@@ -236,7 +236,25 @@ def test_weights_that_are_used_twice_are_not_rescaled(here, capsys):
         "nn.Linear(64, 10))\n"
     )
     assert main([*QUICK, *LITTLE, "--model", "tied.py:net", "--model-args", "{}", "--rescale", "2"]) == 2
-    assert "rescaling 1 and 3 changed the loss from" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rescaling 1 and 3 changed the loss from" in said and "as where their weights are used elsewhere too" in said
+
+
+def test_a_loss_that_is_all_but_rounding_is_said_to_change_by_that(here, capsys):
+    """Of a network that fits its targets to 1e-6: weights times 3 round, times 4 do not."""
+    (here / "fits.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def net():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))\n\n"
+        "def data(split):\n    torch.manual_seed(1)\n    x = torch.randn(64, 8)\n"
+        "    return x, (net().double()(x.double()) + 1e-6 * torch.randn(64, 1)).detach().float()\n"
+    )
+    words = ["--model", "fits.py:net", "--dataset", "fits.py:data", "--loss", "mse", "--device", "cpu", *LITTLE]
+    assert main([*words, "--rescale", "3"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "by rounding of their weights alone: a power of two has none, nor has --precision float64" in said
+    assert main([*words, "--rescale", "4", "--tol", "0.05", "--surf-file", "f.h5"]) == 0
+    assert main([*words, "--rescale", "3", "--precision", "float64", "--tol", "0.05", "--surf-file", "d.h5"]) == 0
 
 
 def test_checkpoints_of_one_name_are_refused_with_the_flag_that_tells_them_apart(here, capsys):

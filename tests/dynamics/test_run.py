@@ -291,6 +291,34 @@ def test_exponents_are_no_steps_and_names_that_do_not_ascend_give_way_to_what_is
     assert list(found) == steps and [path.stem for path in found.values()] == names
 
 
+@pytest.mark.parametrize(
+    ("names", "same", "steps", "stems"),
+    [
+        (["epoch0", "epoch10", "epoch20", "best", "last"], "epoch20", [0, 10, 20], ["epoch0", "epoch10", "epoch20"]),
+        (["epoch0", "epoch10", "last"], "", [0, 10, 11], ["epoch0", "epoch10", "last"]),
+        (["ckpt", "ckpt_09", "ckpt_19"], "ckpt_19", [9, 19], ["ckpt_09", "ckpt_19"]),
+        (["ckpt1", "ckpt_best", "ckpt10", "ckpt_last"], "", [1, 10, 11], ["ckpt1", "ckpt10", "ckpt_last"]),
+        (["best_map_epoch_2", "epoch_1", "epoch_12", "latest"], "epoch_12", [1, 12], ["epoch_1", "epoch_12"]),
+        (["final", "step_000000", "step_000020"], "", [0, 20, 21], ["step_000000", "step_000020", "final"]),
+        (["best-epoch=1", "best-epoch=2"], "", [1, 2], ["best-epoch=1", "best-epoch=2"]),
+        (["best", "last"], "", [0, 1], ["best", "last"]),
+    ],
+)  # fmt: skip
+def test_a_runs_best_has_no_place_in_its_path_and_its_last_stands_at_the_end(tmp_path, names, same, steps, stems):
+    for i, name in enumerate(names):
+        state = {k: v + i for k, v in small().state_dict().items()}
+        torch.save({"model": state, "epoch": i}, tmp_path / f"{name}.pt")
+    if same:  # the last once more, in another file
+        end = next(name for name in names if name in ("last", "latest", "ckpt"))
+        state = torch.load(tmp_path / f"{same}.pt")["model"]
+        torch.save({"model": state, "optimizer": {}}, tmp_path / f"{end}.pt")
+    found, notes = found_checkpoints([tmp_path])
+    assert list(found) == steps and [path.stem for path in found.values()] == stems
+    left = [name for name in names if name not in stems]
+    assert all(any(note.startswith(f"{name}.pt is left out") for note in notes) for name in left)
+    assert "last" not in stems or len(left) + len(stems) == len(names)
+
+
 def test_a_folder_of_the_hugging_face_trainer_holds_the_weights_of_its_folders(tmp_path):
     net = small().state_dict()
     for step in (500, 1000, 1500):
@@ -336,13 +364,13 @@ def test_the_last_checkpoint_of_lightning_has_the_step_that_stands_in_it(tmp_pat
     assert run_files(ModelSettings(model_folder=str(tmp_path))) == list(found.values())  # without it where it is double
 
 
-def test_a_last_checkpoint_that_says_no_step_is_numbered_behind_the_others(tmp_path):
+def test_a_last_checkpoint_that_says_no_step_and_is_the_last_once_more_is_left_out(tmp_path, caplog):
     for step in (4, 8):
         lightning(tmp_path / f"step={step}.ckpt", step, global_step=step)
     lightning(tmp_path / "last-v1.ckpt", 9)
     found = find_checkpoints([tmp_path])
-    assert {step: path.name for step, path in found.items()} == {0: "step=4.ckpt", 1: "step=8.ckpt", 2: "last-v1.ckpt"}
-    assert "numbered from 0 in the order step=4.ckpt, step=8.ckpt, last-v1.ckpt" in numbered_in_order(found)
+    assert {step: path.name for step, path in found.items()} == {4: "step=4.ckpt", 8: "step=8.ckpt"}
+    assert "last-v1.ckpt is left out: it is step=8.ckpt once more" in caplog.text
 
 
 def test_an_index_of_shards_is_a_checkpoint_of_a_run(tmp_path):
@@ -418,7 +446,7 @@ def test_a_run_is_read_in_the_order_of_its_steps_where_a_metric_stands_first_in_
 
 
 def test_checkpoints_whose_names_give_no_steps_are_said_to_be_numbered_in_order(tmp_path, caplog):
-    for name in ("epoch_0", "epoch_1", "best"):
+    for name in ("first", "second", "third"):
         torch.save({"w": torch.ones(1)}, tmp_path / f"{name}.pt")
     for _ in range(2):
         run_files(ModelSettings(model_folder=str(tmp_path)))

@@ -11,6 +11,7 @@ from lossmap.geometry.training_path import (
     principal_axes,
     random_walk_shares,
     rounding_of_path,
+    stored_precisions,
     trajectory,
 )
 from lossmap.report.path import origin_on_path
@@ -169,5 +170,26 @@ def test_the_rounding_of_stored_weights_is_bounded_and_is_no_principal_axis(dtyp
 
 
 def test_a_tensor_as_layers_begin_is_not_taken_for_one_that_was_converted_from_a_coarser_precision():
-    ones = torch.ones(500)
-    assert torch.equal(half_spacings(ones, ones), ones.double() * torch.finfo(torch.float32).eps / 2)
+    path = [{"scale": torch.ones(500), "bias": torch.zeros(20)} for _ in range(3)]
+    assert stored_precisions(path) == [{"scale": torch.float32, "bias": torch.float32}] * 3
+    like = path[0]["scale"]
+    assert torch.equal(half_spacings(like, like, torch.float32), like.double() * torch.finfo(torch.float32).eps / 2)
+
+
+def test_small_tensors_that_were_converted_are_known_by_the_others_and_along_the_path():
+    draws = torch.Generator().manual_seed(0)
+    path = [{"w": torch.randn(1, 6, generator=draws).half().float(), "b": torch.ones(1)} for _ in range(8)]
+    assert stored_precisions(path) == [{"w": torch.float16, "b": torch.float16}] * 8
+    path[3]["w"] += 1e-5  # a checkpoint that was not converted
+    assert [at["w"] for at in stored_precisions(path)] == [torch.float32 if t == 3 else torch.float16 for t in range(8)]
+
+
+def test_a_run_in_float32_that_begins_at_a_model_in_bfloat16_was_not_rounded():
+    draws = torch.Generator().manual_seed(0)
+    start = torch.randn(40, 50, generator=draws).bfloat16().float()
+    across = torch.randn(2, 40, 50, generator=draws)
+    path = [{"w": start + 1e-4 * (t * across[0] + t * t * across[1])} for t in range(6)]
+    assert stored_precisions(path) == [{"w": torch.float32}] * 6
+    offsets = torch.stack([(state["w"] - path[-1]["w"]).flatten().double() for state in path])
+    values = torch.linalg.svdvals(offsets) ** 2
+    assert principal_axes(path[-1], path, 2).explained == pytest.approx((values[:2] / values.sum()).tolist(), rel=1e-4)

@@ -5,6 +5,7 @@ Each rank says how the survey ended for it.
 
 import json
 import sys
+from array import array
 
 import torch
 from landscape import Grid, World, survey
@@ -13,7 +14,7 @@ from lossmap import Problem, losses, random_plane
 
 world = World.start()
 team = world.team(int(sys.argv[1]))
-calls = [0]
+calls = array("q", [0])  # which no look finds, so that nothing puts it back
 
 
 def loss(outputs, targets):
