@@ -30,6 +30,7 @@ from lossmap.copies import lazy_copies, lazy_copy, same_memory
 from lossmap.data.module_state import STANDARD, ModuleState, is_plain
 from lossmap.data.one_precision import origin
 from lossmap.data.outside_state import accompany_as
+from lossmap.data.quiet_modules import quieten
 from lossmap.module_walks import modules_of, named_tensors
 from lossmap.numerics import numerics
 from lossmap.rebound import rebind
@@ -162,6 +163,7 @@ class _Loan:
 
     def begin(self, given: Mapping[str, Tensor]) -> None:
         """Evaluation mode, on copies of those tensors that are not given: a mode of a layer's own may change any."""
+        quieten(self.state.modules)
         if self.model in _precisions:
             self.state.convert_outside(_precisions[self.model], self._counterparts)
         for t, _, _ in self.gradients:

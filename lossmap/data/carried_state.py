@@ -1,13 +1,15 @@
-"""What a model carries from one batch to the next, as the hidden state of a recurrent network that is not reset.
+"""What a model or its loss carries from one batch to the next: a hidden state, a queue, a weight by the last losses.
 
 The loss of a pass then depends on the cut into batches and on their order. It is found by the same batch twice in one
-pass, from the same random numbers: the second value is another, while that of a new pass is the first again. Price: two
-passes over a few samples.
+pass, from the same random numbers: the second value is another, while that of a new pass is the first again; and, of
+what stands beside the model, by other samples in front of the batch, as where a loss is divided by the first one that
+it ever had. Price: two passes over a few samples; some fifteen where something beside the model is left changed.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from torch import Tensor
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import entries_of, temporary_parameters
 from lossmap.data.counters import numbers_of
+from lossmap.data.first_batch import other_samples
 from lossmap.data.memos import memos_of
 from lossmap.data.module_state import CONTAINERS
 from lossmap.data.problem import Problem
+from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
 
 
@@ -29,24 +33,64 @@ def carried_state(problem: Problem, batch: Batch, tolerance: float) -> str | Non
     tolerance  relative difference of two values that is rounding
     """
 
-    def total() -> float:
-        with same_random_state(20):
-            return float(problem.total(batch).detach())
+    def totals(*batches: Batch) -> tuple[float, ...]:
+        """Of these batches one after the other."""
+        with temporary_parameters(problem.model, {}):
+            return tuple(_total(problem, each) for each in batches)
 
     with torch.enable_grad():
-        with temporary_parameters(problem.model, {}):
-            first, second = total(), total()
+        first, second = totals(batch, batch)
         if _agree(first, second, tolerance):
+            return _set_by_others(problem, batch, tolerance, first, totals)
+        if not _agree(first, totals(batch)[0], tolerance):  # it is not repeatable, whatever is carried
             return None
-        with temporary_parameters(problem.model, {}):
-            before = _held(problem.model)
-            again, after = total(), _held(problem.model)
-    if not _agree(first, again, tolerance):  # it is not repeatable, whatever is carried
+        inside, beside = _changed_by(problem, batch)
+        if not _agree(first, totals(batch)[0], tolerance):  # it agreed by chance
+            return None
+    return _listed(inside or beside) or "something"
+
+
+def _set_by_others(
+    problem: Problem, batch: Batch, tolerance: float, alone: float, totals: Callable[..., tuple[float, ...]]
+) -> str | None:
+    """The names of what other samples set beside the model, and what the loss of these then depends on."""
+    inside, beside = _changed_by(problem, batch)
+    if inside or not beside:  # what the first batch sets in a model is looked at by `first_batch`
         return None
-    for then, now in zip(before, after, strict=True):
-        if names := [name for name, value in now.items() if not _is_same(value, then.get(name))]:
-            return ", ".join(names[:3])
-    return "something"
+    for other in other_samples(problem, batch):
+        try:
+            behind, repeated = (totals(other, batch, batch)[1:] for _ in range(2))
+        except Exception as error:  # user code may raise any exception, as on few samples
+            raise_if_of_device(error)
+            continue
+        are_repeatable = all(_agree(a, b, tolerance) for a, b in zip(behind, repeated, strict=True))
+        if are_repeatable and not all(_agree(alone, each, tolerance) for each in behind):
+            return _listed(beside)
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    """Some of the names, without what is in another of them, such as `h[0]` in `h`."""
+    outer = [name for name in names if not any(other != name and other in name for other in names)]
+    return ", ".join(outer[:3])
+
+
+def _changed_by(problem: Problem, batch: Batch) -> tuple[list[str], list[str]]:
+    """The names of what a pass changes in the model and beside it."""
+    with temporary_parameters(problem.model, {}):
+        before = _held(problem.model)
+        _total(problem, batch)
+        after = _held(problem.model)
+    inside, beside = (
+        [name for name, value in now.items() if name not in then or not _is_same(value, then[name])]
+        for then, now in zip(before, after, strict=True)
+    )
+    return inside, beside
+
+
+def _total(problem: Problem, batch: Batch) -> float:
+    with same_random_state(20):
+        return float(problem.total(batch).detach())
 
 
 def _agree(a: float, b: float, tolerance: float) -> bool:
@@ -56,13 +100,18 @@ def _agree(a: float, b: float, tolerance: float) -> bool:
 
 
 def _held(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the modules hold beside their parameters, and their loss with them, by name; tensors as copies; numbers."""
-    held: dict[str, Any] = dict(model.named_buffers())
+    """What the modules hold beside their parameters, and what stands beside them, by name; tensors as copies."""
+    inside: dict[str, Any] = dict(model.named_buffers())
     for prefix, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-        held |= {f"{prefix}.{name}".lstrip("."): value for name, value in own.items()}
-    held |= {memo.name: memo.value for memo in memos_of(model)}
-    return {name: _as_now(value) for name, value in held.items()}, numbers_of(model)[1]
+        inside |= {f"{prefix}.{name}".lstrip("."): value for name, value in own.items()}
+    beside = {memo.name: memo.value for memo in memos_of(model) if memo.name.partition("[")[0] not in inside}
+    beside |= numbers_of(model)[1]
+    return _as_now_all(inside), _as_now_all(beside)
+
+
+def _as_now_all(held: dict[str, Any]) -> dict[str, Any]:
+    return {name: _as_now(value) for name, value in held.items()}
 
 
 def _as_now(value: Any) -> Any:

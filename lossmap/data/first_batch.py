@@ -35,7 +35,7 @@ def set_by_first_batch(problem: Problem, batch: Batch, tolerance: float) -> str 
 
 
 def _set_by_first(problem: Problem, batch: Batch, tolerance: float) -> str | None:
-    others = _others(problem, batch)
+    others = other_samples(problem, batch)
     names = _changed_by_a_pass(problem, others[0])
     if not names:
         return None
@@ -59,7 +59,7 @@ def _set_by_first(problem: Problem, batch: Batch, tolerance: float) -> str | Non
     return None
 
 
-def _others(problem: Problem, batch: Batch) -> list[Batch]:
+def other_samples(problem: Problem, batch: Batch) -> list[Batch]:
     """Some other samples: both halves of these, or the last of batches that are not to be cut."""
     if isinstance(problem.data, FixedBatches) and len(problem.data.batches) > 1:
         return [problem.data.batches[-1]]

@@ -55,12 +55,13 @@ def loss_that_leaves_nothing(problem: Problem, batch: Batch) -> float | None:
 
     try:
         with temporary_parameters(model, {}), torch.inference_mode(False), torch.enable_grad():
-            marks = marks_of(model)
+            marks, state = marks_of(model), ModuleState(model)
             first = total()
             numbers = numbers_of(model)
             second = total()
             are_same = torch.equal(first.detach(), second.detach())
-            is_unmoved = numbers_of(model) == numbers and marks_of(model) == marks
+            # beside the model also what the first pass has set, which the same batch leaves as it is
+            is_unmoved = numbers_of(model) == numbers and marks_of(model) == marks and not state.moved_beside()
             is_quiet = are_same and is_unmoved and not shared_steps(first, second, model)
             return float(first.detach()) if is_quiet else None
     except Exception as error:  # user code may raise any exception

@@ -89,6 +89,7 @@ class ModuleState:
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._generators: list[tuple[Any, Any]] = []
         modules = modules_of(model)
+        self.modules = list(modules)  # with those beside the model
         self._known = {id(module) for module in modules}
         self._holders: dict[int, Any] = {}  # by identity: in what each was found, the object of a `__dict__`
         self._reach = INSIDE
@@ -128,6 +129,7 @@ class ModuleState:
         for module in modules:
             if id(module) not in self._known:
                 self._known.add(id(module))
+                self.modules.append(module)
                 self.attributes.append((module.__dict__, module.__dict__.copy()))
                 tensors = [t for t in (*module._buffers.values(), *module._parameters.values()) if t is not None]
                 self._beside.extend((t, lazy_copy(t)) for t in tensors if _is_put_back(t))
@@ -274,7 +276,8 @@ class ModuleState:
         changed = [own for own, kept in self.attributes[attributes:] if not _is_same(own, kept)]
         found = [self._holders.get(id(own), own) for own in changed]
         found += [each for each, entries in self.contents[contents:] if not has_entries(each, entries)]
-        found += [holder for holder, name, before in self.slots[slots:] if at(holder, name) is not before]
+        named = [*self.places, *self.slots[slots:]]
+        found += [holder for holder, name, before in named if at(holder, name) is not before]
         filled: list[Any] = [t for t, value in self._beside if _is_moved(t, value)]
         filled += [a for a, before in self._arrays if _is_other(a, before)]
         found += [each for each, state in self._generators if not _is_same_state(state_of(each), state)]

@@ -80,6 +80,52 @@ def test_lightning_trains_to_the_same_bits(lightning, tmp_path):
     assert [f.name for f in sorted((tmp_path / "run").iterdir())] == [f"step_00000{i}.pt" for i in (3, 6, 9)]
 
 
+def test_what_a_lightning_module_logs_is_that_of_its_training_alone(lightning, tmp_path):
+    """An epoch's mean, which a scheduler follows, and a metric; the step serves without a Trainer afterwards."""
+    from lossmap.callbacks import LightningCurvature
+
+    torchmetrics = pytest.importorskip("torchmetrics")
+    x, y = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+
+    class Logging(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net, self.mean = nn.Linear(5, 3), torchmetrics.MeanMetric()
+
+        def training_step(self, batch, index):
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.mean.update(loss.detach())
+            self.log_dict({"loss": loss, "mean": self.mean}, on_step=False, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 0.5)
+            follows = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.02)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": follows, "monitor": "loss"}}
+
+    def trained(is_watched):
+        lightning.seed_everything(5, verbose=False)
+        model = Logging()
+        problem = lossmap.Problem.custom(model, lambda module, batch: module.training_step(batch, 0), (x[:16], y[:16]))
+        callbacks = [LightningCurvature(problem, every=3, max_overhead=None)] if is_watched else []
+        trainer = lightning.Trainer(
+            max_epochs=4, accelerator="cpu", callbacks=callbacks, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+        trainer.fit(model, DataLoader(TensorDataset(x, y), 16))
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return model, problem, logged, trainer.optimizers[0].param_groups[0]["lr"], model.net.weight.tolist()
+
+    plain, watched = trained(False), trained(True)
+    assert watched[2:] == plain[2:] and set(plain[2]) == {"loss", "mean"}
+    truth = nn.functional.cross_entropy(watched[0].net(x[:16]), y[:16]).item()
+    line = lossmap.survey(
+        lossmap.losses(watched[1], lossmap.random_plane(watched[0], axes=1)), lossmap.Grid.line(0, 0, 1)
+    )
+    assert line["train_loss"][0] == pytest.approx(truth, rel=1e-6)
+    assert "log" not in vars(watched[0])
+
+
 def test_a_training_that_ends_early_ends_its_file_too(lightning, tmp_path):
     from lossmap.callbacks import LightningCurvature
 

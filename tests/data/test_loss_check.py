@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lossmap
 from lossmap import Grid, Problem, diagnose_network_health, losses, random_plane, survey
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
@@ -667,6 +668,58 @@ def test_a_schedule_in_a_loss_is_read_as_it_stands_and_refused_where_it_cannot_b
         else:
             assert f"from batch to batch ({name})" in check_loss(problem).notes[0]
     assert annealed.step == 0 and beta == 0.0  # as it was
+
+
+class Weighing:
+    """Losses weighed by the last ones, as of multi-task training: the first value that each ever had sets the scale."""
+
+    def __init__(self):
+        self.last, self.mean, self.history, self.number = None, None, [], None
+
+    def by_change(self, model, batch):  # SoftAdapt
+        parts = self.parts(model, batch)
+        weights = torch.ones(2) if self.last is None else 2 * ((parts.detach() - self.last) / 0.1).softmax(0)
+        self.last = parts.detach()
+        return (weights * parts).sum()
+
+    def by_mean(self, model, batch):
+        loss = self.parts(model, batch)[0]
+        self.mean = loss.detach() if self.mean is None else 0.9 * self.mean + 0.1 * loss.detach()
+        return loss / self.mean
+
+    def by_ratio(self, model, batch):  # dynamic weight average
+        parts = self.parts(model, batch)
+        ratio = torch.ones(2) if len(self.history) < 2 else self.history[-1] / self.history[-2]
+        self.history.append(parts.detach())
+        return (2 * (ratio / 2).softmax(0) * parts).sum()
+
+    def by_number(self, model, batch):
+        first, second = self.parts(model, batch)
+        weight = 1.0 if self.number is None else float(first.detach()) / self.number
+        self.number = float(first.detach())
+        return first + weight * second
+
+    def parts(self, model, batch):
+        outputs = model(batch[0])
+        return torch.stack([F.cross_entropy(outputs, batch[1]), outputs.square().mean()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("by_change", "last"), ("by_mean", "mean"), ("by_ratio", "history"), ("by_number", "number")]
+)
+def test_a_weight_that_begins_with_the_first_loss_ever_is_no_mean_over_batches(net, data, kind, name):
+    weighing = Weighing()
+    x, y = data
+    x[len(x) // 2 :] *= 3
+    carried = f"carries a state from batch to batch ({name})"
+    with pytest.raises(ValueError, match=rf"{re.escape(carried)}: over 3 batches"):
+        check_loss(Problem.custom(net, getattr(weighing, kind), (x, y), batch_size=30))
+    checked = check_loss(Problem.custom(net, getattr(weighing, kind), [(x, y)]))
+    assert any(carried in note for note in checked.notes)
+    truth = float(getattr(Weighing(), kind)(net, (x, y)).detach())
+    line = lossmap.survey(losses(checked, random_plane(net, axes=1)), lossmap.Grid.line(0, 0, 1))
+    assert line["train_loss"][0] == pytest.approx(truth, rel=1e-6)
+    assert (weighing.last, weighing.mean, weighing.history, weighing.number) == (None, None, [], None)
 
 
 class Scales(nn.Sequential):
