@@ -156,7 +156,7 @@ def _moves_the_loss(
 
 
 def _is_plain(t: Any) -> bool:
-    plain = isinstance(t, Tensor) and t.layout == torch.strided and t.device.type != "meta"
+    plain = isinstance(t, Tensor) and t.layout == torch.strided and not (t.is_nested or t.is_meta)
     return plain and t.is_floating_point() and t.numel() > 0
 
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from lossmap.copies import lazy_copies, lazy_copy, same_memory
 from lossmap.data.module_state import STANDARD, ModuleState, is_plain
 from lossmap.data.one_precision import origin
-from lossmap.data.outside_state import accompany_as
-from lossmap.data.quiet_modules import quieten
+from lossmap.data.outside_state import accompany_as, modules_beside, originals_beside
+from lossmap.data.silent_logging import silent_logging
 from lossmap.module_walks import modules_of, named_tensors
 from lossmap.numerics import numerics
 from lossmap.rebound import rebind
@@ -106,15 +106,16 @@ def _borrowed_with(
         with loan.inner(own, tensors, taken):
             yield
         return
-    loan = _Loan(model, own, left)
-    _borrowed[model] = loan
-    try:
-        loan.begin(tensors)
-        _point(own, taken(tensors))
-        yield
-    finally:
-        del _borrowed[model]
-        loan.end()
+    with silent_logging([*modules_of(model), *modules_beside(model), *originals_beside(model)]):
+        loan = _Loan(model, own, left)  # it keeps the silence, which what it puts back between passes includes
+        _borrowed[model] = loan
+        try:
+            loan.begin(tensors)
+            _point(own, taken(tensors))
+            yield
+        finally:
+            del _borrowed[model]
+            loan.end()
 
 
 @contextmanager
@@ -163,7 +164,6 @@ class _Loan:
 
     def begin(self, given: Mapping[str, Tensor]) -> None:
         """Evaluation mode, on copies of those tensors that are not given: a mode of a layer's own may change any."""
-        quieten(self.state.modules)
         if self.model in _precisions:
             self.state.convert_outside(_precisions[self.model], self._counterparts)
         for t, _, _ in self.gradients:
@@ -295,7 +295,13 @@ def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | st
         for module in model.modules():
             if isinstance(module, nn.RMSNorm) and module.eps is None:
                 module.eps = torch.finfo(own).eps
+    buffers = [(m._buffers, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     result: nn.Module = model._apply(moved)  # type: ignore[no-untyped-call]
+    for held, name, buffer in buffers:  # which a loss may hold, `mean = model.bn.running_mean`; so parameters stay, too
+        other = held[name]
+        if other is not None and torch._has_compatible_shallow_copy_type(buffer, other):
+            buffer.data = other
+            held[name] = buffer
     return result
 
 

@@ -22,6 +22,7 @@ from lossmap.data.counters import numbers_of
 from lossmap.data.first_batch import other_samples
 from lossmap.data.memos import memos_of
 from lossmap.data.module_state import CONTAINERS
+from lossmap.data.outside_state import at, modules_beside, name_of_place, places_of
 from lossmap.data.problem import Problem
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import same_random_state
@@ -106,8 +107,18 @@ def _held(model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
         inside |= {f"{prefix}.{name}".lstrip("."): value for name, value in own.items()}
     beside = {memo.name: memo.value for memo in memos_of(model) if memo.name.partition("[")[0] not in inside}
-    beside |= numbers_of(model)[1]
+    beside |= numbers_of(model)[1] | _tensors_beside(model)
     return _as_now_all(inside), _as_now_all(beside)
+
+
+def _tensors_beside(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The tensors of the networks that stand beside a model, such as a teacher's, by the names that people know."""
+    own = {id(module) for module in model.modules()}
+    named = [(name_of_place(model, *place), at(*place)) for place in places_of(model)]
+    roots = [(name, value) for name, value in named if isinstance(value, torch.nn.Module) and id(value) not in own]
+    known = own.union(id(module) for _, root in roots for module in root.modules())
+    roots += [(type(module).__name__, module) for module in modules_beside(model) if id(module) not in known]
+    return {f"{name}.{key}": t for name, root in roots for key, t in (*root.named_parameters(), *root.named_buffers())}
 
 
 def _as_now_all(held: dict[str, Any]) -> dict[str, Any]:
@@ -116,13 +127,13 @@ def _as_now_all(held: dict[str, Any]) -> dict[str, Any]:
 
 def _as_now(value: Any) -> Any:
     """A copy of a tensor, and what a container holds now."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and not value.is_nested:
         return value.detach().clone()
     return list(entries_of(value)) if type(value) in CONTAINERS else value
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and not (a.is_nested or b.is_nested):
         return a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(operator.is_, a, b))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.module_state import STANDARD, ModuleState
-from lossmap.data.outside_state import at, attributes_of, measures, modules_beside, name_of_place, places_of
+from lossmap.data.outside_state import alive, at, attributes_of, measures, modules_beside, name_of_place, places_of
 from lossmap.data.problem import Problem
 from lossmap.seeding import is_own_generator, same_random_state, shown_state_of
 
@@ -146,6 +146,7 @@ def _enter_module(module: nn.Module, prefix: str, found: _Numbers) -> None:
 
 def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any, Any]) -> None:
     """Note a number, or those in a container or a plain object, under their names; of a list its length too."""
+    value = alive(value)
     if isinstance(value, (bool, int, float)):
         found.shown[name] = repr(value)
         if not isinstance(value, bool):
@@ -188,8 +189,8 @@ def _is_code(value: Any) -> bool:
 
 def _place_of(iterator: Iterator[Any]) -> Any:
     """Where an iterator stands: what is left of it, or how it shows itself, as `itertools.count` does."""
-    left = operator.length_hint(iterator, -1)
-    return repr(iterator) if left < 0 else left
+    left, taken = operator.length_hint(iterator, -1), getattr(iterator, "_num_yielded", None)  # a loader's
+    return repr(iterator) if left < 0 else (left, taken)
 
 
 def _counting(before: _Numbers, then: _Numbers, now: _Numbers, calls: int) -> list[tuple[Any, Any, Any, float]]:

@@ -96,6 +96,8 @@ def _marks(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _sums(t: Tensor) -> tuple[Any, ...]:
     t = t.detach()
+    if t.is_nested:  # which has no shape
+        return (t.dtype,)
     if t.layout != torch.strided or not t.numel():
         return tuple(t.shape), t.dtype
     size = float(torch.linalg.vector_norm(t)) if t.is_floating_point() or t.is_complex() else 0.0

@@ -42,6 +42,7 @@ from lossmap.data.outside_state import (
     Place,
     at,
     caches_of,
+    dictionary_of,
     measures,
     modules_beside,
     name_of_place,
@@ -357,9 +358,9 @@ def _enter(holder: Any, key: str, name: str, found: list[Memo], known: set[int],
             _enter({inner: each}, inner, f"{name}[{inner!r}]", found, known, depth - 1)
     elif isinstance(value, nn.Module):  # in a list or an object: none of the model's own
         _enter_module(value, name, found, known)
-    elif isinstance(getattr(value, "__dict__", None), dict):
-        for inner in list(vars(value)):
-            _enter(vars(value), inner, f"{name}.{inner}", found, known, depth - 1)
+    elif (own := dictionary_of(value)) is not None:
+        for inner in list(own):
+            _enter(own, inner, f"{name}.{inner}", found, known, depth - 1)
     else:
         for inner in slots_of(value):
             _enter(value, inner, f"{name}.{inner}", found, known, depth - 1)
@@ -368,7 +369,7 @@ def _enter(holder: Any, key: str, name: str, found: list[Memo], known: set[int],
 def _are_numbers(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fc"
-    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.is_nested:
         return False
     return value.is_floating_point() or value.is_complex()
 

@@ -14,11 +14,12 @@ that are small; of a large one when it is written to (see `lossmap.copies`).
 
 from __future__ import annotations
 
+import io
 import operator
 import threading
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -34,6 +35,7 @@ from lossmap.data.outside_state import (
     at,
     cache_of,
     caches_of,
+    dictionary_of,
     is_installed_class,
     measures,
     modules_beside,
@@ -89,7 +91,6 @@ class ModuleState:
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._generators: list[tuple[Any, Any]] = []
         modules = modules_of(model)
-        self.modules = list(modules)  # with those beside the model
         self._known = {id(module) for module in modules}
         self._holders: dict[int, Any] = {}  # by identity: in what each was found, the object of a `__dict__`
         self._reach = INSIDE
@@ -129,7 +130,6 @@ class ModuleState:
         for module in modules:
             if id(module) not in self._known:
                 self._known.add(id(module))
-                self.modules.append(module)
                 self.attributes.append((module.__dict__, module.__dict__.copy()))
                 tensors = [t for t in (*module._buffers.values(), *module._parameters.values()) if t is not None]
                 self._beside.extend((t, lazy_copy(t)) for t in tensors if _is_put_back(t))
@@ -175,7 +175,7 @@ class ModuleState:
             return ()
 
     def _enter_object(self, value: Any) -> Collection[Any]:
-        if measures(value):
+        if measures(value) or _goes_on_elsewhere(value):
             return ()
         self._known.add(id(value))
         self._entered += 1
@@ -202,7 +202,7 @@ class ModuleState:
 
     def _enter_attributes(self, value: Any) -> Collection[Any]:
         """What an object holds in its dictionary, or in slots; nothing of an installed class's that threads share."""
-        own = _attributes_of(value)
+        own = dictionary_of(value)
         slots = [(value, name, at(value, name)) for name in slots_of(value)]
         held = [*(own or {}).values(), *(each for _, _, each in slots)]
         if any(isinstance(each, OF_THREADS) for each in held) and is_installed_class(type(value)):
@@ -308,18 +308,14 @@ class ModuleState:
                     container[key] = converted(value)
 
 
+def _goes_on_elsewhere(value: Any) -> bool:
+    """Whether what an object keeps belongs to what is not put back: a file's position, a loader's workers."""
+    return isinstance(value, io.IOBase) or (isinstance(value, Iterator) and is_installed_class(type(value)))
+
+
 def _container_of(value: Any) -> Any:
     """The built-in container that a value is, or that its class is made of; None of others."""
     return next((each for each in (OrderedDict, dict, list, set, deque) if isinstance(value, each)), None)
-
-
-def _attributes_of(value: Any) -> dict[str, Any] | None:
-    """The dictionary of an object's attributes; None where it has none, or does not show it."""
-    try:
-        own = getattr(value, "__dict__", None)
-    except Exception:  # of a class that somebody else wrote
-        return None
-    return own if isinstance(own, dict) else None
 
 
 def _storage(t: Tensor) -> int:

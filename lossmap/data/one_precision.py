@@ -115,8 +115,19 @@ def in_one_precision(function: Callable[..., T], double: bool, *args: Any) -> T:
 
     Of arguments in half precision, whose sum would be rounded to two or three digits, it is computed in float32.
 
-    Raises what the function itself raises where it fails both so and as it is.
+    Raises what the function itself raises where it fails both so and as it is; ValueError for an iterator that is used
+    up.
     """
+    try:
+        return _in_one_precision(function, double, *args)
+    except StopIteration as error:
+        raise ValueError(
+            "the model or its loss asked an iterator for more than it holds (StopIteration), and it cannot be begun "
+            "anew for every pass; give the batches of both as one, such as list(zip(loader, other))"
+        ) from error
+
+
+def _in_one_precision(function: Callable[..., T], double: bool, *args: Any) -> T:
     if not double:
         if not floating_dtypes(args) & HALF:
             return function(*args)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
+from weakref import ProxyTypes, WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import numpy as np
 from torch import Tensor, nn
@@ -82,7 +82,26 @@ def is_installed_class(cls: type) -> bool:
 
 def _has_attributes(value: Any) -> bool:
     """Whether a value is an object that holds others in a dictionary or in slots."""
-    return not isinstance(value, type) and (isinstance(getattr(value, "__dict__", None), dict) or bool(slots_of(value)))
+    return not isinstance(value, type) and (dictionary_of(value) is not None or bool(slots_of(value)))
+
+
+def dictionary_of(value: Any) -> dict[str, Any] | None:
+    """The dictionary of an object's attributes; None where it has none, or does not show it."""
+    try:
+        own = getattr(value, "__dict__", None)
+    except Exception:  # of a class that somebody else wrote
+        return None
+    return own if isinstance(own, dict) else None
+
+
+def alive(value: Any) -> Any:
+    """A value; NOTHING where it is the weak proxy of an object that is no more, of which nothing can be asked."""
+    if type(value) in ProxyTypes:
+        try:
+            value.__class__  # noqa: B018
+        except ReferenceError:
+            return NOTHING
+    return value
 
 
 def measures(value: Any) -> bool:
@@ -95,8 +114,7 @@ def measures(value: Any) -> bool:
 
 def attributes_of(value: Any) -> list[str]:
     """The names of what an object holds, in its dictionary and in slots."""
-    own = getattr(value, "__dict__", None)
-    return [*(own if isinstance(own, dict) else ()), *slots_of(value)]
+    return [*(dictionary_of(value) or ()), *slots_of(value)]
 
 
 def slots_of(value: Any) -> list[str]:
@@ -200,7 +218,7 @@ class _Reader:
             self.read(value)
         inner = _held_by(value)
         for each in inner if len(inner) <= MAX_ENTRIES else ():
-            self._read_modules(each, depth - 1)
+            self._read_modules(alive(each), depth - 1)
         if _has_attributes(value) and _is_own(type(value), ""):
             self._read_classes(value)
 
@@ -292,18 +310,19 @@ def _attribute_names(code: types.CodeType) -> set[str]:
 def at(holder: Any, name: str) -> Any:
     """What stands in a place; NOTHING where nothing does."""
     if isinstance(holder, dict):
-        return holder.get(name, NOTHING)
+        return alive(holder.get(name, NOTHING))
     if isinstance(holder, type):
-        return vars(holder).get(name, NOTHING)
+        return alive(vars(holder).get(name, NOTHING))
     try:
-        return getattr(holder, name)
+        return alive(getattr(holder, name))
     except (AttributeError, ValueError):  # a cell that is empty
         return NOTHING
 
 
 def put(holder: Any, name: str, value: Any) -> None:
-    """Put a value, or nothing, in a place; in a frozen dataclass too, where it is put back."""
-    own = getattr(holder, "__dict__", None) if dataclasses.is_dataclass(holder) else None
+    """Put a value, or nothing, in a place; in a frozen one of dataclasses or attrs too, where it is put back."""
+    is_frozen = dataclasses.is_dataclass(holder) or hasattr(type(holder), "__attrs_attrs__")
+    own = getattr(holder, "__dict__", None) if is_frozen else None
     holder = holder if own is None or isinstance(holder, type) else own
     if isinstance(holder, dict):
         if value is NOTHING:
@@ -312,7 +331,7 @@ def put(holder: Any, name: str, value: Any) -> None:
             holder[name] = value
     elif value is NOTHING:
         delattr(holder, name)
-    elif dataclasses.is_dataclass(holder) and not isinstance(holder, type):  # with slots
+    elif is_frozen and not isinstance(holder, type):  # with slots
         object.__setattr__(holder, name, value)
     else:
         setattr(holder, name, value)

@@ -80,50 +80,68 @@ def test_lightning_trains_to_the_same_bits(lightning, tmp_path):
     assert [f.name for f in sorted((tmp_path / "run").iterdir())] == [f"step_00000{i}.pt" for i in (3, 6, 9)]
 
 
-def test_what_a_lightning_module_logs_is_that_of_its_training_alone(lightning, tmp_path):
-    """An epoch's mean, which a scheduler follows, and a metric; the step serves without a Trainer afterwards."""
+def test_lightning_logs_the_same_means_where_its_own_step_is_evaluated(lightning, tmp_path):
     from lossmap.callbacks import LightningCurvature
 
-    torchmetrics = pytest.importorskip("torchmetrics")
-    x, y = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
-
-    class Logging(lightning.LightningModule):
+    class Logs(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net, self.mean = nn.Linear(5, 3), torchmetrics.MeanMetric()
+            torch.manual_seed(1)
+            self.net = nn.Linear(5, 3)
 
         def training_step(self, batch, index):
             loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-            self.mean.update(loss.detach())
-            self.log_dict({"loss": loss, "mean": self.mean}, on_step=False, on_epoch=True)
+            self.log("train_loss", loss, on_epoch=True, on_step=False)
+            self.log_dict({"twice": 2 * loss}, on_epoch=True, on_step=False)
+            if self.logger is not None:
+                self.logger.log_metrics({"written": float(loss)})
             return loss
 
         def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), 0.5)
-            follows = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.02)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": follows, "monitor": "loss"}}
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.05)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "train_loss"}}
 
-    def trained(is_watched):
-        lightning.seed_everything(5, verbose=False)
-        model = Logging()
-        problem = lossmap.Problem.custom(model, lambda module, batch: module.training_step(batch, 0), (x[:16], y[:16]))
-        callbacks = [LightningCurvature(problem, every=3, max_overhead=None)] if is_watched else []
+    def fitted(folder, watched):
+        model = Logs()
+        problem = lossmap.Problem.custom(model, lambda model, batch: model.training_step(batch, 0), (X[:16], Y[:16]))
+        options = {"every": 2, "max_overhead": None, "trace_products": 0, "loggers": ()}
+        logger = lightning.loggers.CSVLogger(folder)
         trainer = lightning.Trainer(
-            max_epochs=4, accelerator="cpu", callbacks=callbacks, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, enable_checkpointing=False,
+            max_epochs=4, accelerator="cpu", callbacks=[LightningCurvature(problem, **options)] if watched else [],
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, logger=logger,
         )  # fmt: skip
-        trainer.fit(model, DataLoader(TensorDataset(x, y), 16))
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        return model, problem, logged, trainer.optimizers[0].param_groups[0]["lr"], model.net.weight.tolist()
+        trainer.fit(model, DataLoader(TensorDataset(X, Y), 16))
+        (written,) = folder.rglob("metrics.csv")
+        return model, trainer, problem, written.read_text()
 
-    plain, watched = trained(False), trained(True)
-    assert watched[2:] == plain[2:] and set(plain[2]) == {"loss", "mean"}
-    truth = nn.functional.cross_entropy(watched[0].net(x[:16]), y[:16]).item()
-    line = lossmap.survey(
-        lossmap.losses(watched[1], lossmap.random_plane(watched[0], axes=1)), lossmap.Grid.line(0, 0, 1)
-    )
-    assert line["train_loss"][0] == pytest.approx(truth, rel=1e-6)
-    assert "log" not in vars(watched[0])
+    plain, trainer, _, written = fitted(tmp_path / "plain", False)
+    model, watched, problem, written_watched = fitted(tmp_path / "watched", True)
+    assert watched.callback_metrics == trainer.callback_metrics and written == written_watched
+    assert torch.equal(plain.net.weight, model.net.weight)
+    assert "log" not in vars(model) and watched.loggers[0].__class__.__name__ == "CSVLogger"
+    reading = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), lossmap.Grid.line(-1, 1, 3))
+    loss = nn.functional.cross_entropy(X[:16] @ model.net.weight.T + model.net.bias, Y[:16])
+    assert reading["train_loss"][1] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_lightning_step_that_trains_is_refused(lightning, tmp_path):
+    class Manual(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net, self.automatic_optimization = nn.Linear(5, 3), False
+
+        def training_step(self, batch, index):
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+            return loss
+
+    model = Manual()
+    problem = lossmap.Problem.custom(model, lambda model, batch: model.training_step(batch, 0), (X, Y))
+    with pytest.raises(ValueError, match="takes steps of the optimizers itself"):
+        lossmap.spectrum(problem, top=1)
 
 
 def test_a_training_that_ends_early_ends_its_file_too(lightning, tmp_path):
