@@ -763,7 +763,8 @@ class Keeper:
     def __init__(self):
         gone = Trainer(0)
         self.gone, self.odd, self.count, self.table = weakref.proxy(gone), Odd(), 0, torch.arange(3.0)
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
         self.file, self.numbers = io.StringIO(), iter(range(1_000_000))
 
