@@ -43,6 +43,7 @@ from lossmap.data.outside_state import (
     at,
     caches_of,
     dictionary_of,
+    goes_on_elsewhere,
     measures,
     modules_beside,
     name_of_place,
@@ -344,7 +345,7 @@ def _enter(holder: Any, key: str, name: str, found: list[Memo], known: set[int],
     if _are_numbers(value):
         found.append(Memo(holder, key, name))
         return
-    if isinstance(value, CLOSED) or id(value) in known or not depth or measures(value):
+    if isinstance(value, CLOSED) or id(value) in known or not depth or measures(value) or goes_on_elsewhere(value):
         return
     known.add(id(value))
     if type(value) in CONTAINERS or type(value) is tuple:

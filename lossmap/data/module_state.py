@@ -14,12 +14,11 @@ that are small; of a large one when it is written to (see `lossmap.copies`).
 
 from __future__ import annotations
 
-import io
 import operator
 import threading
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -36,6 +35,7 @@ from lossmap.data.outside_state import (
     cache_of,
     caches_of,
     dictionary_of,
+    goes_on_elsewhere,
     is_installed_class,
     measures,
     modules_beside,
@@ -175,7 +175,7 @@ class ModuleState:
             return ()
 
     def _enter_object(self, value: Any) -> Collection[Any]:
-        if measures(value) or _goes_on_elsewhere(value):
+        if measures(value) or goes_on_elsewhere(value):
             return ()
         self._known.add(id(value))
         self._entered += 1
@@ -306,11 +306,6 @@ class ModuleState:
             for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
                 if _is_of_other_precision(value, dtype):
                     container[key] = converted(value)
-
-
-def _goes_on_elsewhere(value: Any) -> bool:
-    """Whether what an object keeps belongs to what is not put back: a file's position, a loader's workers."""
-    return isinstance(value, io.IOBase) or (isinstance(value, Iterator) and is_installed_class(type(value)))
 
 
 def _container_of(value: Any) -> Any:

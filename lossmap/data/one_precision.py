@@ -16,6 +16,7 @@ every operation of such a model.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -49,6 +50,10 @@ class OnePrecision(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# makes a tensor for memory that is there, as of what a loader's worker or a file gives, of the type that it has
+UNPICKLES = "torch._utils"
+
+
 class KeepFloat64(OnePrecision):
     """What a model or its loss casts to float32 within is cast to float64: for models in float64."""
 
@@ -60,7 +65,7 @@ class KeepFloat64(OnePrecision):
         kwargs = dict(kwargs or {})
         if name == "float" and args:
             return args[0].double()
-        if kwargs.get("dtype") is torch.float32:
+        if kwargs.get("dtype") is torch.float32 and sys._getframe(1).f_globals.get("__name__") != UNPICKLES:
             kwargs["dtype"] = torch.float64
         if name in CASTS:
             args = (args[0], *(_in_float64(a) for a in args[1:]))

@@ -15,6 +15,7 @@ import builtins
 import dataclasses
 import dis
 import functools
+import io
 import operator
 import sys
 import types
@@ -110,6 +111,14 @@ def measures(value: Any) -> bool:
     A Lightning module leads to its trainer, and that to the callback that measures it.
     """
     return type(value).__module__.startswith("lossmap.") and not isinstance(value, nn.Module)
+
+
+def goes_on_elsewhere(value: Any) -> bool:
+    """Whether what an object keeps belongs to what cannot be put back: a file's position, the workers of a loader.
+
+    A loader that is told of batches it has given away already waits for them for ever.
+    """
+    return isinstance(value, io.IOBase) or (isinstance(value, Iterator) and is_installed_class(type(value)))
 
 
 def attributes_of(value: Any) -> list[str]:

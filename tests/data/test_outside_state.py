@@ -815,6 +815,23 @@ def test_a_buffer_that_a_loss_holds_is_the_models_own_in_another_precision_too()
     assert model[1].running_mean is mean and mean.dtype == torch.float64 and model.double()(x.double()).shape == (20, 3)
 
 
+def test_a_loader_with_workers_that_a_loss_reads_goes_on():
+    """In float64 too, where what a worker hands over was taken for what the loss casts, and waited for ever after."""
+    loader = torch.utils.data.DataLoader(list(torch.arange(10_000.0)), 1, num_workers=1)
+    keeper, model, batch = types.SimpleNamespace(others=iter(loader), last=None), Body(), data()
+
+    def loss(model, batch):
+        keeper.last = next(keeper.others)
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    problem = Problem.custom(model, loss, [batch])
+    truth = F.cross_entropy(model(batch[0]), batch[1]).item()
+    assert centre_of(problem) == pytest.approx(truth, rel=1e-6)
+    lossmap.spectrum(problem, top=1)
+    first = next(keeper.others)
+    assert first.dtype == torch.float32 and next(keeper.others) == first + 1 and keeper.last is None
+
+
 def test_what_threads_share_is_left_alone():
     """A writer's thread may have taken from its queue what would be put there a second time."""
     lines = queue.Queue()
