@@ -49,7 +49,7 @@ from lossmap.module_walks import modules_of, named_tensors
 from lossmap.seeding import GENERATORS, is_own_generator, set_state_of, state_of
 
 MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
-LONG = 100  # entries from which those of a container are looked into last
+LONG = 16  # entries of a list from which they are looked into last; of attributes and dictionaries six times as many
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = frozenset((bool, int, float, str, type(None)))
 CLOSED = (Tensor, str, bytes, int, float, type(None), type, types.ModuleType, types.FunctionType)
@@ -71,7 +71,7 @@ class Reach:
 
 
 INSIDE = Reach(objects=500, entries=100_000, copied=8 << 20)
-USUAL = Reach(objects=200, entries=100_000, copied=4 << 20)
+USUAL = Reach(objects=300, entries=100_000, copied=4 << 20)
 FAR = Reach(objects=50_000, entries=10_000_000, copied=1 << 30)
 
 
@@ -109,17 +109,19 @@ class ModuleState:
 
     def _enter_outside(self, model: nn.Module, reach: Reach) -> None:
         """Remember what is kept beside the model: in modules that its loss uses, and in places that code leads to."""
-        self._reach = FAR
+        self._reach, within = FAR, list[Any]()
         for value in watched_beside(model):
-            for inner in self._enter(value):
-                if isinstance(inner, (Tensor, np.ndarray)):
-                    self._enter(inner)
+            inner = self._enter(value)
+            within.extend(inner)
+            for each in inner:
+                if isinstance(each, (Tensor, np.ndarray)):
+                    self._enter(each)
         self._reach, self._entered, self._copied, self.is_cut = reach, 0, 0, False
         held = self._enter_beside(modules_beside(model))
         buffers = [b for module in originals_beside(model) for b in module._buffers.values() if b is not None]
         self._beside.extend((b, lazy_copy(b)) for b in buffers if _is_put_back(b))
         self.places = [(holder, name, at(holder, name)) for holder, name in places_of(model)]
-        self._walk([*held, *(value for _, _, value in self.places)])
+        self._walk([*held, *(value for _, _, value in self.places), *within])
 
     def _enter_beside(self, modules: Iterable[nn.Module]) -> list[Any]:
         """Remember modules that are none of the model's, and their tensors; returns what they hold besides.
@@ -158,7 +160,8 @@ class ModuleState:
             if type(value) in PLAIN:
                 continue
             inner = self._enter(value)
-            (near if len(inner) <= LONG else far).extend(inner)
+            is_long = len(inner) > (LONG if isinstance(value, (list, tuple, set, deque)) else 6 * LONG)
+            (far if is_long else near).extend(inner)
             if self._reach is FAR:
                 self._holders.update((id(each), value) for each in inner)
         self.is_cut |= bool(near or far)

@@ -705,6 +705,29 @@ def test_what_a_pass_changes_is_put_back_however_far_it_is(objects):
     assert not far.last[0].inner.bank.any() and not far.last[0].inner.of
 
 
+class LogsEveryFourth:
+    """As a trainer whose loss logs now and then, into what an object of its holds; beside many samples."""
+
+    def __init__(self):
+        self.samples = [{"x": torch.zeros(1), "name": str(i)} for i in range(2_000)]
+        self.state, self.calls = types.SimpleNamespace(history=[]), 0
+
+    def loss(self, model, batch):
+        self.calls += 1
+        if self.calls % 4 == 0:
+            self.state.history.append(self.calls)
+        return (model(batch) - 1).square().mean()
+
+
+def test_what_a_watched_object_leads_to_is_put_back_too():
+    """Its counter alone changes in the first pass, by which it is watched; its history does later."""
+    logs, model, x = LogsEveryFourth(), nn.Linear(4, 2), torch.randn(24, 4)
+    problem = Problem.custom(model, logs.loss, [x])
+    lossmap.spectrum(problem, top=1)
+    centre_of(problem)
+    assert logs.calls == 0 and logs.state.history == []
+
+
 class Named(dict):
     """A dictionary of somebody's own, whose entries are attributes too, and whose `update` adds."""
 
