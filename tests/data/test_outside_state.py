@@ -722,7 +722,7 @@ class LogsEveryFourth:
 def test_what_a_watched_object_leads_to_is_put_back_too():
     """Its counter alone changes in the first pass, by which it is watched; its history does later."""
     logs, model, x = LogsEveryFourth(), nn.Linear(4, 2), torch.randn(24, 4)
-    problem = Problem.custom(model, logs.loss, [x])
+    problem = Problem.custom(model, lambda model, batch: logs.loss(model, batch), [x])
     lossmap.spectrum(problem, top=1)
     centre_of(problem)
     assert logs.calls == 0 and logs.state.history == []
