@@ -240,10 +240,7 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """
     copies: dict[int, Any] = {}
     state = ModuleState(model)
-    for values in [
-        *(attributes for attributes, _ in state.attributes),
-        *(container for container, _ in state.contents),
-    ]:
+    for values in state.held_inside():
         for value in list(entries_of(values)):
             if is_plain(value):
                 copies[id(value)] = value

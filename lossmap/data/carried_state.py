@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossmap.copies import lazy_copy
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import entries_of, temporary_parameters
 from lossmap.data.counters import numbers_of
@@ -128,7 +129,7 @@ def _as_now_all(held: dict[str, Any]) -> dict[str, Any]:
 def _as_now(value: Any) -> Any:
     """A copy of a tensor, and what a container holds now."""
     if isinstance(value, Tensor) and not value.is_nested:
-        return value.detach().clone()
+        return lazy_copy(value)
     return list(entries_of(value)) if type(value) in CONTAINERS else value
 
 

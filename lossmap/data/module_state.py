@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lossmap.copies import copy_without_memory, has_own_storage, lazy_copy, same_memory
+from lossmap.copies import MIN_LAZY_BYTES, copy_without_memory, has_own_storage, lazy_copy, same_memory
 from lossmap.data.outside_state import (
     at,
     cache_of,
@@ -49,6 +49,7 @@ from lossmap.module_walks import modules_of, named_tensors
 from lossmap.seeding import GENERATORS, is_own_generator, set_state_of, state_of
 
 MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
+MAX_CONVERTED, MAX_CONVERTED_ENTRIES = 1 << 22, 1000  # numbers of a tensor, and entries, in another precision
 LONG = 16  # entries of a list from which they are looked into last; of attributes and dictionaries six times as many
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = frozenset((bool, int, float, str, type(None)))
@@ -113,9 +114,10 @@ class ModuleState:
         for value in watched_beside(model):
             inner = self._enter(value)
             within.extend(inner)
-            for each in inner:
-                if isinstance(each, (Tensor, np.ndarray)):
-                    self._enter(each)
+            if _container_of(value) is not None:  # others beside a tensor that a pass has filled, as of each class one
+                for each in inner:
+                    if isinstance(each, (Tensor, np.ndarray)):
+                        self._enter(each)
         self._reach, self._entered, self._copied, self.is_cut = reach, 0, 0, False
         held = self._enter_beside(modules_beside(model))
         buffers = [b for module in originals_beside(model) for b in module._buffers.values() if b is not None]
@@ -224,9 +226,9 @@ class ModuleState:
             self._own_storages = {_storage(own) for own in named_tensors(self._model).values() if _is_put_back(own)}
         if _storage(t) in self._own_storages:  # a view of a parameter, which the one who moves it puts back
             return
-        copied = copy_without_memory(t)
+        copied = copy_without_memory(t) if t.nbytes >= MIN_LAZY_BYTES else None
         if copied is None and self._has_room(t.nbytes):
-            copied = lazy_copy(t)
+            copied = lazy_copy(t) if torch.is_inference_mode_enabled() else t.data.clone()
         if copied is not None:
             self._entered += 1
             self._known.add(id(t))
@@ -273,6 +275,11 @@ class ModuleState:
         for each, state in self._generators:
             set_state_of(each, state)
 
+    def held_inside(self) -> list[Any]:
+        """The dictionaries and containers that the model itself leads to."""
+        attributes, contents, _ = self._inside
+        return [own for own, _ in (*self.attributes[:attributes], *self.contents[:contents])]
+
     def moved_beside(self) -> list[Any]:
         """What outside of the model is otherwise than it was, and what holds it: objects, containers, tensors."""
         attributes, contents, slots = self._inside
@@ -290,6 +297,9 @@ class ModuleState:
     def convert_outside(self, dtype: torch.dtype, counterparts: Callable[[], Mapping[int, Tensor]]) -> None:
         """Put floating-point tables outside of the model in another precision, until `restore`.
 
+        Not the largest, and not thousands of them, as of a data set: where they meet the model's, `one_precision` has
+        both in the wider of their precisions.
+
         counterparts  the model's own tensors by the identity of those of which they are copies, whose place they take
         """
         own: Mapping[int, Tensor] | None = None
@@ -304,7 +314,7 @@ class ModuleState:
             if _is_of_other_precision(value, dtype):
                 put(holder, name, converted(value))
         for container, _ in [*self.attributes[attributes:], *self.contents[contents:]]:
-            if isinstance(container, set):
+            if isinstance(container, set) or len(container) > MAX_CONVERTED_ENTRIES:
                 continue
             for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
                 if _is_of_other_precision(value, dtype):
@@ -329,7 +339,8 @@ def _is_put_back(t: Tensor) -> bool:
 
 
 def _is_moved(t: Tensor, before: Tensor) -> bool:
-    return not same_memory(t.data, before) and not torch.equal(t.data, before)
+    is_shared = t.nbytes >= MIN_LAZY_BYTES and same_memory(t.data, before)
+    return not is_shared and not torch.equal(t.data, before)
 
 
 def _is_other(array: np.ndarray, before: np.ndarray) -> bool:
@@ -347,7 +358,8 @@ def _is_same_state(a: Any, b: Any) -> bool:
 
 
 def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype
+    is_other = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype
+    return is_other and value.numel() <= MAX_CONVERTED
 
 
 def _converted(value: Tensor, dtype: torch.dtype) -> Tensor:

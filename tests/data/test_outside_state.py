@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
-from torch import nn
+from torch import Tensor, nn
 
 import lossmap
 from lossmap import Grid, Problem
@@ -703,6 +703,31 @@ def test_what_a_pass_changes_is_put_back_however_far_it_is(objects):
     assert centre_of(problem) == pytest.approx(float((model(x) - 1).square().mean().detach()), rel=1e-6)
     lossmap.spectrum(problem, top=1)
     assert not far.last[0].inner.bank.any() and not far.last[0].inner.of
+
+
+def test_a_data_set_beside_the_loss_is_neither_copied_nor_converted(monkeypatch):
+    """A tensor of millions of numbers and a list of thousands serve in float64 all the same, mixed with the model's."""
+    rows = torch.randn(4, 1 << 21)
+    keeper = types.SimpleNamespace(x=rows, parts=[torch.full((1,), float(i)) for i in range(2_000)], calls=0)
+    converted, convert = [], Tensor.to
+
+    def noting(t, *args, **kwargs):
+        if t.numel() == rows.numel() and torch.float64 in args:
+            converted.append(t.shape)
+        return convert(t, *args, **kwargs)
+
+    def loss(model, batch):
+        keeper.calls += 1
+        return (model(batch) * keeper.x[:2, 0] - keeper.parts[1]).square().mean()
+
+    model, x = nn.Linear(4, 2), torch.randn(24, 4)
+    monkeypatch.setattr(Tensor, "to", noting)
+    spectrum = lossmap.spectrum(Problem.custom(model, loss, [x]), top=1)
+    monkeypatch.undo()
+    # of the two outputs apart: the mean over outputs and samples of (s w.x)^2
+    blocks = [float(s) ** 2 / 24 * torch.linalg.matrix_norm(x.double(), 2) ** 2 for s in rows[:2, 0]]
+    assert not converted and keeper.calls == 0
+    assert abs(float(spectrum.largest[0]) - float(max(blocks))) <= float(spectrum.largest[1])
 
 
 class LogsEveryFourth:
