@@ -32,8 +32,14 @@ COUNTED = (r"(?:global_?)?steps?", r"it(?:er|eration)?s?", r"ep(?:och)?s?")
 OF_WORD = r"(?:^|[^a-z]){}[=_ -]?(\d+)(k?)(?![a-z\d]|[.,]\d|_\d{{3}}(?![a-z\d]))"
 WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
 BEST = r"(?<![a-z])best(?![a-z])"
-END = r"(?<![a-z])(?:last|latest|final)(?![a-z])"
+START = r"(?<![a-z])(?:init(?:ial)?|start|pretrained|untrained)(?![a-z])"
+END = r"(?<![a-z])(?:last|latest|final)(?![a-z])(?![-_ ]?(?:layer|block|norm|linear|conv))"
 VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its ending, or both of `checkpoint.pth.tar`."""
+    return re.sub(r"\.(?:pth|pt|ckpt|t7)$", "", path.stem)
 
 
 def _plain(name: str) -> str:
@@ -55,7 +61,7 @@ def _counted(names: Sequence[str], word: str) -> list[float | None]:
 
 def _by_word(files: Sequence[Path]) -> list[float | None] | None:
     """The steps by the first word for one behind which each file has a number of its own; None where there is none."""
-    names = [path.stem for path in files]
+    names = [_stem(path) for path in files]
     for word in COUNTED:
         steps = _counted(names, word)
         known = [step for step, name in zip(steps, names, strict=True) if not is_last(name)]
@@ -66,7 +72,7 @@ def _by_word(files: Sequence[Path]) -> list[float | None] | None:
 
 def _steps(files: Sequence[Path]) -> list[float | None]:
     """The steps that the names of files give, or, where no file's does, those of their folders."""
-    steps = _by_word(files) or [_step(path.stem) for path in files]
+    steps = _by_word(files) or [_step(_stem(path)) for path in files]
     if any(step is not None for step in steps) or len({path.parent for path in files}) < min(2, len(files)):
         return steps
     return [_step(path.parent.name) for path in files]
@@ -93,8 +99,8 @@ def guessed_steps(files: Mapping[float, Path]) -> str:
     paths = list(files.values())
     if len(paths) == 1 or _by_word(paths) or list(files) != _steps(paths):
         return ""
-    by_folder = all(_step(path.stem) is None for path in paths)
-    names = [path.parent.name if by_folder else path.stem for path in paths]
+    by_folder = all(_step(_stem(path)) is None for path in paths)
+    names = [path.parent.name if by_folder else _stem(path) for path in paths]
     if all(is_certain(name) for name in names):
         return ""
     first, *_, last = files
@@ -123,7 +129,7 @@ def known_steps(files: Sequence[Path]) -> list[float | None]:
     All from inside where the names' do not ascend, as of `epoch=1-acc=71` and `epoch=2-acc=70`.
     """
     steps = _steps(files)
-    by_name = [step for step, path in zip(steps, files, strict=True) if step is not None and not is_last(path.stem)]
+    by_name = [step for step, path in zip(steps, files, strict=True) if step is not None and not is_last(_stem(path))]
     if len(by_name) > 1 and (np.diff(by_name) <= 0).any() and _by_word(files) is None:
         inside = [step_in(path) for path in files]
         return inside if None not in inside and len(set(inside)) > 1 else steps
@@ -154,51 +160,81 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
     files, notes = _one_of_each_format(files)
-    files, ends, more = _apart(files)
-    found, numbered = _numbered(files)
-    if ends and (not numbered_in_order(found) or len(found) == 1):
-        more += _with_ends(found, ends)
-        ends = []
-    elif ends:  # nothing tells the order
-        found, numbered = _numbered(sorted_as_people_count([*files, *ends]))
-    return found, [note for note in (*notes, *more, *numbered, guessed_steps(found), numbered_in_order(found)) if note]
+    inner, more = _without_best(files)
+    begins, steps, ends = _apart(inner)
+    found, numbered = _numbered(steps)
+    in_order = numbered_in_order(found)
+    if in_order and (begins or ends):  # nothing tells the order
+        found, numbered = _numbered(inner)
+        in_order = numbered_in_order(found)
+    elif not in_order:
+        numbered += [guessed_steps(found), *_with_begins(found, begins), *_with_ends(found, ends)]
+    found = dict(sorted(found.items()))
+    return found, [note for note in (*notes, *more, *numbered, in_order) if note]
 
 
-def _apart(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[str]]:
-    """The checkpoints of a run's steps, those of its end by their names, and notes on its best, which is left out.
+def _without_best(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """A run's checkpoints without its best, where others have numbers; with one that has a step of its own; notes."""
+    best = [path for path in files if re.search(BEST, _names_of(files)[path])]
+    others = [path for path in files if path not in best]
+    if _by_word(files) or sum(_step(_names_of(files)[path]) is not None for path in others) < 2:
+        return list(files), []
+    note = "{} is left out: it is the best of the run by some measure, one of its steps or of one that is not known"
+    return others, [note.format(path.name) for path in best]
 
-    All are of its steps where no other has a number.
+
+def _names_of(files: Sequence[Path]) -> dict[Path, str]:
+    """What tells files apart, in small letters: their names, or those of their folders where names are alike."""
+    by_folder = len(files) > 1 and len({_stem(path) for path in files}) == 1
+    return {path: (path.parent.name if by_folder else _stem(path)).lower() for path in files}
+
+
+def _apart(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """The checkpoints of a run's beginning, of its steps, and of its end, by their names; all of its steps without any.
+
+    An end is `final.pt`, or the bare name of those with numbers; not Lightning's `last.ckpt`, whose step stands in it.
     """
-    best = [path for path in files if re.search(BEST, path.stem.lower())]
-    ends = [path for path in files if path not in best and _is_end(path, files)]
-    steps = [path for path in files if path not in best and path not in ends]
-    if not any(_step(path.stem) is not None for path in steps):
-        return list(files), [], []
-    note = "{} is left out: it is the best of the run by some measure, and the name does not tell of which step"
-    return steps, ends, [note.format(path.name) for path in best]
+    names = _names_of(files)
+
+    def is_bare(name: str) -> bool:
+        return _step(name) is None and any(re.fullmatch(rf"{re.escape(name)}[-_]?\d+", each) for each in names.values())
+
+    own = [path for path in files if is_last(_stem(path)) and step_in(path) is not None]
+    begins = [
+        path for path in files if path not in own and re.search(START, names[path]) and _step(names[path]) is None
+    ]
+    ends = [path for path in files if path not in own and (re.search(END, names[path]) or is_bare(names[path]))]
+    ends = [path for path in ends if path not in begins]
+    steps = [path for path in files if path not in begins and path not in ends]
+    return (begins, steps, ends) if any(_step(names[path]) is not None for path in steps) else ([], list(files), [])
 
 
-def _is_end(path: Path, files: Sequence[Path]) -> bool:
-    """Whether a file is where the run ended, and not of a step that stands in it: `final.pt`, or their bare name."""
-    stem = path.stem.lower()
-    if is_last(path.stem) and step_in(path) is not None:
-        return False
-    is_bare = any(re.fullmatch(rf"{re.escape(stem)}[-_]?\d+", each.stem.lower()) for each in files)
-    return re.search(END, stem) is not None or (is_bare and _step(path.stem) is None)
+def _with_begins(found: dict[float, Path], begins: Sequence[Path]) -> list[str]:
+    """Put the checkpoints of a run's beginning in front of those of its steps; returns notes."""
+    notes = []
+    for path in reversed(begins):
+        first = min(found)
+        step = 0.0 if first > 0 else first - 1
+        found[step] = path
+        notes.append(f"{path.name} is taken for the run's beginning: it has step {step:g}")
+    return notes
 
 
 def _with_ends(found: dict[float, Path], ends: Sequence[Path]) -> list[str]:
     """Put the checkpoints of a run's end behind those of its steps, but for copies of the last; returns notes."""
-    notes = []
+    every = [*ends, *found.values()]
+    notes, names = [], dict(zip(every, short_names(every), strict=True))
     for path in ends:
-        step, last = list(found.items())[-1]
+        step = max(found)
+        last = found[step]
         if _is_same(path, last):
-            notes.append(f"{path.name} is left out: it is {last.name} once more")
+            notes.append(f"{names[path]} is left out: it is {names[last]} once more")
             continue
         inside = step_in(path)
         is_counted_alike = inside is not None and inside > step and step_in(last) == step
-        found[inside if inside is not None and is_counted_alike else step + 1] = path
-        notes.append(f"{path.name} is taken for the run's end, behind {last.name}: it has step {list(found)[-1]:g}")
+        own = inside if inside is not None and is_counted_alike else step + 1
+        found[own] = path
+        notes.append(f"{names[path]} is taken for the run's end, behind {names[last]}: it has step {own:g}")
     return notes
 
 
@@ -218,9 +254,9 @@ def _numbered(files: Sequence[Path]) -> tuple[dict[float, Path], list[str]]:
     files, notes = list(files), list[str]()
     known = known_steps(files)
     if all(step is not None for step in known):
-        of_step = {step: path for step, path in zip(known, files, strict=True) if not is_last(path.stem)}
+        of_step = {step: path for step, path in zip(known, files, strict=True) if not is_last(_stem(path))}
         for step, path in zip(known, list(files), strict=True):
-            if is_last(path.stem) and of_step.setdefault(step, path) != path:
+            if is_last(_stem(path)) and of_step.setdefault(step, path) != path:
                 files.remove(path)
                 notes.append(f"{path.name} is of step {step:g}, as {of_step[step].name} is: it is left out")
         known = known_steps(files) if notes else known
@@ -244,7 +280,7 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     are no steps, nor are those behind a metric's word, `seed`, `fold`, `v` and the like, sizes (`7b`, `resnet50`) and
     hashes. Of `step1.pt` and `step1.safetensors` the latter is taken. Lightning's `last.ckpt` is left out beside
     another of its step; so is `best.pt` beside numbered files, and `last`, `latest`, `final` or a bare `checkpoint.pth`
-    where it is the last of these once more: else it stands behind them.
+    where it is the last of these once more: else it stands behind them, and `init` or `pretrained` in front.
 
     Files left out, guessed steps and numbers from 0 are reported.
 

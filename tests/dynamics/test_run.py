@@ -302,6 +302,12 @@ def test_exponents_are_no_steps_and_names_that_do_not_ascend_give_way_to_what_is
         (["final", "step_000000", "step_000020"], "", [0, 20, 21], ["step_000000", "step_000020", "final"]),
         (["best-epoch=1", "best-epoch=2"], "", [1, 2], ["best-epoch=1", "best-epoch=2"]),
         (["best", "last"], "", [0, 1], ["best", "last"]),
+        (["best_1", "best_5", "last"], "", [1, 5, 6], ["best_1", "best_5", "last"]),
+        (["epoch_1", "epoch_2", "final", "init"], "", [0, 1, 2, 3], ["init", "epoch_1", "epoch_2", "final"]),
+        (["pretrained", "step_100", "step_200"], "", [0, 100, 200], ["pretrained", "step_100", "step_200"]),
+        (["a-3", "last-layer-5", "last-layer-6"], "", [3, 5, 6], ["a-3", "last-layer-5", "last-layer-6"]),
+        (["epoch=0-step=10", "best-epoch=1-step=15"], "", [10, 15], ["epoch=0-step=10", "best-epoch=1-step=15"]),
+        (["c_0.pth", "c_1.pth", "c.pth"], "", [0, 1, 2], ["c_0.pth", "c_1.pth", "c.pth"]),
     ],
 )  # fmt: skip
 def test_a_runs_best_has_no_place_in_its_path_and_its_last_stands_at_the_end(tmp_path, names, same, steps, stems):
@@ -316,7 +322,8 @@ def test_a_runs_best_has_no_place_in_its_path_and_its_last_stands_at_the_end(tmp
     assert list(found) == steps and [path.stem for path in found.values()] == stems
     left = [name for name in names if name not in stems]
     assert all(any(note.startswith(f"{name}.pt is left out") for note in notes) for name in left)
-    assert "last" not in stems or len(left) + len(stems) == len(names)
+    assert len(left) + len(stems) == len(names)
+    assert list(found) == list(range(len(found))) or not any("numbered from 0" in note for note in notes)
 
 
 def test_a_folder_of_the_hugging_face_trainer_holds_the_weights_of_its_folders(tmp_path):
@@ -411,10 +418,10 @@ def test_an_order_that_names_do_not_give_is_reported(tmp_path, caplog):
     run = tmp_path / "run"
     turned(problem().model, run, [0, 1])
     named = sorted(run.iterdir())
-    for old, new in zip(named, ("7_best.pt", "last_3.pt"), strict=True):
+    for old, new in zip(named, ("7_net.pt", "net_3.pt"), strict=True):
         old.rename(run / new)
     run_dynamics([run], problem(), path=tmp_path / "d.h5", top=1)
-    assert "no ascending steps: they are numbered from 0 in the order 7_best.pt, last_3.pt" in caplog.text
+    assert "no ascending steps: they are numbered from 0 in the order 7_net.pt, net_3.pt" in caplog.text
 
 
 def test_more_eigenvalues_than_parameters_are_refused(tmp_path):
