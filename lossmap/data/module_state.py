@@ -349,8 +349,11 @@ def _is_other(array: np.ndarray, before: np.ndarray) -> bool:
         return False  # resized in place: nothing of it can be written back
     if array.dtype.hasobject:
         return not all(map(operator.is_, array.flat, before.flat))
-    now: bytes = array.tobytes()
-    return now != before.tobytes()
+    if not (array.flags.c_contiguous and before.flags.c_contiguous):
+        now: bytes = array.tobytes()
+        return now != before.tobytes()
+    # without another copy of them
+    return bool(array.reshape(-1).view(np.uint8).data != before.reshape(-1).view(np.uint8).data)
 
 
 def _is_same_state(a: Any, b: Any) -> bool:
