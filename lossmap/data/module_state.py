@@ -50,6 +50,7 @@ from lossmap.seeding import GENERATORS, is_own_generator, set_state_of, state_of
 
 MAX_KEPT = 1 << 20  # numbers of a buffer beside the model that is put back although it is copied at once
 MAX_CONVERTED, MAX_CONVERTED_ENTRIES = 1 << 22, 1000  # numbers of a tensor, and entries, in another precision
+MANY = 1000  # entries of a container that are looked into by one look that goes far, and not around every pass
 LONG = 16  # entries of a list from which they are looked into last; of attributes and dictionaries six times as many
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = frozenset((bool, int, float, str, type(None)))
@@ -162,6 +163,9 @@ class ModuleState:
             if type(value) in PLAIN:
                 continue
             inner = self._enter(value)
+            if len(inner) > MANY and self._reach is not FAR:  # a data set, of which one look is enough
+                self.is_cut = True
+                continue
             is_long = len(inner) > (LONG if isinstance(value, (list, tuple, set, deque)) else 6 * LONG)
             (far if is_long else near).extend(inner)
             if self._reach is FAR:
