@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lossmap import zoo
+from lossmap.cli.entry_point import launched_rank
 from lossmap.cli.setting_groups import ModelSettings
 from lossmap.cli.settings import UsageError
 from lossmap.data import checkpoints
@@ -210,6 +211,6 @@ def run_files(settings: ModelSettings) -> list[Path]:
 
 @functools.cache
 def say_once(folder: Path, notes: tuple[str, ...]) -> None:
-    """Report what was found of a run's order, once for each command (`main` forgets it)."""
-    for note in notes:
+    """Report what was found of a run's order, by the first rank, once for each command (`main` forgets it)."""
+    for note in notes if launched_rank() == 0 else ():
         log.warning("%s: %s", folder, note)
