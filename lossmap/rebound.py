@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
+from lossmap.attributes import dictionary_of
+
 MAX_ENTRIES = 1000  # of a container that is looked into
 PLAIN = frozenset((bool, int, float, str, type(None)))
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
@@ -53,7 +55,7 @@ class _Copies(dict[int, Any]):
 
 def _enter(value: Any, made: _Copies, entered: set[int], depth: int) -> None:
     """Give what a container or an object of the copy holds functions of their own."""
-    held = value if isinstance(value, (dict, list)) else getattr(value, "__dict__", None)
+    held = value if isinstance(value, (dict, list)) else dictionary_of(value)
     if not isinstance(held, (dict, list)) or isinstance(value, (FunctionType, type)) or not depth:
         return
     if id(held) in entered or len(held) > MAX_ENTRIES:

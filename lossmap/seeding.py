@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from lossmap import accelerators
+from lossmap.attributes import dictionary_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def leaves_own_generators(function: Callable[Concatenate[Any, P], T]) -> Callabl
 
 def _generators_in(data: Any, depth: int = 3) -> Iterator[Any]:
     """The generators among the attributes of a loader, its data set and its samplers."""
-    held = getattr(data, "__dict__", {})
+    held = dictionary_of(data) or {}
     for name, value in held.items():
         if isinstance(value, GENERATORS):
             yield value

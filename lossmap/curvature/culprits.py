@@ -1,7 +1,7 @@
 """Which operation has no right second derivative: names for the sentence that refuses it.
 
-First the custom autograd Functions in the graph of the loss; then, module by module, the leaf whose own second
-derivative by its inputs and parameters disagrees with differences of its first.
+First the custom autograd Functions in the graph of the loss whose own derivatives are wrong; then, module by module,
+the leaf whose own second derivative by its inputs and parameters disagrees with differences of its first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.differences import FewSamples
+from lossmap.curvature.function_replay import wrong_functions
 from lossmap.curvature.vector_jacobian import vector_jacobian
 from lossmap.geometry.unregistered import quantized
 from lossmap.seeding import generator
@@ -29,9 +30,12 @@ MAX_NAMES = 3  # in a sentence
 NEAR_BOUND = 1e-3  # relative: a row of an embedding this near to its `max_norm` is rescaled within a survey
 
 
-def suspects(few: FewSamples) -> str:
-    """The operations to name, as the subject of a sentence; empty where nothing was found."""
-    own = [_described(f) for f in custom_functions(few)] or nested_inputs(few)
+def suspects(few: FewSamples, order: int = 2) -> str:
+    """The operations to name, as the subject of a sentence; empty where nothing was found.
+
+    order  of the derivative that is not right, 1 or 2
+    """
+    own = [_described(f) for f in wrong_functions(few, custom_functions(few), order)] or nested_inputs(few)
     names = own or wrong_modules(few) or sparse_operations(few)
     unique = list(dict.fromkeys(names))
     return ", ".join(unique[:MAX_NAMES]) + (", ..." if len(unique) > MAX_NAMES else "")

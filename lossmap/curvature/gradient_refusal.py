@@ -55,7 +55,7 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
             "cast out, or take torch.autocast in its place, under which rounding is measured and part of the bars"
         )
     _refuse_cut_off(few)
-    names = suspects(few)
+    names = suspects(few, 1)
     through = f" through {names}" if names else ""
     raise ValueError(
         f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the loss's "

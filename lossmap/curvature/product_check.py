@@ -809,7 +809,14 @@ class _Judge:
                     "terms do not cancel (cross_entropy or log_softmax for log(softmax + eps), expm1 for 1 - exp), or "
                     "parameters that fit less"
                 )
-            names = suspects(self.few) or "an operation of this model"
+            names = suspects(self.few)
+            if not names:
+                raise ValueError(
+                    "PyTorch's second derivative of this model or its loss is missing or wrong: "
+                    f"{self.rejected['double-backward']}; no module and no custom autograd Function is wrong alone: "
+                    "look in the forward pass for an operation without a second derivative, or for a value of the "
+                    "weights that passes no gradient (detach, .item(), the steps that an adaptive solver takes)"
+                )
             raise ValueError(
                 f"PyTorch's second derivative of {names} is missing or wrong: {self.rejected['double-backward']}; "
                 f"{advice_for(names)}"

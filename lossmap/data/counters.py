@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lossmap.attributes import attribute
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.module_state import STANDARD, ModuleState
@@ -184,12 +185,12 @@ def _enter_tensor(value: Tensor | np.ndarray | np.number[Any], name: str, found:
 
 
 def _is_code(value: Any) -> bool:
-    return isinstance(value, (type, nn.Module)) or (callable(value) and hasattr(value, "__code__"))
+    return isinstance(value, (type, nn.Module)) or (callable(value) and attribute(value, "__code__") is not None)
 
 
 def _place_of(iterator: Iterator[Any]) -> Any:
     """Where an iterator stands: what is left of it, or how it shows itself, as `itertools.count` does."""
-    left, taken = operator.length_hint(iterator, -1), getattr(iterator, "_num_yielded", None)  # a loader's
+    left, taken = operator.length_hint(iterator, -1), attribute(iterator, "_num_yielded")  # a loader's
     return repr(iterator) if left < 0 else (left, taken)
 
 

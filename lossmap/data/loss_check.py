@@ -1065,7 +1065,8 @@ def _measured(probe: _Probe) -> str:
     except (ValueError, RuntimeError, IndexError) as error:
         return f"{n} samples give {whole:.6g}, one alone fails: {str(error).splitlines()[0]}"
     where = ", at weights moved at random" if probe.moved else ""
-    return f"{n} samples together {whole:.6g}, one by one {mean:.6g}{where}"
+    digits = next((d for d in (6, 9, 12) if f"{whole:.{d}g}" != f"{mean:.{d}g}"), 17)
+    return f"{n} samples together {whole:.{digits}g}, one by one {mean:.{digits}g}{where}"
 
 
 def _own_batches(problem: Problem) -> FixedBatches:

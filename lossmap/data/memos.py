@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lossmap.attributes import attribute, dictionary_of
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import copy_of, entries_of, restored, temporary_parameters
 from lossmap.data.gradients import each_gradient
@@ -42,7 +43,6 @@ from lossmap.data.outside_state import (
     Place,
     at,
     caches_of,
-    dictionary_of,
     goes_on_elsewhere,
     measures,
     modules_beside,
@@ -332,8 +332,8 @@ def _stored_by_methods(cls: type) -> frozenset[str]:
     names: set[str] = set()
     for each in cls.__mro__:
         for name, value in vars(each).items() if not each.__module__.startswith("torch.") else ():
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            code = getattr(function, "__code__", None)
+            function = attribute(value, "fget") or attribute(value, "__func__", value)
+            code = attribute(function, "__code__")
             if code is not None and name != "__init__":
                 names |= {str(i.argval) for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
     return frozenset(names)

@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lossmap.attributes import dictionary_of
 from lossmap.copies import MIN_LAZY_BYTES, copy_without_memory, has_own_storage, lazy_copy, same_memory
 from lossmap.data.outside_state import (
     at,
     cache_of,
     caches_of,
-    dictionary_of,
     goes_on_elsewhere,
     is_installed_class,
     measures,

@@ -29,6 +29,7 @@ from weakref import ProxyTypes, WeakKeyDictionary, WeakSet, WeakValueDictionary,
 import numpy as np
 from torch import Tensor, nn
 
+from lossmap.attributes import dictionary_of
 from lossmap.installed import is_installed
 from lossmap.module_walks import modules_of
 from lossmap.seeding import GENERATORS
@@ -84,15 +85,6 @@ def is_installed_class(cls: type) -> bool:
 def _has_attributes(value: Any) -> bool:
     """Whether a value is an object that holds others in a dictionary or in slots."""
     return not isinstance(value, type) and (dictionary_of(value) is not None or bool(slots_of(value)))
-
-
-def dictionary_of(value: Any) -> dict[str, Any] | None:
-    """The dictionary of an object's attributes; None where it has none, or does not show it."""
-    try:
-        own = getattr(value, "__dict__", None)
-    except Exception:  # of a class that somebody else wrote
-        return None
-    return own if isinstance(own, dict) else None
 
 
 def alive(value: Any) -> Any:
@@ -179,7 +171,7 @@ class _Reader:
         elif hasattr(type(value), "cache_info"):  # of functools.lru_cache
             self.read(value.__wrapped__)
         elif type(value).__module__.startswith("lossmap."):  # a loss as a problem holds it
-            for each in getattr(value, "__dict__", {}).values():
+            for each in (dictionary_of(value) or {}).values():
                 self.read(each)
         elif callable(value):
             self._read_callable(value)
@@ -324,7 +316,7 @@ def at(holder: Any, name: str) -> Any:
         return alive(vars(holder).get(name, NOTHING))
     try:
         return alive(getattr(holder, name))
-    except (AttributeError, ValueError):  # a cell that is empty
+    except Exception:  # a cell that is empty; an object that stands for a package which is not there
         return NOTHING
 
 

@@ -953,3 +953,49 @@ def test_a_network_that_is_made_in_the_first_call_of_a_loss_can_draw_its_weights
         lossmap.hessian(Problem.custom(nn.Linear(3, 3), loss, [torch.randn(20, 3)]))
     except ValueError as error:  # a new network in each copy of the problem is another function
         assert "repeatable" in str(error) or "draws" in str(error) or "function" in str(error)
+
+
+class Missing:
+    """Stands for a package that is not there, as MONAI's `optional_import` gives it: it raises whatever is asked."""
+
+    def __getattr__(self, name):
+        raise ImportError("no module named 'cupy'")
+
+    def __call__(self, *values):
+        raise ImportError("no module named 'cupy'")
+
+
+class MissingSlots(Missing):
+    __slots__ = ()
+
+
+optional, optional_without_attributes = Missing(), MissingSlots()
+
+
+class AsksForAPackage(nn.Linear):
+    optional = MissingSlots()
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.array, self.listed = MissingSlots(), [Missing()]
+
+    def forward(self, x):
+        return super().forward(x) if isinstance(x, Tensor) else self.array(optional(x))
+
+
+def test_what_stands_for_a_missing_package_is_asked_for_nothing():
+    def loss(outputs, targets):
+        if not isinstance(outputs, Tensor):
+            return optional_without_attributes(optional(outputs))
+        return F.cross_entropy(outputs, targets)
+
+    torch.manual_seed(0)
+    net, data = AsksForAPackage(), (torch.randn(12, 3), torch.randint(0, 2, (12,)))
+    plain = nn.Linear(3, 2)
+    plain.load_state_dict(net.state_dict())
+    s, other = (
+        lossmap.spectrum(Problem.supervised(m, c, data), top=1, density_error=None)
+        for m, c in ((net, loss), (plain, "crossentropy"))
+    )
+    assert s.loss == pytest.approx(other.loss, rel=1e-6)
+    assert s.top.values[0] == pytest.approx(other.top.values[0], rel=1e-5)
