@@ -17,8 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from lossmap.attributes import dictionary_of
-
 MAX_ENTRIES = 1000  # of a container that is looked into
 PLAIN = frozenset((bool, int, float, str, type(None)))
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
@@ -55,7 +53,9 @@ class _Copies(dict[int, Any]):
 
 def _enter(value: Any, made: _Copies, entered: set[int], depth: int) -> None:
     """Give what a container or an object of the copy holds functions of their own."""
-    held = value if isinstance(value, (dict, list)) else dictionary_of(value)
+    held = value
+    if not isinstance(value, (dict, list)):  # asked for a dictionary that it has not, an object may raise anything
+        held = value.__dict__ if type(value).__dictoffset__ else None
     if not isinstance(held, (dict, list)) or isinstance(value, (FunctionType, type)) or not depth:
         return
     if id(held) in entered or len(held) > MAX_ENTRIES:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from lossmap import accelerators
-from lossmap.attributes import dictionary_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,7 +76,7 @@ def leaves_own_generators(function: Callable[Concatenate[Any, P], T]) -> Callabl
 
 def _generators_in(data: Any, depth: int = 3) -> Iterator[Any]:
     """The generators among the attributes of a loader, its data set and its samplers."""
-    held = dictionary_of(data) or {}
+    held = data.__dict__ if type(data).__dictoffset__ else {}
     for name, value in held.items():
         if isinstance(value, GENERATORS):
             yield value

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOWEST = "accelerators"
 GROUND = {
     LOWEST,
+    "attributes",
     "copies",
     "device_errors",
     "download",
