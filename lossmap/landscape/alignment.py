@@ -197,7 +197,7 @@ def _outputs_of(
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
-        dim = -1 if isinstance(layer, nn.Linear) else 1
+        dim = -1 if isinstance(layer, (nn.Linear, nn.Embedding)) else 1
         kept = output.detach().clone()  # what follows may write into it, as nn.ReLU(inplace=True) does
         outputs[name] = in_float64(kept.movedim(dim, 0).flatten(1)).cpu()
 

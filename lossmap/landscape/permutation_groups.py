@@ -1,10 +1,10 @@
 """Which units of a network may change places without changing its function, derived from its traced graph.
 
-A unit is an output of a linear layer or a channel of a convolution. Units that are added to one another (skip
-connections) move together: they are one group. A permutation P of a group moves the rows of the layers that make its
-units, entries of the norms that they pass, and columns of the layers that read them. What the trace passes through
-unknown ground (concatenation, attention, grouped convolutions, ...) is held where it is, with the reason, so that
-the function stays the same whatever the network does. Source of the matching that uses the groups: Ainsworth et al.
+A unit is an output of a linear layer, a channel of a convolution or an entry of an embedding. Units that are added to
+one another (skip connections) move together: they are one group. A permutation P of a group moves the rows of the
+layers that make its units (of an embedding the columns), entries of the norms that they pass, and columns of the layers
+that read them. What the trace passes through unknown ground (concatenation, attention, grouped convolutions, ...) is
+held where it is, with the reason, so that the function stays the same whatever the network does. Source of the matching that uses the groups: Ainsworth et al.
 (2023), arXiv:2209.04836, who wrote the groups of each network by hand.
 """
 
@@ -43,7 +43,7 @@ class PermutationGroups:
     sizes   by group, in the order of the forward pass: the number of its units
     uses    by group: the tensors that move with it
     fixed   by layer whose units have to stay: why
-    layers  by group: those whose outputs its units are, along dimension 1 of a convolution and the last of a linear one
+    layers  by group: those whose outputs its units are, along dimension 1 of a convolution and the last of any other
     """
 
     sizes: Mapping[str, int]
@@ -327,6 +327,8 @@ class _Search:
             return self._layer(name, module, axis, len(shape) - 1, len(shape) - 1)
         if kind in _CONVOLUTIONS and len(shape) == _CONVOLUTIONS[kind]:
             return self._convolution(name, module, axis)
+        if kind is nn.Embedding and axis is None:
+            return self._made(name, module.embedding_dim, [Use(f"{name}.weight", 1)], len(shape))
         if kind in _SAME_MODULES or axis is None:
             return axis
         if kind in _POOLS and len(shape) == _POOLS[kind] and axis.dim == 1:
@@ -351,9 +353,14 @@ class _Search:
             self.uses[axis.group].append(Use(f"{name}.weight", 1, axis.inner))
         else:
             self.hold(f"{name} reads another dimension of it", axis)
-        self.parent[name], self.sizes[name] = name, module.weight.shape[0]
-        self.uses[name] += [Use(f"{name}.{n}", 0) for n, _ in module.named_parameters()]
-        return _Axis(out, name)
+        own = [Use(f"{name}.{n}", 0) for n, _ in module.named_parameters()]
+        return self._made(name, module.weight.shape[0], own, out)
+
+    def _made(self, name: str, units: int, uses: list[Use], dim: int) -> _Axis:
+        """Units that a layer makes, along this dimension of its output."""
+        self.parent[name], self.sizes[name] = name, units
+        self.uses[name] += uses
+        return _Axis(dim, name)
 
     def _convolution(self, name: str, module: Any, axis: _Axis | None) -> _Axis | None:
         if module.groups == 1:

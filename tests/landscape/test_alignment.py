@@ -165,6 +165,40 @@ def test_a_permuted_copy_is_recovered_exactly_and_no_barrier_is_left(family, met
     assert found.after == 0.0 < found.before and found.units == sum(groups.sizes.values())
 
 
+class Words(nn.Module):
+    """A mixer of words: entries of the embedding are the units of the residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(12, 6), nn.Embedding(5, 6)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(6), nn.Linear(6, 9), nn.Linear(9, 6)
+        self.last_norm, self.last = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.words(x) + self.places(x % 5)
+        h = h + self.narrow(torch.nn.functional.gelu(self.wide(self.norm(h))))
+        return self.last(self.last_norm(h).mean(1))
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_entries_of_embeddings_move_with_what_is_added_to_them(method):
+    torch.manual_seed(0)
+    model = stirred(Words())
+    data = (torch.randint(0, 12, (30, 4)), torch.arange(30) % 3)
+    problem = Problem.supervised(model.eval(), "crossentropy", data)
+    groups = permutation_groups(problem)
+    assert set(groups.fixed) == {"last"}
+    assert groups.sizes == {"words": 6, "wide": 9}
+    assert groups.layers["words"] == ("words", "places", "narrow")
+    state, orders = shuffled(groups, model.state_dict())
+    assert not torch.equal(orders["words"], torch.arange(6))
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(state)
+    assert torch.allclose(twin(data[0]), model(data[0]), atol=1e-6)
+    found = align(problem, state, method=method)
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("method", ["weights", "activations"])
 def test_units_are_followed_where_dimensions_change_places_and_are_named_as_numpy_does(method):
     model = stirred(Axes().double())
