@@ -4,8 +4,8 @@ A unit is an output of a linear layer, a channel of a convolution or an entry of
 one another (skip connections) move together: they are one group. A permutation P of a group moves the rows of the
 layers that make its units (of an embedding the columns), entries of the norms that they pass, and columns of the layers
 that read them. What the trace passes through unknown ground (concatenation, attention, grouped convolutions, ...) is
-held where it is, with the reason, so that the function stays the same whatever the network does. Source of the matching that uses the groups: Ainsworth et al.
-(2023), arXiv:2209.04836, who wrote the groups of each network by hand.
+held where it is, with the reason, so that the function stays the same whatever the network does. Source of the matching
+that uses the groups: Ainsworth et al. (2023), arXiv:2209.04836, who wrote the groups of each network by hand.
 """
 
 from __future__ import annotations
