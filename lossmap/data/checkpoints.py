@@ -58,6 +58,7 @@ _SAVED = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
     "adapter_model.safetensors", "adapter_model.bin",
 )  # fmt: skip
+COUNTS = ("global_step", "step", "iteration", "iter_num", "iter", "epoch")  # words for how far a training was
 _SIDE = "optimizer|scheduler|scaler|sampler|rng_state|random_states|training_args"
 _BESIDE = re.compile(rf"({_SIDE})(?![a-z])|.*-of-\d+\.\w+$")
 
@@ -475,19 +476,26 @@ def sorted_as_people_count(paths: Iterable[str | Path]) -> list[Path]:
 
 def step_in(path: str | Path) -> float | None:
     """The step that stands in a checkpoint beside its tensors, as Lightning and others keep it; None without one."""
+    counts = counts_in(path)
+    return next((counts[key] for key in ("global_step", "step") if key in counts), None)
+
+
+def counts_in(path: str | Path) -> dict[str, float]:
+    """How far a training was, as it stands in a checkpoint beside its tensors, by the words for it."""
     path = Path(path)
     kind = kind_of(path)
     if kind is None or kind == "safetensors":
-        return None
+        return {}
     try:
         content = _content(path, kind, unsafe=False)
     except (OSError, ValueError):  # said where its tensors are read
-        return None
-    for key in ("global_step", "step"):
-        value = content.get(key) if isinstance(content, Mapping) else None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    return None
+        return {}
+    if not isinstance(content, Mapping):
+        return {}
+    beside = content.get("meta")
+    held = {**(beside if isinstance(beside, Mapping) else {}), **content}
+    found = {key: held[key] for key in COUNTS if isinstance(held.get(key), (int, float))}
+    return {key: float(value) for key, value in found.items() if not isinstance(value, bool)}
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from lossmap.data.checkpoints import (
     checkpoints_in,
+    counts_in,
     file_sha256,
     is_checkpoint,
     is_last,
@@ -230,12 +232,24 @@ def _with_ends(found: dict[float, Path], ends: Sequence[Path]) -> list[str]:
         if _is_same(path, last):
             notes.append(f"{names[path]} is left out: it is {names[last]} once more")
             continue
-        inside = step_in(path)
-        is_counted_alike = inside is not None and inside > step and step_in(last) == step
-        own = inside if inside is not None and is_counted_alike else step + 1
+        own = _step_of_end(path, last, step)
         found[own] = path
         notes.append(f"{names[path]} is taken for the run's end, behind {names[last]}: it has step {own:g}")
     return notes
+
+
+def _step_of_end(path: Path, last: Path, step: float) -> float:
+    """The step of a checkpoint behind the last with a number, by what both hold of how far they are; else the next.
+
+    What counts as the numbers do: the number itself, or one less, as epochs are counted from 0 inside and from 1 in
+    names.
+    """
+    inside, before = counts_in(path), counts_in(last)
+    for key in inside:
+        offset = step - before.get(key, -inf)
+        if offset in (0.0, 1.0) and inside[key] > before[key]:
+            return inside[key] + offset
+    return step + 1
 
 
 def _is_same(a: Path, b: Path) -> bool:

@@ -11,6 +11,7 @@ The price is two passes over the data for each checkpoint, and a gradient; witho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from lossmap.geometry.directions import Named, Plane, difference, origin_of
 from lossmap.geometry.grid import Grid, window_around
 from lossmap.geometry.training_path import rounding_of_path, trajectory
 from lossmap.io.surface import Group
-from lossmap.landscape.checkpoint_steps import known_steps
+from lossmap.landscape.checkpoint_steps import found_checkpoints, known_steps
 from lossmap.landscape.loss import losses, plain_forward
 from lossmap.landscape.step_cosines import is_other_in_training, step_cosines
 from lossmap.sums import norm_of
@@ -83,6 +84,11 @@ def _losses_of_run(
 
 def _steps(files: Sequence[Path]) -> list[float]:
     """The steps of a run's checkpoints; their positions in it where not all are known."""
+    found: dict[float, Path] = {}
+    with suppress(FileNotFoundError, ValueError):  # files that are gone since they were read have their names alone
+        found = found_checkpoints(files)[0]
+    if list(found.values()) == list(files):  # with the steps of a beginning and an end whose names have none
+        return list(found)
     steps = [step for step in known_steps(files) if step is not None]
     return steps if len(steps) == len(files) else [float(i) for i in range(len(files))]
 

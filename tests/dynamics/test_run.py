@@ -326,6 +326,27 @@ def test_a_runs_best_has_no_place_in_its_path_and_its_last_stands_at_the_end(tmp
     assert list(found) == list(range(len(found))) or not any("numbered from 0" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("names", "held", "end"),
+    [
+        ("epoch_{}", lambda epoch: {"epoch": epoch}, 7),
+        ("epoch_{}", lambda epoch: {"epoch": epoch - 1, "iteration": 100 * epoch}, 7),  # counted from 0 inside
+        ("ckpt_{}", lambda step: {"iter_num": step, "epoch": 0}, 7),
+        ("iter_{}", lambda step: {"meta": {"iter": step, "epoch": 1}}, 7),
+        ("epoch_{}", lambda epoch: {"iteration": 100 * epoch}, 5),  # in another unit: the next
+        ("epoch_{}", lambda epoch: {"epoch": True}, 5),
+        ("epoch_{}", lambda epoch: {}, 5),
+    ],
+)
+def test_the_end_of_a_run_has_the_step_that_stands_in_it_where_that_counts_as_the_names_do(tmp_path, names, held, end):
+    for step in (2, 4, 7):
+        name = "final" if step == 7 else names.format(step)
+        torch.save(
+            {"model": {k: v + step for k, v in small().state_dict().items()}, **held(step)}, tmp_path / f"{name}.pt"
+        )
+    assert list(found_checkpoints([tmp_path])[0]) == [2, 4, end]
+
+
 def test_a_folder_of_the_hugging_face_trainer_holds_the_weights_of_its_folders(tmp_path):
     net = small().state_dict()
     for step in (500, 1000, 1500):

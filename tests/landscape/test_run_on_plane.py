@@ -341,7 +341,9 @@ def test_a_rate_that_falls_all_the_time_has_no_drops():
         (["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"], [4, 8, 8]),  # of the step that stands in it
         (["checkpoint-500/model.safetensors", "checkpoint-1000/model.safetensors"], [500, 1000]),
         (["epoch=1-acc=0.71.ckpt", "epoch=2-acc=0.65.ckpt"], [1, 2]),
-        (["init.pt", "epoch_3.pt"], [0, 1]),
+        (["init.pt", "epoch_3.pt"], [0, 3]),
+        (["step_20.pt", "step_40.pt", "final.pt"], [20, 40, 41]),
+        (["a.pt", "b.pt", "c.pt"], [0, 1, 2]),
     ],
 )
 def test_steps_are_those_of_the_run(tmp_path, names, steps):
