@@ -537,23 +537,31 @@ def saved_run(folder: Path) -> list[Path]:
     return sorted_as_people_count(within or ([saved] if saved else []))
 
 
-def _one_of_each(folder: Path) -> list[Path]:
-    """The checkpoints of a folder's own folders, as `epoch1/model.pt`; empty where one of these holds several."""
-    held = [_files_of(path) for path in folder.iterdir() if path.is_dir()]
-    return [path for paths in held for path in paths] if all(len(paths) <= 1 for paths in held) else []
+def _within(folder: Path) -> list[Path]:
+    """The checkpoints of a folder's own folders, one in each (`epoch1/model.pt`) or all in one (`checkpoints/`).
+
+    Raises ValueError where several of these hold some, and one of them several.
+    """
+    held = {path: _files_of(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    held = {path: paths for path, paths in held.items() if paths}
+    if len(held) > 1 and any(len(paths) > 1 for paths in held.values()):
+        names = ", ".join(path.name for path in list(held)[:4]) + (", ..." if len(held) > 4 else "")
+        raise ValueError(f"the folder {folder} holds no checkpoint, but several of its folders do: {names}; name one")
+    return [path for paths in held.values() for path in paths]
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """The checkpoints of a folder, as people count, judged by their content; of a Trainer's, as `saved_run` says.
 
-    Of a folder that holds none itself those of its folders, where none of these holds several.
+    Of a folder that holds none itself those of its folders: one of each, or all of one, as Lightning's `version_0` has
+    them in `checkpoints`.
 
     Raises FileNotFoundError where there is no such folder, ValueError where it holds none.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    paths = saved_run(folder) or _files_of(folder) or _one_of_each(folder)
+    paths = saved_run(folder) or _files_of(folder) or _within(folder)
     if not paths:
         raise ValueError(f"the folder {folder} holds no checkpoint")
     return sorted_as_people_count(paths)

@@ -288,6 +288,20 @@ def test_epoch_2_stands_before_epoch_10():
     ]
 
 
+def test_the_one_folder_within_that_holds_checkpoints_is_read(net, tmp_path):
+    for folder in ("version_0/checkpoints", "version_0/logs", "exp/weights"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("epoch=0-step=10.ckpt", "epoch=1-step=20.ckpt"):
+        torch.save(net.state_dict(), tmp_path / "version_0" / "checkpoints" / name)
+    (tmp_path / "version_0" / "hparams.yaml").write_text("{}")
+    found = checkpoints_in(tmp_path / "version_0")
+    assert [p.name for p in found] == ["epoch=0-step=10.ckpt", "epoch=1-step=20.ckpt"]
+    assert found == checkpoints_in(tmp_path / "version_0" / "checkpoints")
+    torch.save(net.state_dict(), tmp_path / "version_0" / "logs" / "other.pt")
+    with pytest.raises(ValueError, match="several of its folders do: checkpoints, logs; name one"):
+        checkpoints_in(tmp_path / "version_0")
+
+
 def test_a_folder_is_judged_by_content(net, tmp_path):
     for name in ("e10.pkl", "e2.pkl"):
         torch.save(net.state_dict(), tmp_path / name)
