@@ -64,6 +64,11 @@ def in_own_containers(batch: Any) -> Any:
     return rebuilt(lambda leaf: leaf, batch)
 
 
+def as_arrays(batch: Any) -> Any:
+    """The same with NumPy's arrays in the place of tensors, on the host."""
+    return rebuilt(lambda leaf: leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf, batch)
+
+
 def _open(batch: Any) -> None:
     for leaf in pytree.tree_leaves(batch, is_leaf=_loses_attributes):
         if _loses_attributes(leaf):

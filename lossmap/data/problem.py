@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of, with_targets
-from lossmap.data.batch_structure import in_own_containers, open_batch
+from lossmap.data.batch_structure import as_arrays, in_own_containers, open_batch
 from lossmap.data.batches import Batch, Batches, FixedBatches, copied, move_batch
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
@@ -79,7 +79,7 @@ def _is_finer(batch: Batch, model: nn.Module) -> bool:
 def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
     """The number that a user's loss returns for a batch, and the batch's weight: its samples, where it gives none."""
     try:
-        value, weight = in_one_precision(loss, _is_double(model), model, in_own_containers(batch)), None
+        value, weight = _returned(loss, model, batch), None
     except RuntimeError as error:
         if type(error) is RuntimeError and "dtype" in str(error) and _is_finer(batch, model):
             raise RuntimeError(
@@ -101,8 +101,25 @@ def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module,
 
 def gives_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> bool:
     """Whether a user's loss gives a batch's weight beside its value."""
-    returned = in_one_precision(loss, _is_double(model), model, in_own_containers(batch))
-    return isinstance(_loss_within(returned), tuple)
+    return isinstance(_loss_within(_returned(loss, model, batch)), tuple)
+
+
+def _returned(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> Any:
+    """What a user's loss returns for a batch; one that takes NumPy's arrays, as its loader gives them, gets arrays."""
+    try:
+        return in_one_precision(loss, _is_double(model), model, in_own_containers(batch))
+    except (TypeError, AttributeError) as error:
+        if not _asks_for_arrays(error):
+            raise
+    return in_one_precision(loss, _is_double(model), model, as_arrays(batch))
+
+
+def _asks_for_arrays(error: TypeError | AttributeError) -> bool:
+    """Whether code failed since it got a tensor in the place of an array, as `torch.from_numpy(batch[0])` does."""
+    if isinstance(error, TypeError):
+        return "np.ndarray (got Tensor)" in str(error)
+    is_of_tensor = isinstance(error.obj, Tensor) and error.name is not None
+    return is_of_tensor and hasattr(np.ndarray, error.name)
 
 
 def _named(value: Any) -> str:

@@ -1863,3 +1863,41 @@ def test_rows_beside_tensors_of_other_lengths_do_not_count_by_samples_that_were_
     batches = as_batches(torch.utils.data.DataLoader(rows, 8, collate_fn=collate))
     assert [samples_in(batch) for batch in batches] == [1] * len(batches.batches)
     assert "once" in caplog.text
+
+
+def by_arrays(model, batch):
+    p = next(model.parameters())
+    x, y = torch.from_numpy(batch[0]).to(p.dtype), torch.from_numpy(batch[1])
+    return F.cross_entropy(model(x), y)
+
+
+def by_a_method_of_arrays(model, batch):
+    p = next(model.parameters())
+    return F.cross_entropy(model(torch.tensor(batch[0].astype("float32")).to(p.dtype)), torch.from_numpy(batch[1]))
+
+
+def by_a_mistake(model, batch):
+    return F.cross_entropy(model(batch[0].nothing()), batch[1])
+
+
+@pytest.mark.parametrize("loss", [by_arrays, by_a_method_of_arrays])
+def test_a_loss_that_takes_the_arrays_of_its_loader_gets_arrays(loss):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(24, 4), torch.randint(0, 3, (24,))
+    batches = [(x[i : i + 8].numpy(), y[i : i + 8].numpy()) for i in range(0, 24, 8)]
+    loader = torch.utils.data.DataLoader(range(24), 8, collate_fn=lambda rows: (x[rows].numpy(), y[rows].numpy()))
+    plain = lossmap.spectrum(Problem.supervised(net, "crossentropy", (x, y)), top=1, density_error=None)
+    for data in (batches, loader):
+        problem = Problem.custom(net, loss, data)
+        s = lossmap.spectrum(problem, top=1, density_error=None)
+        assert s.loss == pytest.approx(plain.loss, rel=1e-6)
+        assert s.top.values[0] == pytest.approx(plain.top.values[0], rel=1e-5)
+        surface = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(net, axes=1)), lossmap.Grid.line(0, 1, 2))
+        assert surface["train_loss"][0] == pytest.approx(plain.loss, rel=1e-6)
+
+
+def test_a_mistake_with_a_tensor_is_no_wish_for_arrays():
+    net, data = nn.Linear(4, 3), (torch.randn(8, 4), torch.arange(8) % 3)
+    with pytest.raises(AttributeError, match="'Tensor' object has no attribute 'nothing'"):
+        lossmap.spectrum(Problem.custom(net, by_a_mistake, data), top=1, density_error=None)
