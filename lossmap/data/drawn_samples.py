@@ -3,8 +3,9 @@
     sample i        is read with the global generators seeded by i
     a batch         is put together with them seeded by what its samples hold
 
-So every pass, rank and later run reads the same: one draw of the data, which the log says. A data set with a
-generator of its own is not reached by this, and named. Source of the seeds: `lossmap.seeding`.
+So every pass, rank and later run reads the same: one draw of the data, which the log says. A data set that counts its
+reads, and gives other samples by that, is read from the count as it stands. One with a generator of its own is reached
+by neither, and named. Source of the seeds: `lossmap.seeding`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lossmap.attributes import dictionary_of
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import generator, preserved_random_state, random_states, same_random_state
 
 log = logging.getLogger(__name__)
+MAX_DEPTH = 4  # of data sets within each other
 SAMPLES_LOOKED_AT = 4  # an image is not flipped, but a number is drawn for it, in every sample
 
 
@@ -49,6 +52,60 @@ class FixedDrawsAtOnce(FixedDraws):
     def __getitems__(self, indices: Any) -> Any:
         with same_random_state(generator("samples", ", ".join(map(str, indices))).initial_seed(), devices=False):
             return self.dataset.__getitems__(indices)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedCounts(Dataset[Any]):
+    """A Dataset that counts its reads, of which each sample is read from the same counts, by their places."""
+
+    dataset: Any
+    counts: Mapping[tuple[int, str], float]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        finally:
+            _put_back(self.dataset, self.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedCountsAtOnce(FixedCounts):
+    """One that puts its samples together as it reads them."""
+
+    def __getitems__(self, indices: Any) -> Any:
+        try:
+            return self.dataset.__getitems__(indices)
+        finally:
+            _put_back(self.dataset, self.counts)
+
+
+def _holders(dataset: Any) -> list[dict[str, Any]]:
+    """The attributes of a data set, and of those that it is made of."""
+    found: list[dict[str, Any]] = []
+    while len(found) < MAX_DEPTH and (own := dictionary_of(dataset)) is not None:
+        found.append(own)
+        dataset = own.get("dataset")
+    return found
+
+
+def _counts_of(dataset: Any) -> dict[tuple[int, str], float]:
+    """The numbers among the attributes of a data set, by their places."""
+    entries = [(i, name, value) for i, own in enumerate(_holders(dataset)) for name, value in own.items()]
+    return {(i, name): value for i, name, value in entries if type(value) in (int, float)}
+
+
+def _put_back(dataset: Any, counts: Mapping[tuple[int, str], float]) -> None:
+    holders = _holders(dataset)
+    for i, name in _changed(dataset, counts):
+        holders[i][name] = counts[i, name]
+
+
+def _changed(dataset: Any, counts: Mapping[tuple[int, str], float]) -> list[tuple[int, str]]:
+    """The places where another number stands now."""
+    return [place for place, value in _counts_of(dataset).items() if place in counts and value != counts[place]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +146,7 @@ def with_fixed_draws(
     dataset: Any, collate: Callable[[list[Any]], Any], name: str
 ) -> tuple[Any, Callable[[list[Any]], Any]]:
     """The Dataset and the function that puts its samples together, with fixed draws where they draw, as is logged."""
+    counts = _counts_of(dataset)
     first, states = range(min(SAMPLES_LOOKED_AT, len(dataset))), random_states()
     samples: Any = [dataset[index] for index in first]
     if not samples:
@@ -111,13 +169,36 @@ def with_fixed_draws(
         )
     if draws:
         dataset = FixedDraws(dataset) if at_once is None else FixedDrawsAtOnce(dataset)
-    if _content_of(dataset[0]) != _content_of(dataset[0]):
-        log.warning(
-            "%s gives other samples at each reading, by a generator of its own: numbers are of one reading where the "
-            "samples fit into memory; where they are streamed, no two passes will agree",
-            name,
-        )
+    if not _is_repeatable(dataset):
+        dataset = _with_fixed_counts(dataset, counts, name, at_once is not None)
     return dataset, FixedCollate(collate) if mixes else collate
+
+
+def _is_repeatable(dataset: Any) -> bool:
+    return _content_of(dataset[0]) == _content_of(dataset[0])
+
+
+def _with_fixed_counts(dataset: Any, counts: Mapping[tuple[int, str], float], name: str, at_once: bool) -> Any:
+    """A Dataset that gives other samples at each reading, read from the counts that it had; itself where these are not
+    why. Its counts are put back.
+    """
+    counted = _changed(dataset, counts)
+    _put_back(dataset, counts)
+    fixed = (FixedCountsAtOnce if at_once else FixedCounts)(dataset, counts)
+    if counted and _is_repeatable(fixed):
+        log.warning(
+            "%s counts its reads, and gives other samples by that (%s): each sample is read from the count as it "
+            "stands, which is put back",
+            name,
+            ", ".join(attribute for _, attribute in counted),
+        )
+        return fixed
+    log.warning(
+        "%s gives other samples at each reading, by what it draws or keeps itself: numbers are of one reading where "
+        "the samples fit into memory; where they are streamed, no two passes will agree",
+        name,
+    )
+    return dataset
 
 
 def _put_together(dataset: Any, indices: list[int]) -> Any:

@@ -118,8 +118,7 @@ def _asks_for_arrays(error: TypeError | AttributeError) -> bool:
     """Whether code failed since it got a tensor in the place of an array, as `torch.from_numpy(batch[0])` does."""
     if isinstance(error, TypeError):
         return "np.ndarray (got Tensor)" in str(error)
-    is_of_tensor = isinstance(error.obj, Tensor) and error.name is not None
-    return is_of_tensor and hasattr(np.ndarray, error.name)
+    return isinstance(error.obj, Tensor) and hasattr(np.ndarray, str(error.name))
 
 
 def _named(value: Any) -> str:

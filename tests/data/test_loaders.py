@@ -187,12 +187,40 @@ def test_what_masks_at_random_masks_the_same_samples_alike(caplog):
 
 def test_a_data_set_with_a_generator_of_its_own_and_samples_by_other_keys(caplog):
     as_batches(DataLoader(Augmented(np.random.default_rng(0)), 4))
-    assert "gives other samples at each reading, by a generator of its own" in caplog.text
+    assert "gives other samples at each reading, by what it draws or keeps itself" in caplog.text
     caplog.clear()
     named = {"a": (X[0], Y[0]), "b": (X[1], Y[1])}
     assert rows(as_batches(DataLoader(named, sampler=["b", "a"]))) == [1, 0]
     with_nan = TensorDataset(X / 0, Y)
     assert as_batches(DataLoader(with_nan, 4, drop_last=True)).samples == 12 and not caplog.text
+
+
+class Counting(Dataset):
+    """Grows its samples by how many it has given, as a curriculum does."""
+
+    def __init__(self):
+        self.calls, self.rate = 2, 0.5
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        self.calls += 1
+        return X[index] * self.calls, Y[index]
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_that_counts_its_reads_is_read_from_the_count_as_it_stands(within, workers, caplog):
+    data = Counting()
+    given = Subset(data, range(len(X))) if within else data
+    for _ in range(2):
+        found = torch.cat([x for x, _ in as_batches(DataLoader(given, 4, num_workers=workers))])
+        assert torch.equal(found, X * 3)
+        assert data.calls == 2
+    name = "Subset" if within else "Counting"
+    assert f"{name} counts its reads, and gives other samples by that (calls)" in caplog.text
+    assert "by what it draws" not in caplog.text
 
 
 def test_a_collate_that_leaves_samples_out_is_read_as_the_loader_gives_it():
