@@ -35,6 +35,7 @@ from lossmap.data.loaders import as_batches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.model_entries import entries_of
 from lossmap.data.problem import Problem
+from lossmap.data.told import told_of
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import ENDS_AT
 from lossmap.import_by_name import kept_folder, resolve_callable
@@ -108,7 +109,9 @@ def problem_and_files(
         advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
         world.check_same(digests, "the data", advice)
     if world.rank == 0:
-        for note in dict.fromkeys([*chosen, *(note for problem in problems.values() for note in problem.notes)]):
+        said = {sentence for problem in problems.values() for sentence in told_of(problem.data)}  # as they were read
+        notes = [note for problem in problems.values() for note in problem.notes if note not in said]
+        for note in dict.fromkeys([*chosen, *notes]):
             print(f"note: {note}", flush=True)
     return problems
 

@@ -39,6 +39,7 @@ from lossmap.data.sample_count import (
     with_count_of,
     with_entries,
 )
+from lossmap.data.told import tell
 from lossmap.sums import for_float64, has_float64
 from lossmap.trees import NotJoined, clones, has_views, rebuilt
 
@@ -194,6 +195,7 @@ class Resident:
     loader_sizes: tuple[int, ...] = ()  # samples in each batch of the loader that they came from, where they differ
     first: int = 0  # number of the first sample in the data of which these are a share
     had_views: bool = False  # whether two tensors of a batch were views of one memory before batches were joined
+    told: tuple[str, ...] = ()  # sentences on how they were read
 
     def __post_init__(self) -> None:
         tensors = [t for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)]
@@ -231,7 +233,8 @@ class Resident:
         """The loader's own batches, never to be cut or joined again."""
         sizes = self.loader_sizes or [self.batch_size] * -(-self.samples // self.batch_size)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        return FixedBatches(tuple(self._rows(e - s, e) for s, e in zip(sizes, ends, strict=True)), self.first)
+        rows = tuple(self._rows(e - s, e) for s, e in zip(sizes, ends, strict=True))
+        return FixedBatches(rows, self.first, told=self.told)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Resident:
         return replace(self, tensors=move_batch(self.tensors, device, dtype))
@@ -250,6 +253,7 @@ class Streamed:
     batch_size: int
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+    told: tuple[str, ...] = ()  # sentences on how they are read
 
     @property
     def samples(self) -> int:
@@ -301,6 +305,7 @@ class FixedBatches:
     batches: tuple[Batch, ...]
     first: int = 0  # number of the first sample in the data of which these are a share
     doubt: str = ""  # a sentence, where they may count otherwise than they should
+    told: tuple[str, ...] = ()  # sentences on how they were read
 
     def __post_init__(self) -> None:
         if not self.batches:
@@ -345,12 +350,9 @@ def _report_dropped(loader: Any, samples: int) -> None:
         return
     number = len(loader.dataset)
     if samples < number:
-        log.warning(
-            "the loader left out %d of %d samples, its last batch (drop_last): numbers are of the other %d; make it "
-            "without drop_last to use all",
-            number - samples,
-            number,
-            samples,
+        tell(
+            f"the loader left out {number - samples} of {number} samples, its last batch (drop_last): numbers are of "
+            f"the other {samples}; make it without drop_last to use all"
         )
 
 
@@ -555,11 +557,11 @@ def _as_given(batches: Sequence[Batch], reason: str, doubt: str = "") -> FixedBa
     """The batches as they are, never cut, which the log says."""
     counts = [samples_in(batch) for batch in batches]
     weight = "once" if set(counts) == {1} else f"by its samples ({listed_counts(batches)})"
-    log.warning(
-        "the batches are kept as given, uncut, since %s: %d of them; each counts %s, where the loss gives no weight of "
-        "its own (PyTorch's cross entropy counts its targets). It is taken for a mean, unless parts of a batch show a "
-        'sum, or the problem has reduction="sum"', reason, len(batches), weight,
-    )  # fmt: skip
+    tell(
+        f"the batches are kept as given, uncut, since {reason}: {len(batches)} of them; each counts {weight}, where "
+        "the loss gives no weight of its own (PyTorch's cross entropy counts its targets). It is taken for a mean, "
+        'unless parts of a batch show a sum, or the problem has reduction="sum"'
+    )
     lengths = [lengths_of(leaves_of(batch)) for batch in batches]
     known = [is_counted_otherwise(batch) or len(rows) == 1 for batch, rows in zip(batches, lengths, strict=True)]
     by_chance = [n for n, is_known in zip(counts, known, strict=True) if is_known and n > 1]

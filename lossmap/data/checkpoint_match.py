@@ -56,7 +56,13 @@ _NO_MODEL = re.compile(
     re.IGNORECASE,
 )
 _WITHIN = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # names of wrappers
+_OF_STATE = re.compile(r"_(state_dict|state|params|weights)$")  # behind the name of a part, as `encoder_state_dict`
 _PEFT = "base_model.model."  # before all names of a model with adapters
+_MADE = {  # what stands in a file in the place of `weight`
+    ("_orig", "_mask"): "{0} was pruned; call torch.nn.utils.prune.remove before it is saved, or prune the model alike",
+    ("_g", "_v"): "{0} has weight norm; give the model the same, or call remove_weight_norm before it is saved",
+    ("_orig", "_u"): "{0} has spectral norm; give the model the same, or call remove_spectral_norm before it is saved",
+}
 _UNSAVED = ".ranknum"  # of AdaLoRA: its rank, which PEFT does not save
 _STAY = "stay as the model was made"
 _ADAPTER = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
@@ -170,6 +176,10 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
         raise ValueError(f"{lack}; only the file of a second model may lack it")
     fits, unclear = _fits(chosen, model, own, prefix, origin)
     if not fits and not unclear:
+        joined = _joined(chosen, _own_names(own))
+        fits, unclear = _fits(joined, model, own, prefix, origin)
+        chosen = {**chosen, **joined} if fits or unclear else chosen
+    if not fits and not unclear:
         if has_rules(model):
             refuse_meta({name: t for state in chosen.values() for name, t in state.items()}, origin)
         raise ValueError(_differences(chosen, own, type(model).__name__, origin, prefix))
@@ -215,6 +225,29 @@ def _fits(
         else:
             fits |= {} if fit is None else {name: fit}
     return fits, unclear
+
+
+def _joined(states: Mapping[str, State], own: Iterable[str]) -> dict[str, State]:
+    """Sets that stand side by side as one, of a model saved part by part: `0.weight` under `enc` as `enc.0.weight`.
+
+    own  the model's names: sets of other parts, as a critic's, are none of it
+    """
+    beside: dict[str, list[str]] = {}
+    for key in states:
+        beside.setdefault(key.rpartition(".")[0], []).append(key)
+    found: dict[str, State] = {}
+    for keys in beside.values():
+        names = {key: _OF_STATE.sub("", key.rpartition(".")[2]) for key in keys}
+        names = {key: name for key, name in names.items() if any(each.startswith(f"{name}.") for each in own)}
+        if len(names) < 2 or len(set(names.values())) < len(names):
+            continue
+        tensors, versions, extra = dict[str, Tensor](), dict[str, Any](), dict[str, Any]()
+        for key, name in names.items():
+            tensors |= {f"{name}.{k}": t for k, t in states[key].items()}
+            versions |= {f"{name}.{k}".rstrip("."): v for k, v in _versions(states[key], "").items()}
+            extra |= {f"{name}.{k}": v for k, v in _extra(states[key]).items()}
+        found[" + ".join(names)] = NamedTensors(tensors, versions, extra)
+    return found
 
 
 def _refuse_lazy(own: Mapping[str, Tensor], model: str) -> None:
@@ -550,7 +583,7 @@ def _differences(
 ) -> str:
     """What keeps the nearest set of tensors from being the model's."""
     names = _own_names(own)
-    state = max(states.values(), key=lambda s: len({_stripped(k) for k in s} & set(names)))
+    key, state = max(states.items(), key=lambda item: len({_stripped(k) for k in item[1]} & set(names)))
     tensors = {_stripped(_clean(k)).removeprefix(prefix or ""): t for k, t in state.items()}
     missing = [k for k in names if k not in tensors and k.rpartition(".")[2] != _COUNTER]
     unexpected = [k for k in tensors if k not in names and k.rpartition(".")[2] != _COUNTER]
@@ -568,7 +601,25 @@ def _differences(
         )
     if not differences:
         differences = ["its names have prefixes that differ from each other"]
+    if len(states) > 1:
+        differences.append(f"compared was what stands under {key!r}, the nearest of {listed(list(states))}")
+    if made := _made_otherwise(missing, unexpected):
+        return f"{origin} is of a model whose weights are made of others: {made}; {'; '.join(differences)}"
     return f"{origin} is of another architecture than {model}; {'; '.join(differences)}"
+
+
+def _made_otherwise(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Why a file has other tensors in the place of a weight, as pruning and norms of weights leave it; else empty."""
+    for name in missing:
+        for ends, why in _MADE.items():
+            if all(f"{name}{end}" in unexpected for end in ends):
+                return why.format(name)
+        module, _, tensor = name.rpartition(".")
+        if any(each.startswith(f"{module}.parametrizations.{tensor}.".lstrip(".")) for each in unexpected):
+            return (
+                f"{name} is parametrized; give the model the same, or call remove_parametrizations before it is saved"
+            )
+    return ""
 
 
 def _stripped(name: str) -> str:

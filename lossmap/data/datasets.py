@@ -55,6 +55,7 @@ from lossmap.data.huggingface_data import Reader
 from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, as_batches, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
+from lossmap.data.told import keeping_what_is_told
 from lossmap.import_by_name import resolve_callable
 from lossmap.special_files import not_a_file
 from lossmap.trees import NotJoined
@@ -72,6 +73,7 @@ NAMES = (
 _CIFAR_MEAN, _CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of 255: the original tool's
 
 
+@keeping_what_is_told
 def load(
     name: str,
     split: str = "train",

@@ -11,7 +11,6 @@ by neither, and named. Source of the seeds: `lossmap.seeding`.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +22,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lossmap.attributes import dictionary_of
+from lossmap.data.told import tell
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import generator, preserved_random_state, random_states, same_random_state
 
-log = logging.getLogger(__name__)
 MAX_DEPTH = 4  # of data sets within each other
 SAMPLES_LOOKED_AT = 4  # an image is not flipped, but a number is drawn for it, in every sample
 
@@ -161,11 +160,10 @@ def with_fixed_draws(
             raise_if_of_device(error)
     mixes = random_states() != states
     if draws or mixes:
-        log.warning(
-            "%s draws at random (augmentation, masking): %s is drawn once, from numbers of its own, and all numbers "
-            "are of these draws; give the data without it to have those of the data themselves",
-            name if draws else "the loader's collate_fn",
-            "each sample" if draws else "each batch",
+        who, what = (name, "each sample") if draws else ("the loader's collate_fn", "each batch")
+        tell(
+            f"{who} draws at random (augmentation, masking): {what} is drawn once, from numbers of its own, and all "
+            "numbers are of these draws; give the data without it to have those of the data themselves"
         )
     if draws:
         dataset = FixedDraws(dataset) if at_once is None else FixedDrawsAtOnce(dataset)
@@ -186,17 +184,15 @@ def _with_fixed_counts(dataset: Any, counts: Mapping[tuple[int, str], float], na
     _put_back(dataset, counts)
     fixed = (FixedCountsAtOnce if at_once else FixedCounts)(dataset, counts)
     if counted and _is_repeatable(fixed):
-        log.warning(
-            "%s counts its reads, and gives other samples by that (%s): each sample is read from the count as it "
-            "stands, which is put back",
-            name,
-            ", ".join(attribute for _, attribute in counted),
+        names = ", ".join(attribute for _, attribute in counted)
+        tell(
+            f"{name} counts its reads, and gives other samples by that ({names}): each sample is read from the count "
+            "as it stands, which is put back"
         )
         return fixed
-    log.warning(
-        "%s gives other samples at each reading, by what it draws or keeps itself: numbers are of one reading where "
-        "the samples fit into memory; where they are streamed, no two passes will agree",
-        name,
+    tell(
+        f"{name} gives other samples at each reading, by what it draws or keeps itself: numbers are of one reading "
+        "where the samples fit into memory; where they are streamed, no two passes will agree"
     )
     return dataset
 

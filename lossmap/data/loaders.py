@@ -48,6 +48,7 @@ from lossmap.data.batches import (
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
 from lossmap.data.sample_count import Collated, CountedCollate, is_counted_otherwise, samples_in, with_entries
+from lossmap.data.told import keeping_what_is_told, tell
 from lossmap.device_errors import raise_if_of_device
 from lossmap.seeding import leaves_own_generators, preserved_random_state
 from lossmap.trees import rebuilt
@@ -98,6 +99,7 @@ class Source:
         return beside + sum(leaf.numel() * leaf.element_size() for leaf in first)
 
 
+@keeping_what_is_told
 @preserved_random_state()
 @leaves_own_generators
 @_faults_named()
@@ -312,17 +314,16 @@ def _report_drawing(data: Any) -> None:
     """Log what stands for the data where a loader draws its samples by chance, with repetitions, or gives a part."""
     sampler = getattr(data, "sampler", None)
     if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
-        log.warning(
-            "the loader's sampler (%s) gives the share of rank %d of %d, %d of %d samples: numbers are of these; give "
-            "the Dataset itself to use all",
-            type(sampler).__name__, sampler.rank, sampler.num_replicas, len(sampler), len(cast(Any, sampler.dataset)),
-        )  # fmt: skip
+        whole = len(cast(Any, sampler.dataset))
+        tell(
+            f"the loader's sampler ({type(sampler).__name__}) gives the share of rank {sampler.rank} of "
+            f"{sampler.num_replicas}, {len(sampler)} of {whole} samples: numbers are of these; give the Dataset itself "
+            "to use all"
+        )
     elif isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False):
-        log.warning(
-            "the loader draws its samples by chance (%s): numbers are of one draw of %d samples, some of them several "
-            "times; give the Dataset itself to use all",
-            type(sampler).__name__,
-            len(cast(Any, sampler)),
+        tell(
+            f"the loader draws its samples by chance ({type(sampler).__name__}): numbers are of one draw of "
+            f"{len(cast(Any, sampler))} samples, some of them several times; give the Dataset itself to use all"
         )
 
 

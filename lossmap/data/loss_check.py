@@ -80,6 +80,7 @@ from lossmap.data.sample_count import (
     told_count,
 )
 from lossmap.data.stored_tensors import ChangedModelError
+from lossmap.data.told import told_of
 from lossmap.data.underflow import underflow
 from lossmap.data.weight_check import with_weight_checked
 from lossmap.device_errors import loses_gpu, out_of_memory, raise_if_of_device
@@ -143,6 +144,8 @@ def check_loss(
     """
     if problem.checked:
         return problem
+    told = [sentence for sentence in told_of(problem.data) if sentence not in problem.notes]
+    problem = replace(problem, notes=(*problem.notes, *told))
     return _Agreement(total).checked(problem, seed, report)
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from lossmap.data import checkpoints
+from lossmap.data.checkpoint_match import fitted, states_in
 from lossmap.data.checkpoints import (
     checkpoints_in,
     file_sha256,
@@ -300,6 +303,53 @@ def test_the_one_folder_within_that_holds_checkpoints_is_read(net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "version_0" / "logs" / "other.pt")
     with pytest.raises(ValueError, match="several of its folders do: checkpoints, logs; name one"):
         checkpoints_in(tmp_path / "version_0")
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), nn.Linear(6, 3)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda encoder, head: {"encoder": encoder, "head": head},
+        lambda encoder, head: {"encoder_state_dict": encoder, "head_state_dict": head, "epoch": 3, "optimizer": {}},
+        lambda encoder, head: {"model": {"encoder": {f"module.{k}": t for k, t in encoder.items()}, "head": head}},
+        lambda encoder, head: {"encoder": encoder, "head": head, "critic": nn.Linear(2, 2).state_dict()},
+    ],
+)
+def test_a_model_that_is_saved_part_by_part_is_put_together(kept, tmp_path):
+    saved, model = Halves(), Halves()
+    torch.save(kept(saved.encoder.state_dict(), saved.head.state_dict()), tmp_path / "net.pt")
+    fit = fitted(states_in(torch.load(tmp_path / "net.pt")), model, "net.pt")
+    assert all(torch.equal(fit.state[name], t) for name, t in saved.state_dict().items())
+    assert len(fit.notes) == 1 and "encoder" in fit.notes[0] and " + " in fit.notes[0]
+
+
+def test_parts_of_other_names_are_refused_with_the_set_that_was_compared(tmp_path):
+    saved = Halves()
+    torch.save({"enc": saved.encoder.state_dict(), "top": saved.head.state_dict()}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="compared was what stands under 'enc', the nearest of enc, top"):
+        fitted(states_in(torch.load(tmp_path / "net.pt")), Halves(), "net.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "weight", 3), "0.weight was pruned; call torch.nn.utils.prune.rem"),
+        (nn.utils.weight_norm, "0.weight has weight norm; give the model the same"),
+        (nn.utils.spectral_norm, "0.weight has spectral norm; give the model the same"),
+        (nn.utils.parametrizations.weight_norm, "0.weight is parametrized; give the model the same"),
+    ],
+)
+def test_a_weight_that_is_made_of_others_is_named_as_such(change, why):
+    model, other = (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2))
+    change(other[0])
+    with pytest.raises(ValueError, match="net.pt is of a model whose weights are made of others: " + re.escape(why)):
+        fitted({"": other.state_dict()}, model, "net.pt")
 
 
 def test_a_folder_is_judged_by_content(net, tmp_path):

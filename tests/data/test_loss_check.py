@@ -913,3 +913,36 @@ def test_a_loss_that_couples_more_samples_than_are_looked_at_stays_in_its_own_ba
     assert any("not a mean over its samples" in note for note in checked.notes)
     surface = survey(losses(checked, random_plane(net, axes=1)), Grid.line(0.0, 1.0, 2), progress=False)
     assert surface["train_loss"][0] == pytest.approx(loss(net, x).item(), rel=1e-5)
+
+
+def test_what_is_said_of_data_is_in_the_result(tmp_path):
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, i):
+            return torch.full((3,), float(i)) + torch.randn(3), i % 2
+
+    torch.manual_seed(0)
+    net, rows = nn.Linear(3, 2), torch.randn(24, 3)
+    named = [{"x": rows[i : i + 8], "name": str(i), "y": torch.arange(8) % 2} for i in (0, 8, 16)]
+    dropped = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows, torch.arange(24) % 2), 7, drop_last=True)
+    drawn = torch.utils.data.DataLoader(Noisy(), 8)
+    for i, (data, said) in enumerate(
+        [
+            (named, "the batches are kept as given, uncut, since they hold a str"),
+            (dropped, "the loader left out 3 of 24 samples, its last batch (drop_last)"),
+            (drawn, "Noisy draws at random (augmentation, masking): each sample is drawn once"),
+        ]
+    ):
+
+        def loss(model, batch):
+            x, y = (batch["x"], batch["y"]) if isinstance(batch, dict) else batch
+            return F.cross_entropy(model(x), y)
+
+        problem = lossmap.Problem.custom(net, loss, data)
+        found = lossmap.spectrum(problem, top=1, density_error=None)
+        assert found.notes[0].startswith(said) and len(set(found.notes)) == len(found.notes)
+        line, path = lossmap.random_plane(net, axes=1), tmp_path / f"{i}.h5"
+        lossmap.survey(lossmap.losses(problem, line), lossmap.Grid.line(0, 1, 2), path=path)
+        assert said in str(lossmap.read(path).settings)
