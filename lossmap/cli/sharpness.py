@@ -284,9 +284,11 @@ def same_function_rescaled(problem: Any, factor: float, parameters: str) -> tupl
     refuse_no_number(before)
     named = dict(problem.model.named_parameters())
     followed = {id(named[name]) for name, part in layout.unflatten(gradient).items() if part.any()}
+    moved = {id(named[name]) for name in moving}  # also under another name of a tensor that layers share
     reasons = []
     for pair in pairs:
-        if not all(any(own.startswith(f"{name}.") for own in moving) for name in pair):
+        layers = [problem.model.get_submodule(name) for name in pair]
+        if not all(any(id(p) in moved for p in layer.parameters(recurse=False)) for layer in layers):
             reasons.append(f"--parameters {parameters} does not move both of {' and '.join(pair)}")
             continue
         first, second = map(problem.model.get_submodule, pair)

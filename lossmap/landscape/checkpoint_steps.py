@@ -34,6 +34,7 @@ COUNTED = (r"(?:global_?)?steps?", r"it(?:er|eration)?s?", r"ep(?:och)?s?")
 OF_WORD = r"(?:^|[^a-z]){}[=_ -]?(\d+)(k?)(?![a-z\d]|[.,]\d|_\d{{3}}(?![a-z\d]))"
 WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
 BEST = r"(?<![a-z])best(?![a-z])"
+AVERAGE = r"(?<![a-z])(?:ema|swa|averaged?)(?![a-z])"
 START = r"(?<![a-z])(?:init(?:ial)?|start|pretrained|untrained)(?![a-z])"
 END = r"(?<![a-z])(?:last|latest|final)(?![a-z])(?![-_ ]?(?:layer|block|norm|linear|conv))"
 VERSION = r"(?<=\d)-v\d+$"  # of a second file of the same name, as Lightning counts them
@@ -162,7 +163,9 @@ def found_checkpoints(paths: Iterable[str | Path]) -> tuple[dict[float, Path], l
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
     files, notes = _one_of_each_format(files)
+    files, averages = _without_averages(files)
     inner, more = _without_best(files)
+    more = [*averages, *more]
     begins, steps, ends = _apart(inner)
     found, numbered = _numbered(steps)
     in_order = numbered_in_order(found)
@@ -183,6 +186,23 @@ def _without_best(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
         return list(files), []
     note = "{} is left out: it is the best of the run by some measure, one of its steps or of one that is not known"
     return others, [note.format(path.name) for path in best]
+
+
+def _without_averages(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """A run's checkpoints without averages of its weights, which are none of its steps, where the others are; notes.
+
+    A run that has averages alone is one of these.
+    """
+    names = _names_of(files)
+    averages = [path for path in files if re.search(AVERAGE, names[path])]
+    others = [path for path in files if path not in averages]
+    if sum(_step(names[path]) is not None for path in others) < 2:
+        return list(files), []
+    if not averages:
+        return others, []
+    some = ", ".join(path.name for path in averages[:3]) + (", ..." if len(averages) > 3 else "")
+    what = "averages of weights by their names, and none" if len(averages) > 1 else "an average of weights, and none"
+    return others, [f"left out of the run: {some} ({what} of its steps)"]
 
 
 def _names_of(files: Sequence[Path]) -> dict[Path, str]:

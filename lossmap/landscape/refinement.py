@@ -49,7 +49,8 @@ LEAST_ROUNDS = 2  # after the coarse grid's: what the coarse grid tells of itsel
 MIN_TESTED = 30  # points of the last rounds, from which what they tell is believed however small
 LEAST_SHARE = 0.5  # of the difference that is taken for an error where there are fewer
 REMEMBERED = 3  # rounds from which the share of the difference that is an error is taken
-WORTH = 0.25  # of the tolerance: where less is told, no point is measured
+WORTH = 0.25  # of the tolerance: where less is told, no point is measured while others are told more
+JUMP = 0.25  # of the range: points between neighbours that differ by more are measured before the end
 MAX_RATIO = 2.0  # of c to d: of very smooth surfaces c is far too large
 SMOOTH = 0.7  # a surface is smooth where the higher order misses less than this part of what the picture's misses
 COMPARED = 300  # points, the worst by what is told, at which both orders are compared
@@ -194,10 +195,35 @@ def next_round(grid: Grid, fields: Sequence[np.ndarray], rounds: np.ndarray, kno
     estimates = [_estimate(grid, values, field, rounds, known) for values, field in zip(fields, now, strict=True)]
     error = max((e for e, _ in estimates if e == e), default=nan)
     if last >= LEAST_ROUNDS and error <= tol:
-        return Round(np.zeros(0, dtype=np.int64), error)
+        within = np.max(
+            [_within_jumps(values, field, known) for values, field in zip(fields, now, strict=True)], axis=0
+        )
+        within[rounds >= 0] = 0.0
+        return Round(
+            _worst(grid, within, rounds >= 0, max(JUMP, tol), max(MIN_ROUND, round(ROUND_SHARE * told.size))), error
+        )
     may_end_soon = tol >= LITTLE and last < LEAST_ROUNDS and all(is_smooth for _, is_smooth in estimates)
     count = max(MIN_ROUND, round((FIRST_SHARE if may_end_soon else ROUND_SHARE) * told.size))
-    return Round(_worst(grid, told, rounds >= 0, WORTH * tol, count), error)
+    points = _worst(grid, told, rounds >= 0, WORTH * tol, count)
+    if not points.size and error > tol:  # beside a jump little is told of points that are far off
+        points = _worst(grid, told, rounds >= 0, -1.0, count)
+    return Round(points, error)
+
+
+def _within_jumps(values: np.ndarray, now: Interpolated, known: np.ndarray) -> np.ndarray:
+    """How far the measured neighbours of a point differ, relative to the range; 0 of a point without two.
+
+    Between the two sides of a jump nothing tells of which a point is: midway all interpolations agree.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    finite = known & np.isfinite(values)
+    heights = np.where(finite, np.log10(np.where(finite, values, 1.0)) if now.log else values, np.nan)
+    high = maximum_filter(np.where(finite, heights, -np.inf), 3, mode="nearest")
+    low = minimum_filter(np.where(finite, heights, np.inf), 3, mode="nearest")
+    span = float(np.ptp(heights[finite])) if finite.any() else 0.0
+    apart: np.ndarray = np.nan_to_num(np.maximum(high - low, 0.0), nan=0.0, posinf=0.0) / (span or 1.0)
+    return apart
 
 
 def _estimate(

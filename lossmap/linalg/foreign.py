@@ -213,8 +213,29 @@ def _checked(operator: SymmetricOperator) -> SymmetricOperator:
         operator = replace(operator, dtype=torch.float32)
     allowed = MAX_ASYMMETRY * (norm(images[0]) * norm(v) + norm(images[1]) * norm(u))
     if abs(one - other) > allowed * float(torch.finfo(operator.dtype).eps):
+        _refuse_what_is_no_matrix(operator, u, images[0])
         raise ValueError(
             f"the matrix is not symmetric: v . A u = {one:.6g} and u . A v = {other:.6g}, "
             f"{abs(one - other):.2g} apart, which is more than rounding in {str(operator.dtype).removeprefix('torch.')}"
         )
     return operator
+
+
+def _refuse_what_is_no_matrix(operator: SymmetricOperator, u: Tensor, image: Tensor) -> None:
+    """Raise ValueError where products do not repeat, or are not linear: asymmetry is not the reason then.
+
+    image  the product with u, in float64
+    """
+    allowed = MAX_ASYMMETRY * float(torch.finfo(operator.dtype).eps) * norm(image)
+    apart = norm(_product(operator, u).to(torch.float64) - image)
+    if apart > allowed:
+        raise ValueError(
+            f"{PRODUCT} does not repeat: two with one vector differ by {apart / norm(image):.2g} of their length; "
+            "draw the same random numbers in each"
+        )
+    apart = norm(_product(operator, 2.0 * u).to(torch.float64) - 2.0 * image)
+    if apart > 2.0 * allowed:
+        raise ValueError(
+            f"{PRODUCT} is not linear: that with 2 u differs from twice that with u by {apart / norm(image):.2g} of "
+            "its length"
+        )

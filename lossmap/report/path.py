@@ -14,6 +14,8 @@ IN_TRAINING = "; the gradient is that of evaluation mode, and in training mode a
 SHOWN_ROUNDING = 1e-3  # of the stored weights, as a part of the distances of a path
 SHOWN_ERROR = 0.02  # of a cosine, by that rounding
 DROP = 0.9  # a learning rate below this share of the last one is a drop
+ROUNDED = 1e-6  # relative, of rates: one of exactly that share is none
+FEW_DROPS = 2  # of so many it cannot be told that the rate falls all the time
 
 
 def origin_on_path(arrays: Mapping[str, np.ndarray]) -> int | None:
@@ -101,18 +103,31 @@ def _descent(arrays: Mapping[str, np.ndarray], other_in_training: bool) -> list[
     if drops.size:
         steps = ", ".join(f"{step:g}" for step in arrays["step"][drops])
         lines.append(f"the learning rate drops before checkpoint {steps}")
+    else:
+        rate = np.asarray(arrays.get("learning_rate", ()), dtype=float)
+        known = rate[np.isfinite(rate)]
+        if known.size and known[-1] < DROP * known[0]:
+            lines.append(f"the learning rate falls step by step, from {known[0]:.3g} to {known[-1]:.3g}")
     return lines
 
 
 def drops_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The places of the checkpoints before which the learning rate drops; none where it falls all the time."""
-    rate = arrays.get("learning_rate")
-    if rate is None:
-        return np.empty(0, dtype=int)
-    with np.errstate(invalid="ignore"):
-        falls = rate[1:] < DROP * rate[:-1]
-    drops: np.ndarray = np.flatnonzero(falls) + 1
-    return drops if len(drops) <= len(rate) // 3 else np.empty(0, dtype=int)  # a schedule that falls all the time
+    """The places of the checkpoints before which the learning rate drops; none where it falls all the time.
+
+    Beside checkpoints without a rate the last one that is known counts.
+    """
+    falls = _falls(arrays)
+    count = len(arrays.get("learning_rate", ())) - 1
+    is_schedule = len(falls) > max(FEW_DROPS, count // 2)  # that falls all the time
+    return np.empty(0, dtype=int) if is_schedule else falls
+
+
+def _falls(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The places of the checkpoints whose learning rate is below a share `DROP` of the last one that is known."""
+    rate = np.asarray(arrays.get("learning_rate", ()), dtype=float)
+    known = np.flatnonzero(np.isfinite(rate))
+    falls: np.ndarray = known[1:][rate[known[1:]] < DROP * (1 - ROUNDED) * rate[known[:-1]]]
+    return falls
 
 
 def _rows(arrays: Mapping[str, np.ndarray], shown: np.ndarray) -> list[tuple[str, ...]]:

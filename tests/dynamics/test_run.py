@@ -326,6 +326,16 @@ def test_a_runs_best_has_no_place_in_its_path_and_its_last_stands_at_the_end(tmp
     assert list(found) == list(range(len(found))) or not any("numbered from 0" in note for note in notes)
 
 
+def test_averages_of_weights_are_no_steps_of_a_run(tmp_path):
+    for i, name in enumerate(["epoch_0", "epoch_0_ema", "epoch_1", "epoch_1_ema", "ema", "swa-model", "emark_2"]):
+        torch.save({k: v + i for k, v in small().state_dict().items()}, tmp_path / f"{name}.pt")
+    found, notes = found_checkpoints([tmp_path])
+    assert sorted(path.stem for path in found.values()) == ["emark_2", "epoch_0", "epoch_1"]
+    assert "left out of the run: ema.pt, epoch_0_ema.pt, epoch_1_ema.pt, ..." in notes[0]
+    averages = sorted(tmp_path.glob("epoch_*_ema.pt"))  # by themselves they are a run
+    assert list(found_checkpoints(averages)[0].values()) == averages
+
+
 @pytest.mark.parametrize(
     ("names", "held", "end"),
     [

@@ -59,6 +59,16 @@ def refined(values, tol, grid=GRID, failed=()):
         rounds.reshape(-1)[step.points] = rounds.max() + 1
 
 
+@pytest.mark.parametrize("jump", [X > 0.13, X + 0.37 * Y > 0.13, X**2 + Y**2 > 0.5])
+@pytest.mark.parametrize("tol", [0.1, 0.05])
+def test_beside_a_jump_points_are_measured_until_the_estimate_is_as_asked_for(jump, tol):
+    values = jump + 0.1 * X
+    rounds, step = refined(values, tol)
+    assert step.error <= tol
+    off = float(np.abs(interpolated(GRID, values, rounds >= 0).values - values).max() / np.ptp(values))
+    assert off <= 2 * tol and np.mean(rounds >= 0) < 0.7
+
+
 @pytest.mark.parametrize("name", SURFACES)
 @pytest.mark.parametrize("tol", [0.05, 0.02])
 def test_the_picture_is_as_good_as_it_is_said_to_be_from_a_part_of_the_points(name, tol):

@@ -332,7 +332,27 @@ def test_the_learning_rate_beside_a_checkpoint_is_read(tmp_path, beside, rate):
 def test_a_rate_that_falls_all_the_time_has_no_drops():
     arrays = {"loss": np.ones(9), "cosine": np.full(9, np.nan), "step": np.arange(9.0), "residual": np.zeros(9)}
     arrays |= {"explained_variance_ratio": np.array([1.0]), "x": np.zeros(9), "learning_rate": 0.8 ** np.arange(9)}
-    assert "drops" not in path_report(arrays, (0.8, 0.1))
+    report = path_report(arrays, (0.8, 0.1))
+    assert "drops" not in report and "the learning rate falls step by step, from 1 to 0.168" in report
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ([0.1, 0.1, 0.01, 0.01, 0.001], "the learning rate drops before checkpoint 2, 4"),
+        ([0.1, 0.01], "the learning rate drops before checkpoint 1"),
+        ([0.1, 0.1, np.nan, np.nan, 0.01, 0.01], "the learning rate drops before checkpoint 4"),
+        (0.1 * 0.9 ** np.arange(9), "the learning rate falls step by step, from 0.1 to 0.043"),  # not by the last bit
+        ([0.1, 0.1, 0.1], ""),
+        ([np.nan, np.nan], ""),
+    ],
+)
+def test_drops_of_the_learning_rate_are_told_of_short_runs_and_over_gaps(rates, said):
+    n = len(rates)
+    arrays = {"step": np.arange(n), "loss": np.ones(n), "cosine": np.full(n, np.nan), "residual": np.zeros(n)}
+    arrays |= {"x": np.zeros(n), "learning_rate": np.asarray(rates)}
+    report = path_report(arrays | {"explained_variance_ratio": np.array([1.0])}, (0.8, 0.1))
+    assert said in report and ("learning rate" in report) == bool(said)
 
 
 @pytest.mark.parametrize(
