@@ -557,11 +557,11 @@ def _as_given(batches: Sequence[Batch], reason: str, doubt: str = "") -> FixedBa
     """The batches as they are, never cut, which the log says."""
     counts = [samples_in(batch) for batch in batches]
     weight = "once" if set(counts) == {1} else f"by its samples ({listed_counts(batches)})"
-    tell(
-        f"the batches are kept as given, uncut, since {reason}: {len(batches)} of them; each counts {weight}, where "
-        "the loss gives no weight of its own (PyTorch's cross entropy counts its targets). It is taken for a mean, "
-        'unless parts of a batch show a sum, or the problem has reduction="sum"'
-    )
+    log.warning(
+        "the batches are kept as given, uncut, since %s: %d of them; each counts %s, where the loss gives no weight of "
+        "its own (PyTorch's cross entropy counts its targets). It is taken for a mean, unless parts of a batch show a "
+        'sum, or the problem has reduction="sum"', reason, len(batches), weight,
+    )  # fmt: skip
     lengths = [lengths_of(leaves_of(batch)) for batch in batches]
     known = [is_counted_otherwise(batch) or len(rows) == 1 for batch, rows in zip(batches, lengths, strict=True)]
     by_chance = [n for n, is_known in zip(counts, known, strict=True) if is_known and n > 1]

@@ -1,4 +1,4 @@
-"""What is said while data are read (batches that stay as given, samples that draw): logged, and kept with the batches.
+"""What is said while data are read (samples that draw, or that a loader leaves out): logged, and kept with the batches.
 
 A result is to say it too: whoever reads the file later has not seen the log.
 """

@@ -925,20 +925,17 @@ def test_what_is_said_of_data_is_in_the_result(tmp_path):
 
     torch.manual_seed(0)
     net, rows = nn.Linear(3, 2), torch.randn(24, 3)
-    named = [{"x": rows[i : i + 8], "name": str(i), "y": torch.arange(8) % 2} for i in (0, 8, 16)]
     dropped = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows, torch.arange(24) % 2), 7, drop_last=True)
     drawn = torch.utils.data.DataLoader(Noisy(), 8)
     for i, (data, said) in enumerate(
         [
-            (named, "the batches are kept as given, uncut, since they hold a str"),
             (dropped, "the loader left out 3 of 24 samples, its last batch (drop_last)"),
             (drawn, "Noisy draws at random (augmentation, masking): each sample is drawn once"),
         ]
     ):
 
         def loss(model, batch):
-            x, y = (batch["x"], batch["y"]) if isinstance(batch, dict) else batch
-            return F.cross_entropy(model(x), y)
+            return F.cross_entropy(model(batch[0]), batch[1])
 
         problem = lossmap.Problem.custom(net, loss, data)
         found = lossmap.spectrum(problem, top=1, density_error=None)
