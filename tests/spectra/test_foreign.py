@@ -131,6 +131,15 @@ def test_what_looks_like_an_operator_of_ours_is_asked_whether_it_is_symmetric_to
             read(skewed)
 
 
+def test_products_that_do_not_repeat_or_are_not_linear_are_named_as_such():
+    a, chance = matrix(), np.random.default_rng(0)
+    noisy = LinearOperator(a.shape, matvec=lambda v: a @ v + 1e-4 * chance.normal(size=v.shape), dtype=float)
+    with pytest.raises(ValueError, match="the product of the matrix with a vector does not repeat: two with one"):
+        lossmap.spectrum(noisy, top=1)
+    with pytest.raises(ValueError, match="the product of the matrix with a vector is not linear: that with 2 u"):
+        lossmap.spectrum(LinearOperator(a.shape, matvec=lambda v: a @ v + 1.0, dtype=float), top=1)
+
+
 def test_a_matrix_with_a_dtype_of_pytorch_multiplies_arrays_too():
     a = matrix()
     typed = SimpleNamespace(shape=a.shape, dtype=torch.float64, matvec=lambda v: a @ v)
