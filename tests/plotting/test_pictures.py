@@ -159,7 +159,9 @@ def sharpness(times=1.0):
 
 def run():
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 6)))[0]
-    vectors = [np.cos(a) * basis[:, :3] + np.sin(a) * basis[:, 3:] for a in np.linspace(0, 1.2, 8)]
+    # each by another angle: of equal ones the principal components are any of a subspace, by the processor's rounding
+    angles = np.linspace(0, 1.2, 8)[:, None] * [1.0, 0.8, 0.6]
+    vectors = [np.cos(a) * basis[:, :3] + np.sin(a) * basis[:, 3:] for a in angles]
     values = [np.arange(3, 0, -1.0) + 0.1 * t for t in range(8)]
     found = compare_eigenspaces(Snapshots.of([10 * t for t in range(8)], values, vectors))
     spread = np.tile(np.linspace(-1, 3, 7), (8, 1)) * np.linspace(0.2, 1, 8)[:, None]
