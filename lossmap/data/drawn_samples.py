@@ -167,6 +167,7 @@ def with_fixed_draws(
         )
     if draws:
         dataset = FixedDraws(dataset) if at_once is None else FixedDrawsAtOnce(dataset)
+        counts = {(i + 1, attribute): value for (i, attribute), value in counts.items()}  # one data set further in
     if not _is_repeatable(dataset):
         dataset = _with_fixed_counts(dataset, counts, name, at_once is not None)
     return dataset, FixedCollate(collate) if mixes else collate

@@ -209,6 +209,19 @@ class Counting(Dataset):
         return X[index] * self.calls, Y[index]
 
 
+class CountingAndDrawing(Counting):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.rand(()), y
+
+
+def test_a_data_set_that_counts_its_reads_may_draw_as_well(caplog):
+    data = CountingAndDrawing()
+    first, second = (torch.cat([x for x, _ in as_batches(DataLoader(data, 4))]) for _ in range(2))
+    assert torch.equal(first, second) and data.calls == 2
+    assert "draws at random" in caplog.text and "counts its reads" in caplog.text
+
+
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_set_that_counts_its_reads_is_read_from_the_count_as_it_stands(within, workers, caplog):
