@@ -2,10 +2,11 @@
 
 A unit is an output of a linear layer, a channel of a convolution or an entry of an embedding. Units that are added to
 one another (skip connections) move together: they are one group. A permutation P of a group moves the rows of the
-layers that make its units (of an embedding the columns), entries of the norms that they pass, and columns of the layers
-that read them. What the trace passes through unknown ground (concatenation, attention, grouped convolutions, ...) is
-held where it is, with the reason, so that the function stays the same whatever the network does. Source of the matching
-that uses the groups: Ainsworth et al. (2023), arXiv:2209.04836, who wrote the groups of each network by hand.
+layers that make its units (of an embedding the columns), entries of the norms that they pass and of parameters that
+they are multiplied with or added to (LayerScale, an embedding of positions), and columns of the layers that read them.
+What the trace passes through unknown ground (concatenation, attention, grouped convolutions, ...) is held where it is,
+with the reason, so that the function stays the same whatever the network does. Source of the matching that uses the
+groups: Ainsworth et al. (2023), arXiv:2209.04836, who wrote the groups of each network by hand.
 """
 
 from __future__ import annotations
@@ -204,6 +205,8 @@ _SAME_NAMES = frozenset((
 _CASTS = frozenset(("to", "type", "type_as"))
 _POOL_NAMES = {f"{kind}_pool{n}d": n + 2 for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
 _PAIRED = frozenset(("add", "add_", "iadd", "sub", "mul", "imul", "mul_", "div", "truediv", "maximum", "minimum"))
+_NORM_NAMES = frozenset(("batch_norm", "instance_norm", "layer_norm", "rms_norm"))
+_VIEWS = frozenset(("view", "reshape", "unsqueeze"))  # as of a vector that is multiplied into channels
 _REDUCTIONS = frozenset(("mean", "sum", "amax", "amin"))
 _ASKS = frozenset((  # answers that are no tensors, and depend on no values: dtypes, devices, sizes
     "size", "dim", "ndimension", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "get_device",
@@ -223,6 +226,7 @@ class _Search:
         self.reasons: dict[str, str] = {}
         self.axes: dict[fx.Node, _Axis | None] = {}
         self.unknown: dict[str, str] = {}  # layers whose weights are not what moves, and why
+        self.followed: Counter[str] = Counter()  # how often a tensor is read as entries of units
 
     def root(self, group: str) -> str:
         while self.parent[group] != group:
@@ -245,10 +249,12 @@ class _Search:
     def groups(self, model: nn.Module) -> PermutationGroups:
         """The groups after a walk through the whole graph."""
         calls = Counter(n.target for n in self.traced.graph.nodes if n.op == "call_module")
-        direct = {str(n.target) for n in self.traced.graph.nodes if n.op == "get_attr" and self._is_read(n)}
+        reads = Counter(str(n.target) for n in self.traced.graph.nodes if n.op == "get_attr" for _ in self._readers(n))
         for node in self.traced.graph.nodes:
             self.axes[node] = self._visit(node, calls)
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        uses_of = Counter(use.name for uses in self.uses.values() for use in uses)
+        direct = {name for name, n in reads.items() if not n == self.followed[name] == uses_of[name] == 1}
         tied = {n for n, p in model.named_parameters(remove_duplicate=False) if owners[id(p)] > 1}
         for group, uses in list(self.uses.items()):
             for use in uses:
@@ -270,22 +276,55 @@ class _Search:
         moving = {g: tuple(dict.fromkeys(kept[g])) for g in sizes}
         return PermutationGroups(sizes, moving, fixed, {g: tuple(layers[g]) for g in sizes})
 
-    def _is_read(self, tensor: fx.Node) -> bool:
-        """Whether the values of a tensor are used, not only its dtype, its device or its sizes."""
-        for user in tensor.users:
-            asks = _name(user) in _ASKS and user.name not in self.shapes
-            if not asks and (not _is_cast(user) or user.args[0] is tensor):
-                return True
-        return False
+    def _readers(self, tensor: fx.Node) -> list[fx.Node]:
+        """What uses the values of a tensor, not only its dtype, its device or its sizes."""
+        return [
+            user
+            for user in tensor.users
+            if not (_name(user) in _ASKS and user.name not in self.shapes)
+            and (not _is_cast(user) or user.args[0] is tensor)
+        ]
+
+    def _own_entries(self, node: fx.Node, dim: int) -> tuple[str, int] | None:
+        """Of which parameter or buffer, and along which of its dimensions, the entries along one of a node are.
+
+        None where they are of something else, or are read more than once on the way.
+        """
+        source = node
+        while source.op != "get_attr":
+            before = source.args[0] if source.args else None
+            if not _is_view(source) or not isinstance(before, fx.Node) or len(self._readers(before)) != 1:
+                return None
+            source = before
+        if not {node.name, source.name} <= self.shapes.keys():
+            return None
+        own, shape = self.shapes[source.name], self.shapes[node.name]
+        long = [d for d, n in enumerate(own) if n > 1]
+        if own == shape:
+            return str(source.target), dim
+        if prod(own) == prod(shape) and len(long) == 1 and shape[dim] == own[long[0]]:
+            return str(source.target), long[0]
+        return None
+
+    def _follow(self, node: fx.Node, dim: int, axis: _Axis) -> bool:
+        """Whether a parameter or buffer that is read as it is has an entry for each of an axis: it moves with it."""
+        own = self._own_entries(node, dim)
+        if own is None:
+            return False
+        name, place = own
+        self.uses[axis.group].append(Use(name, place, axis.inner))
+        self.followed[name] += 1
+        return True
 
     def _others(self, model: nn.Module, calls: Mapping[Any, int], direct: Collection[str]) -> dict[str, str]:
         """Why layers with matrices stay of which the walk follows no unit, such as an LSTM."""
-        known = {*self.parent, *self.unknown, *(u.name.rpartition(".")[0] for uses in self.uses.values() for u in uses)}
+        moved = {u.name for uses in self.uses.values() for u in uses}
+        known = {*self.parent, *self.unknown, *(name.rpartition(".")[0] for name in moved - self.followed.keys())}
         known |= {name for name, module in self.modules.items() if isinstance(module, _WITHOUT_UNITS)}
         found = {}
         for name, p in model.named_parameters():
             around = [name[:i] for i, letter in enumerate(name) if letter == "."]  # from the outermost module on
-            if p.dim() < 2 or not known.isdisjoint(around):
+            if p.dim() < 2 or name in self.followed or not known.isdisjoint(around):
                 continue
             called = next((n for n in around if calls[n]), None)
             if called is not None:
@@ -340,7 +379,7 @@ class _Search:
             return axis
         elif kind is nn.GroupNorm and module.num_groups == 1 and axis.dim == 1:
             return self._entries(name, module, axis)
-        elif kind is nn.LayerNorm and len(module.normalized_shape) == 1:
+        elif kind in (nn.LayerNorm, nn.RMSNorm) and len(module.normalized_shape) == 1:
             return self._entries(name, module, axis) if axis.dim == len(shape) - 1 else axis
         elif kind is nn.Flatten:
             return self._flattened(axis, shape, module.start_dim, module.end_dim)
@@ -385,6 +424,8 @@ class _Search:
         name, first = _name(node), node.all_input_nodes[0]
         if name in _PAIRED:
             return self._paired(node)
+        if name in _NORM_NAMES and inputs[0] is not None and self._is_normed(node, name, inputs[0]):
+            return inputs[0]
         if _is_cast(node) and isinstance(node.args[0], fx.Node):
             return self.axes[node.args[0]]
         axis, shape = inputs[0], self.shapes.get(first.name)
@@ -395,6 +436,20 @@ class _Search:
                 return moved[0]
         self.hold(f"read by {name}", *inputs)
         return None
+
+    def _is_normed(self, node: fx.Node, name: str, axis: _Axis) -> bool:
+        """Whether the axis stays one behind a norm that is called as a function, with its tensors."""
+        source, *tensors = node.all_input_nodes
+        rank = len(self.shapes[source.name])
+        if name in ("layer_norm", "rms_norm"):
+            shape = _argument(node, 1, "normalized_shape")
+            if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) != 1:
+                return False
+            if axis.dim != rank - 1:
+                return True
+        elif axis.dim != 1:
+            return False
+        return node.args[:1] == (source,) and all(self._follow(t, 0, axis) for t in tensors)
 
     def _alone(self, node: fx.Node, name: str, axis: _Axis, shape: tuple[int, ...]) -> tuple[_Axis | None] | None:
         """The axis after a function of one tensor, in a tuple; None where it is not known what becomes of it."""
@@ -456,7 +511,9 @@ class _Search:
                 return None
         for n in tensors:
             own = merged.dim - rank + len(self.shapes[n.name]) if merged is not None else -1
-            if self.axes[n] is None and own >= 0 and self.shapes[n.name][own] > 1:
+            if self.axes[n] is None and merged is not None and own >= 0 and self.shapes[n.name][own] > 1:
+                if self._follow(n, own, merged):
+                    continue
                 self.hold(f"meet what cannot move at {node.name}", merged)
                 return None
         return merged
@@ -473,6 +530,14 @@ def _name(node: fx.Node) -> str:
 def _is_cast(node: fx.Node) -> bool:
     """Whether it gives its first tensor in another dtype or on another device; of others it reads no values."""
     return node.op == "call_method" and node.target in _CASTS
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether it gives the entries of its first tensor in their order, in another shape or dtype, or a part of them."""
+    if _name(node) != "getitem":
+        return _name(node) in _VIEWS or _is_cast(node)
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return all(i is None or i is ... or (isinstance(i, slice) and i.step in (None, 1)) for i in index)
 
 
 def _argument(node: fx.Node, place: int, *names: str) -> Any:

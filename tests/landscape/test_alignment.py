@@ -213,6 +213,92 @@ def test_units_are_followed_where_dimensions_change_places_and_are_named_as_nump
     assert align(problem, state, method=method).after == 0.0
 
 
+def same(net, x):
+    return x
+
+
+class Scaling(nn.Module):
+    """A mixer of words with vectors of its own, which `scale` multiplies with the branch, and a norm."""
+
+    def __init__(self, scale, norm):
+        super().__init__()
+        self.words, self.places = nn.Linear(4, 6), nn.Parameter(torch.randn(1, 5, 6))
+        self.gamma, self.buffered = nn.Parameter(torch.randn(6)), nn.BatchNorm1d(6)
+        self.rms, self.layer = nn.RMSNorm(6, eps=1e-6), nn.LayerNorm(6)
+        self.wide, self.narrow, self.last = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 3)
+        self.scale, self.norm = scale, norm
+
+    def forward(self, x):
+        h = self.words(x) + self.places
+        h = h + self.scale(self, self.narrow(self.wide(self.norm(self, h)).relu()))
+        return self.last(h.mean(1))
+
+
+def gamma_times(net, x):
+    return x * net.gamma
+
+
+def root_mean_square(net, x):
+    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * net.layer.weight
+
+
+def batch_normed(net, x):
+    b = net.buffered
+    return F.batch_norm(x.transpose(1, 2), b.running_mean, b.running_var, b.weight, b.bias).transpose(1, 2)
+
+
+SCALED = {
+    "as it is": (gamma_times, same),
+    "from the left, in place": (lambda net, x: (x * 1.0).mul_(net.gamma), same),
+    "viewed": (lambda net, x: (x.transpose(1, 2) * net.gamma.view(1, -1, 1)).transpose(1, 2), same),
+    "indexed by None": (lambda net, x: (x.transpose(1, 2) * net.gamma[:, None]).transpose(1, 2), same),
+    "unsqueezed and cast": (lambda net, x: x * net.gamma.unsqueeze(0).to(x.dtype), same),
+    "a part that is all": (lambda net, x: x + net.gamma[:6], same),
+    "RMSNorm": (gamma_times, lambda net, x: net.rms(x)),
+    "RMSNorm by hand": (gamma_times, root_mean_square),
+    "a function rms_norm": (gamma_times, lambda net, x: F.rms_norm(x, (6,), net.rms.weight, 1e-6)),
+    "a function layer_norm": (gamma_times, lambda net, x: F.layer_norm(x, [6], net.layer.weight, bias=net.layer.bias)),
+    "a function batch_norm": (gamma_times, batch_normed),
+    "a norm over places": (gamma_times, lambda net, x: F.layer_norm(x.transpose(1, 2), (5,)).transpose(1, 2)),
+}
+
+
+@pytest.mark.parametrize("form", SCALED)
+def test_vectors_that_a_model_reads_itself_move_with_its_units(form):
+    torch.manual_seed(0)
+    model = stirred(Scaling(*SCALED[form]).double())
+    problem = problem_of(model, shape=(9, 5, 4))
+    groups = permutation_groups(problem)
+    assert dict(groups.sizes) == {"words": 6, "wide": 9}
+    assert [why for name, why in groups.fixed.items()] == ["units of the output"]
+    assert {"places", "gamma"} <= {use.name for use in groups.uses["words"]}
+    state, orders = shuffled(groups, model.state_dict())
+    twin, x = copy.deepcopy(model), torch.randn(7, 5, 4, dtype=torch.float64)
+    twin.load_state_dict(state)
+    assert not torch.equal(orders["words"], torch.arange(6))
+    assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12
+    found = align(problem, state)
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+HELD = {
+    "read twice": (lambda net, x: x * net.gamma + net.gamma, same),
+    "in another order": (lambda net, x: x * net.gamma[[1, 0, 3, 2, 5, 4]], same),
+    "flipped": (lambda net, x: x * net.gamma.flip(0), same),
+    "a function of it": (lambda net, x: x * net.gamma.cumsum(0), same),
+    "also by a module": (lambda net, x: net.layer(x) * net.layer.weight, same),
+    "of two groups": (gamma_times, lambda net, x: F.layer_norm(x, (6,), net.gamma)),
+}
+
+
+@pytest.mark.parametrize("form", HELD)
+def test_what_is_more_than_a_vector_of_the_units_holds_them(form):
+    torch.manual_seed(0)
+    model = stirred(Scaling(*HELD[form]).double())
+    groups = permutation_groups(problem_of(model, shape=(9, 5, 4)))
+    assert "wide" in groups.sizes and "words" not in groups.sizes and groups.fixed["narrow"] != "units of the output"
+
+
 def test_channels_that_are_added_share_a_group():
     groups = permutation_groups(problem_of(thin(8, 4), 8))
     # the stem and the second convolution of the first block; its first one has units of its own
@@ -484,10 +570,6 @@ class Asking(nn.Module):
     def forward(self, x):
         x = self.norm(self.a(self.before(self, x)).relu())
         return self.last(self.between(self, self.b(self.between(self, x)).relu()))
-
-
-def same(net, x):
-    return x
 
 
 ASKED = {
