@@ -14,16 +14,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.differences import FewSamples
-from lossmap.curvature.function_replay import wrong_functions
-from lossmap.curvature.vector_jacobian import vector_jacobian
+from lossmap.curvature.function_replay import is_product_wrong, wrong_functions
 from lossmap.geometry.unregistered import quantized
 from lossmap.seeding import generator
 from lossmap.stable import chunked_entropy
 from lossmap.stable import losses as stable_losses
-from lossmap.sums import norm
 
-STEPS = (1e-5, 1e-6)
-MAX_ERROR = 1e-4  # relative, of a module's second derivative
 SPARSE = "operations on sparse tensors"
 NESTED = "nested tensors"
 MAX_NAMES = 3  # in a sentence
@@ -212,7 +208,7 @@ def _is_wrong(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     ]
     v = [d.to(t) for d, t in zip(directions, base, strict=True)]
 
-    def gradient(h: float, create: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def gradient(h: float, create: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         values = [(t + h * d).requires_grad_(True) for t, d in zip(base, v, strict=True)]
         for i, value in zip(at, values, strict=False):
             flat[i] = value
@@ -231,23 +227,10 @@ def _is_wrong(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     try:
         leaves, slope = gradient(0.0, create=True)
-        moving = [(g, d) for g, d in zip(slope, v, strict=True) if g.requires_grad]
-        product = [torch.zeros_like(t) for t in base]
-        if moving:
-            product = list(vector_jacobian([g for g, _ in moving], leaves, [d for _, d in moving]))
+        return is_product_wrong(leaves, slope, v, lambda h: gradient(h)[1])
     except RuntimeError:  # no second derivative at all
         return True
     finally:
         with torch.no_grad():
             for p, t in zip(own, base[len(at) :], strict=True):
                 p.copy_(t)
-    errors = []
-    for h in STEPS:
-        ahead, behind = gradient(h, create=False)[1], gradient(-h, create=False)[1]
-        twin = torch.cat([((a - b) / (2 * h)).reshape(-1) for a, b in zip(ahead, behind, strict=True)])
-        flat_product = torch.cat([p.reshape(-1) for p in product])
-        errors.append(norm(twin - flat_product) / max(norm(twin), norm(flat_product), 1e-8))
-    with torch.no_grad():
-        for p, t in zip(own, base[len(at) :], strict=True):
-            p.copy_(t)
-    return min(errors) > MAX_ERROR

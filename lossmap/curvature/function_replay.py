@@ -113,7 +113,7 @@ def _is_wrong(call: _Call, order: int) -> bool:
         leaves = [(t + h * d).requires_grad_(True) for t, d in zip(base, v, strict=True)]
         return leaves, call.given(leaves)
 
-    def gradient(h: float, create: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def gradient(h: float, create: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         leaves, outputs = value(h)
         if not outputs.requires_grad:
             return leaves, [torch.zeros_like(t) for t in base]
@@ -126,17 +126,33 @@ def _is_wrong(call: _Call, order: int) -> bool:
             return True
         if order == 1:
             return not _follows(lambda h: value(h)[1].detach(), _dot(slope, v), size)
-        moving = [(g, d) for g, d in zip(slope, v, strict=True) if g.requires_grad]
-        product = [torch.zeros_like(t) for t in base]
-        if moving:
-            product = list(vector_jacobian([g for g, _ in moving], leaves, [d for _, d in moving]))
+        return is_product_wrong(leaves, slope, v, lambda h: gradient(h)[1])
     except (RuntimeError, TypeError, ValueError) as error:  # no derivative at all, or none that is seen alone
         raise_if_of_device(error)
         return True
+
+
+def is_product_wrong(
+    leaves: Sequence[Tensor],
+    slope: Sequence[Tensor],
+    v: Sequence[Tensor],
+    gradient: Callable[[float], Sequence[Tensor]],
+) -> bool:
+    """Whether the derivative of a gradient along v disagrees with differences of the gradient.
+
+    leaves, slope  what the gradient is by, and the gradient there, with its graph
+    gradient       h -> the gradient at h v from there
+
+    Raises what PyTorch raises where there is no second derivative.
+    """
+    moving = [(g, d) for g, d in zip(slope, v, strict=True) if g.requires_grad]
+    product = torch.zeros_like(_flat(slope))
+    if moving:
+        product = _flat(vector_jacobian([g for g, _ in moving], leaves, [d for _, d in moving]))
     errors = []
     for h in STEPS:
-        twin = (_flat(gradient(h, create=False)[1]) - _flat(gradient(-h, create=False)[1])) / (2 * h)
-        errors.append(norm(twin - _flat(product)) / max(norm(twin), norm(_flat(product)), 1e-8))
+        twin = (_flat(gradient(h)) - _flat(gradient(-h))) / (2 * h)
+        errors.append(norm(twin - product) / max(norm(twin), norm(product), 1e-8))
     return min(errors) > MAX_ERROR
 
 
@@ -160,4 +176,4 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return float(_flat(a) @ _flat(b))
 
 
-__all__ = ["wrong_functions"]
+__all__ = ["is_product_wrong", "wrong_functions"]
