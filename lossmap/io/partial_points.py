@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -32,13 +32,21 @@ def save_state(path: Path, file_id: str, measure: str, index: int, state: Mappin
     target.parent.mkdir(exist_ok=True)
     try:
         with open(part, "wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **content)
+            _write(file, {"about": np.array(json.dumps(about)), **content})
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def _write(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """As `np.savez`, which may leave its archive open on a full disk: Python then complains of it later."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def forget_states(path: Path) -> None:
