@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.eigenvector_store import RESULTS, results_of
@@ -26,6 +26,7 @@ from lossmap.plotting import lines, maps
 from lossmap.plotting.contour_levels import suits_log
 from lossmap.plotting.plane_figures import decades
 from lossmap.plotting.quantities import in_brackets
+from lossmap.plotting.round_ticks import number_few_decades
 from lossmap.plotting.style import (
     BLUE,
     DARK,
@@ -189,9 +190,7 @@ def participation(axes: Axes, group: Group) -> None:
     n = int(group.attributes["theta"])
     axes.axhline((n + 2) / (3 * n), color=DARK, ls="--", lw=0.8, label="a random vector's, 1/3")
     axes.set(xlabel="step", ylabel="participation ratio / n", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # labels at every tick would touch
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    number_few_decades(axes.yaxis)  # labels at every tick would touch
     axes.legend()
 
 

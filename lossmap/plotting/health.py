@@ -15,12 +15,13 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.group_layout import check_group
 from lossmap.io.read import read
 from lossmap.plotting.quantities import in_brackets
+from lossmap.plotting.round_ticks import number_few_decades
 from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
 from lossmap.report.health import estimate_text, undecided_text
 from lossmap.report.text import count, value_with_error
@@ -149,9 +150,7 @@ def _singular_values(axes: Axes, report: Report) -> None:
     low = max(min(min(x["singular_values"]) for x in layers), 1e-4 * top, 1e-12) * 0.7
     axes.set_ylim(bottom=low)
     if top < 100 * low:
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        number_few_decades(axes.yaxis)
     axes.set_title("weights, first layer dark", loc="left")
     if len(layers) <= 5:
         axes.legend()

@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 STEPS = (1, 2, 5, 10)
 WIDTHS = {".": 0.32, ",": 0.32, "-": 0.37}  # of a sign, in sizes of type; others are as wide as a digit or minus
 DIGIT, MINUS, GAP = 0.64, 0.84, 0.4
+
+
+def number_few_decades(axis: Axis) -> None:
+    """Numbers at 1, 2 and 5 of each decade of a logarithmic axis, where those at its decades alone are too few."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 class RoundTicks(MaxNLocator):

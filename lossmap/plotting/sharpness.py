@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.surface import Group
 from lossmap.plotting.quantities import in_brackets
+from lossmap.plotting.round_ticks import number_few_decades
 from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
 from lossmap.report.sharpness import SharpnessNumber, sharpness_rows
 from lossmap.report.stored import StoredReport
@@ -74,8 +74,6 @@ def _draw_rows(axes: Axes, numbers: Mapping[str, list[SharpnessNumber]]) -> None
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         if high < MAX_PLAIN * low:  # matplotlib writes 4 x 10^0 beside 6 x 10^0, one over the other
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            number_few_decades(axes.xaxis)
     else:
         axes.axvline(0.0, color="0.5", linewidth=0.6)

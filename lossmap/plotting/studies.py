@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from lossmap.plotting.round_ticks import number_few_decades
 from lossmap.plotting.style import (
     BLUE,
     DARK,
@@ -26,6 +27,7 @@ Nets = Sequence[Mapping[str, Any]]
 COLOURS = (BLUE, RED, GREEN, PURPLE)
 MARKERS = ("o", "s", "^", "D")
 MAX_LAYERS, MAX_NEURONS = 9, 64  # that are drawn
+MAX_NUMBERED = {"x": 30.0, "y": 1000.0}  # largest relative to smallest number: beyond, decades are ticks enough
 
 
 class Paths(Protocol):
@@ -56,6 +58,8 @@ def _log_where_positive(axes: Axes, values: np.ndarray, axis: str) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
         getattr(axes, f"set_{axis}scale")("log")
+        if finite.max() < MAX_NUMBERED[axis] * finite.min():
+            number_few_decades(getattr(axes, f"{axis}axis"))
         getattr(axes, f"{axis}axis").set_minor_formatter(NullFormatter())
 
 
